@@ -1,0 +1,69 @@
+"""The contract between the scheduler and the model runner: one step asked for, one step answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stoker_runtime.messages import EngineReady, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """One request's share of a step.
+
+    The runner computes `token_ids`, whose positions are `num_computed_tokens ..`, writes their KV into the
+    slots that `block_ids` gives for those positions, and, if `samples` is set, picks the token that follows.
+    """
+
+    request_id: str
+    token_ids: list[int]  # >= 1 tokens to compute
+    num_computed_tokens: int  # tokens before them, whose KV is already stored
+    block_ids: list[int]  # the request's whole block table; covers num_computed_tokens + len(token_ids)
+    samples: bool  # True when this step computes the request's last known token
+    sampling: SamplingParams
+    seed: int  # the request's seed; with the position it fixes the random number
+    prompt_token_ids: list[int]  # for repetition_penalty; shared, never changed
+    output_token_ids: list[int]  # so far, for penalties and min_tokens; shared, never changed by the runner
+    masked_token_ids: tuple[int, ...] = ()  # never picked this step: eos and stop ids before min_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes: decodes and prefill chunks side by side, no phases."""
+
+    requests: list[ScheduledRequest]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step, never above the token budget."""
+        return sum(len(request.token_ids) for request in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The token a request got, or why it got none."""
+
+    request_id: str
+    token_id: int
+    logprob: TokenLogprob | None = None
+    error: str | None = None  # set when this request's logits were not finite; token_id is then -1
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One entry per request of the plan with `samples` set, in plan order."""
+
+    sampled: list[SampledToken] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """What the engine asks of a model. The only implementation that touches a device is model.runner."""
+
+    def ready(self) -> EngineReady:
+        """Describe what was loaded."""
+        ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Compute one step. Any exception is fatal to the engine process."""
+        ...
