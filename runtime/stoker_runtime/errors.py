@@ -1,10 +1,10 @@
 """The exceptions of the runtime and where each one ends.
 
-    StokerError
-    ├── ConfigError    a flag or a model that cannot work   -> exit status 2 and the termination message
-    ├── ModelError     the model cannot be had or loaded    -> exit status 3 and the termination message
-    ├── EngineDead     the engine process is gone           -> HTTP 503, error event on streams, exit status 1
-    └── RequestError   one request cannot be served         -> its HTTP status, OpenAI error body
+StokerError
+├── ConfigError    a flag or a model that cannot work   -> exit status 2 and the termination message
+├── ModelError     the model cannot be had or loaded    -> exit status 3 and the termination message
+├── EngineDead     the engine process is gone           -> HTTP 503, error event on streams, exit status 1
+└── RequestError   one request cannot be served         -> its HTTP status, OpenAI error body
 """
 
 from __future__ import annotations

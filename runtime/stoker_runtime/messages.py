@@ -55,7 +55,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
-    """Forget a request and free its blocks within one step. Unknown ids are ignored: it may just have ended."""
+    """Forget a request, free its blocks within one step. Unknown ids are ignored: the request may have ended."""
 
     request_id: str
 
@@ -68,7 +68,7 @@ Command = AddRequest | AbortRequest | Shutdown
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Natural-log probabilities at one output position, from the raw logits (before temperature and penalties)."""
+    """Natural-log probabilities at one output position, of the raw logits (no temperature, no penalties)."""
 
     token_id: int
     logprob: float
