@@ -55,7 +55,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
-    """Forget a request, free its blocks within one step. Unknown ids are ignored: the request may have ended."""
+    """Forget a request, free its blocks within one step. Unknown ids are ignored: it may have ended."""
 
     request_id: str
 
@@ -131,8 +131,8 @@ class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 Event = StepOutputs | EngineReady | EngineFailed
 
 _encoder = msgspec.msgpack.Encoder()
-_command_decoder = msgspec.msgpack.Decoder(Command)
-_event_decoder = msgspec.msgpack.Decoder(Event)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
 def encode_frame(message: Command | Event) -> bytes:
