@@ -116,6 +116,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     vocab_size: int
     device: str  # "cpu" or "cuda:0"
     dtype: str  # "bfloat16", "float16" or "float32"
+    eos_token_ids: tuple[int, ...]  # end a request unless ignore_eos; the model's own files name them
     weights_bytes: int
     kv_cache_bytes: int
     load_s: float

@@ -30,7 +30,11 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: decodes and prefill chunks side by side, no phases."""
+    """What one step computes: decodes and prefill chunks side by side, no phases.
+
+    In each layer the runner stores the KV of every token of the plan before it attends: a request may share a
+    block that another request, earlier in the plan, fills in this very step.
+    """
 
     requests: list[ScheduledRequest]
 

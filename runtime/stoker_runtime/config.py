@@ -1,0 +1,175 @@
+"""Every setting of the runtime, checked once: what the flags and STOKER_* variables become.
+
+Two frozen dataclasses, one per process. A value that cannot work raises ConfigError, which names the flag and
+the fix. 0 stands for "automatic" where a default depends on the device or the model;
+`EngineConfig.for_device` fills those in once the engine knows what it runs on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import msgspec
+
+from stoker_runtime.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+DEVICES: tuple[Device, ...] = get_args(Device)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+
+MIB = 1024**2
+MAX_CPU_KV_CACHE_BYTES = 512 * MIB
+# Per step: what a device computes in about 200 ms of prefill on a CPU, and enough to fill a GPU.
+_DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
+_DEFAULT_SEQS = {"cpu": 64, "cuda": 256}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine process needs to know; travels to it as JSON.
+
+    Raises:
+        ConfigError: a value is out of range or two values exclude each other.
+    """
+
+    model: str  # a directory or a .gguf file on this machine
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    max_model_len: int = 0  # prompt + output tokens of one request; 0: the model's own limit
+    max_num_seqs: int = 0  # requests in one step; 0: by device
+    max_num_batched_tokens: int = 0  # tokens in one step; 0: by device
+    block_size: int = 16  # tokens per KV block
+    memory_fraction: float = 0.90  # of the device's memory, for weights, activations and KV
+    kv_cache_bytes: int = 0  # 0: by device, see cpu_kv_cache_bytes and memory_fraction
+    prefix_caching: bool = True
+    num_threads: int = 1  # CPU threads that compute
+    seed: int | None = None  # for requests without a seed of their own; None: different in every process
+    log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        _one_of("--device", self.device, DEVICES)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--log-level", self.log_level, LOG_LEVELS)
+        _at_least("--max-model-len", self.max_model_len, 0)
+        _at_least("--max-num-seqs", self.max_num_seqs, 0)
+        _at_least("--max-num-batched-tokens", self.max_num_batched_tokens, 0)
+        _at_least("--kv-cache-memory", self.kv_cache_bytes, 0)
+        _at_least("--num-threads", self.num_threads, 1)
+        if self.max_model_len == 1:
+            raise ConfigError("--max-model-len is 1, which leaves no room for output; use 2 or more")
+        if not 1 <= self.block_size <= 1024:
+            raise ConfigError(f"--block-size is {self.block_size}; use 1 to 1024 tokens, 16 fits most models")
+        if not 0.0 < self.memory_fraction <= 1.0:
+            raise ConfigError(f"--memory-fraction is {self.memory_fraction}; use more than 0 and at most 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; use 0 to 2^63 - 1")
+        if self.max_num_seqs and 0 < self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"raise --max-num-batched-tokens or lower --max-num-seqs: they are {self.max_num_batched_tokens} and "
+                f"{self.max_num_seqs}, and a step needs a token for each request"
+            )
+
+    def for_device(self, device: str) -> EngineConfig:
+        """Fill in what depends on the device. Idempotent.
+
+        Args:
+            device: what the engine runs on: "cpu", "cuda" or "cuda:0".
+        """
+        kind: Literal["cpu", "cuda"] = "cuda" if device.startswith("cuda") else "cpu"
+        tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
+        seqs = seqs or min(_DEFAULT_SEQS[kind], tokens or _DEFAULT_SEQS[kind])
+        tokens = tokens or max(_DEFAULT_BATCHED_TOKENS[kind], seqs)
+        return replace(self, device=kind, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+
+    def cpu_kv_cache_bytes(self, available_bytes: int) -> int:
+        """Return the KV cache's size on a CPU, given what is still free once the weights are loaded.
+
+        The automatic size stays small, because a CPU pod shares its memory with everything else on the node:
+        half of `memory_fraction` of what is free, and never above MAX_CPU_KV_CACHE_BYTES.
+        """
+        if self.kv_cache_bytes:
+            return self.kv_cache_bytes
+        return min(MAX_CPU_KV_CACHE_BYTES, int(available_bytes * self.memory_fraction / 2))
+
+    def to_json(self) -> str:
+        """Return the JSON that from_json reads."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """Read to_json's text.
+
+        Raises:
+            ConfigError: it is not an EngineConfig, or a value is out of range.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"the engine's configuration cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the server process needs to know.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    served_model_names: tuple[str, ...]  # names clients may ask for; the first is the one answers carry
+    host: str = "0.0.0.0"  # noqa: S104  a pod is reached from outside
+    port: int = 8000
+    max_queue: int = 512  # requests that may wait for the engine before 429
+    max_request_bytes: int = 4 * MIB  # body size before 413
+    shutdown_delay_s: float = 5.0  # after SIGTERM, new connections are still served this long
+    drain_timeout_s: float = 25.0  # then this long for requests in flight
+    log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        if not self.served_model_names or not all(name.strip() for name in self.served_model_names):
+            raise ConfigError("--served-model-name is empty; give the name that clients put in `model`")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port is {self.port}; use 0 to 65535")
+        _one_of("--log-level", self.log_level, LOG_LEVELS)
+        _at_least("--max-queue", self.max_queue, 1)
+        _at_least("--max-request-bytes", self.max_request_bytes, 1)
+        _at_least("--shutdown-delay-s", self.shutdown_delay_s, 0)
+        _at_least("--drain-timeout-s", self.drain_timeout_s, 0)
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read a number of bytes, plain or as a Kubernetes quantity: ``1073741824``, ``1Gi``, ``1.5G``.
+
+    Raises:
+        ConfigError: the text is neither; names the flag.
+    """
+    number = text.rstrip("kKMGTi")
+    unit = text[len(number) :]
+    try:
+        value = float(number) * _UNITS[unit]
+        if not 0 <= value < 2**63:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"{flag} is {text!r}; use a number of bytes or a quantity such as 512Mi or 2Gi"
+        ) from None
+    return int(value)
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{flag} is {value!r}; use one of {', '.join(choices)}")
+
+
+def _at_least(flag: str, value: float, minimum: int) -> None:
+    if not value >= minimum:
+        raise ConfigError(f"{flag} is {value}; use {minimum} or more")

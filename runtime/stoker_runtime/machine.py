@@ -1,0 +1,94 @@
+"""What this process may use of the machine: CPUs and memory under its cgroup's limits.
+
+Read from /proc and /sys by the two public functions; nothing is cached. Both cgroup versions are read, each
+level up to the root, because a limit may sit on any of them (a pod's, or the slice above it).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+
+def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
+    """Count the CPUs that compute threads can keep busy without being throttled.
+
+    Args:
+        root: where /proc and /sys are mounted.
+        affinity: CPUs this process may be scheduled on; None asks the kernel.
+
+    Returns:
+        The smaller of the affinity and the tightest CPU quota, rounded down (a thread beyond the quota only
+        waits at barriers), at least 1.
+    """
+    if affinity is None:
+        affinity = len(os.sched_getaffinity(0))
+    quotas = [quota for level in _levels(root, "cpu") if (quota := _cpu_quota(level)) is not None]
+    return max(1, int(min([affinity, *quotas])))
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Return how many bytes this process can still take before the kernel or its cgroup refuses.
+
+    Page cache that the kernel can drop counts as available. Raises OSError when /proc/meminfo cannot be read.
+    """
+    free = [_meminfo_available(root / "proc/meminfo")]
+    free += [left for level in _levels(root, "memory") if (left := _memory_left(level)) is not None]
+    return max(0, min(free))
+
+
+def _levels(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folder of this process's cgroup that has the controller, then its parents'.
+
+    A container often sees its own group mounted as the root while /proc names the path outside; those folders
+    do not exist here, and the walk ends at the mounted root, which is the right one.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        inside = PurePosixPath(path.lstrip("/"))
+        for level in (inside, *inside.parents):
+            yield mount / level
+
+
+def _cpu_quota(level: Path) -> float | None:
+    quota, _, period = _text(level / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _text(level / "cpu.cfs_quota_us"), _text(level / "cpu.cfs_period_us")
+    if quota in ("", "max") or int(quota) <= 0 or not period:
+        return None
+    return int(quota) / int(period)
+
+
+def _memory_left(level: Path) -> int | None:
+    limit, usage = _text(level / "memory.max"), _text(level / "memory.current")
+    droppable = "inactive_file"
+    if not limit:
+        limit, usage = _text(level / "memory.limit_in_bytes"), _text(level / "memory.usage_in_bytes")
+        droppable = "total_inactive_file"
+    if limit in ("", "max") or not usage:
+        return None
+    fields = dict(line.split() for line in _text(level / "memory.stat").splitlines())
+    return int(limit) - int(usage) + int(fields.get(droppable, 0))
+
+
+def _meminfo_available(path: Path) -> int:
+    for line in path.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    raise OSError(f"{path} has no MemAvailable line")
+
+
+def _text(path: Path) -> str:
+    """Return a file's text, or "" where this kernel or cgroup version has no such file."""
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
