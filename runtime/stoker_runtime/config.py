@@ -70,8 +70,8 @@ class EngineConfig:
             raise ConfigError(f"--seed is {self.seed}; use 0 to 2^63 - 1")
         if self.max_num_seqs and 0 < self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
-                f"raise --max-num-batched-tokens or lower --max-num-seqs: they are {self.max_num_batched_tokens} and "
-                f"{self.max_num_seqs}, and a step needs a token for each request"
+                "raise --max-num-batched-tokens or lower --max-num-seqs, because a step needs a token for "
+                f"each request: they are {self.max_num_batched_tokens} and {self.max_num_seqs}"
             )
 
     def for_device(self, device: str) -> EngineConfig:

@@ -1,0 +1,79 @@
+"""One generation as the scheduler sees it: token ids, how many are computed, and which blocks hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+from stoker_runtime.messages import AddRequest, SamplingParams
+
+
+class RequestStatus(Enum):
+    """Where a request is. A preempted request is waiting again."""
+
+    WAITING = "waiting"  # holds no blocks
+    RUNNING = "running"  # holds blocks; part of each step
+    FINISHED = "finished"
+
+
+class Request:
+    """A request's tokens and progress. Only the scheduler changes it.
+
+    Args:
+        command: what the server asked for.
+        seed: fixes this request's random numbers; the command's own seed when it has one.
+        eos_token_ids: the model's end-of-sequence tokens.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_ids",
+        "cache_salt",
+        "end_token_ids",
+        "masked_token_ids",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "output_token_ids",
+        "prompt_token_ids",
+        "request_id",
+        "sampling",
+        "seed",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, command: AddRequest, seed: int, eos_token_ids: Iterable[int] = ()) -> None:
+        self.request_id: str = command.request_id
+        self.sampling: SamplingParams = command.sampling
+        self.seed = seed
+        self.cache_salt: str = command.cache_salt
+        self.prompt_token_ids: list[int] = command.prompt_token_ids
+        self.output_token_ids: list[int] = []
+        self.token_ids: list[int] = list(command.prompt_token_ids)  # prompt and output
+        self.status = RequestStatus.WAITING
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None  # None until it is first admitted
+        self.block_ids: list[int] = []
+        self.block_hashes: list[bytes] = []  # of the leading full blocks, as far as they were needed
+        eos = () if command.sampling.ignore_eos else tuple(eos_token_ids)
+        self.end_token_ids = frozenset((*eos, *command.sampling.stop_token_ids))
+        self.masked_token_ids: tuple[int, ...] = tuple(sorted(self.end_token_ids))
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Tokens still to compute; 1 while decoding, more during prefill."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def append(self, token_id: int) -> None:
+        """Add an output token."""
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+
+    def masked_now(self) -> tuple[int, ...]:
+        """Return the tokens that the next sample must not be: what would end it before min_tokens."""
+        return self.masked_token_ids if len(self.output_token_ids) < self.sampling.min_tokens else ()

@@ -1,0 +1,83 @@
+"""One model being served: a scheduler and a runner, stepped together. No I/O and no thread of its own."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.block_pool import BlockPool
+from stoker_runtime.core.request import Request
+from stoker_runtime.core.scheduler import Scheduler
+from stoker_runtime.core.step import Runner, StepResult
+from stoker_runtime.messages import AddRequest, StepOutputs
+
+
+class Engine:
+    """Takes requests and steps them to their end.
+
+    Args:
+        runner: the loaded model; its `ready()` says how many KV blocks there are.
+        config: budgets; what is automatic follows the runner's device.
+        hash_key: secret of the prefix cache; None draws one, so prefixes cannot be guessed across processes.
+    """
+
+    def __init__(self, runner: Runner, config: EngineConfig, hash_key: bytes | None = None) -> None:
+        ready = runner.ready()
+        config = config.for_device(ready.device)
+        key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
+        self.scheduler = Scheduler(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            ready.max_model_len,
+            BlockPool(ready.num_blocks, ready.block_size, key),
+        )
+        self._runner = runner
+        self._eos_token_ids = ready.eos_token_ids
+        self._vocab_size = ready.vocab_size
+        self._seeds = random.Random(config.seed)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to compute or to say."""
+        return self.scheduler.has_work
+
+    def add(self, command: AddRequest) -> None:
+        """Start a request; one that cannot work is answered with an error output by the next step."""
+        stray = _stray_token_id(command, self._vocab_size)
+        if stray is not None:
+            message = f"token id {stray} is outside the vocabulary of {self._vocab_size}"
+            self.scheduler.refuse(command.request_id, message)
+            return
+        seed = command.sampling.seed
+        if seed is None:
+            seed = self._seeds.getrandbits(63)
+        self.scheduler.add(Request(command, seed, self._eos_token_ids))
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its blocks are free before the next step."""
+        self.scheduler.abort(request_id)
+
+    def abort_all(self) -> None:
+        """End every request."""
+        self.scheduler.abort_all()
+
+    def step(self) -> StepOutputs:
+        """Compute one step. Any exception is fatal: the KV cache can no longer be trusted.
+
+        Returns:
+            What the step gave each request. Without work it computes nothing and reports the stats.
+        """
+        plan = self.scheduler.schedule()
+        result = self._runner.step(plan) if plan.requests else StepResult()
+        outputs = self.scheduler.update(result)
+        return StepOutputs(outputs=outputs, stats=self.scheduler.stats())
+
+
+def _stray_token_id(command: AddRequest, vocab_size: int) -> int | None:
+    """Return a token id that would read past the model's tables, which a GPU answers by failing for good."""
+    sampling = command.sampling
+    for ids in (command.prompt_token_ids, sampling.logit_bias, sampling.stop_token_ids):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            return min(ids) if min(ids) < 0 else max(ids)
+    return None
