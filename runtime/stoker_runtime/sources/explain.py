@@ -1,0 +1,94 @@
+"""From what a failed download raised to a `ModelError` a person can act on. Pure.
+
+The hub answers 401 both for a repository that does not exist and for one the caller may not see, and the
+library wraps connection errors in file-not-found errors; so the whole chain of causes is looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from stoker_runtime.errors import ModelError
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
+_WHERE_TOKENS_GO = "the Secret named by spec.model.secretName (key `token`), or HF_TOKEN outside Kubernetes"
+
+
+def explain(error: BaseException, model: str) -> ModelError:
+    """Return the reason and the advice for a failed look-up or download.
+
+    Args:
+        error: what the hub library raised.
+        model: the source as the user knows it.
+    """
+    chain = list(_causes(error))
+    statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
+        return ModelError(
+            f"{model} is gated: accept its terms on the hub, then put that account's token "
+            f"into {_WHERE_TOKENS_GO}",
+            reason="ModelAccessDenied",
+        )
+    if 401 in statuses or 403 in statuses:
+        return ModelError(
+            f"{model}: the hub refused access ({401 if 401 in statuses else 403}); either there is no such "
+            f"repository, or it is private: put a token that can read it into {_WHERE_TOKENS_GO}",
+            reason="ModelAccessDenied",
+        )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+        return ModelError(f"{model}: no such branch, tag or commit in the repository", reason="ModelNotFound")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        return ModelError(f"{model}: the hub has no such repository", reason="ModelNotFound")
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    if numbers & _NO_ROOM:
+        return ModelError(
+            f"{model}: the disk filled up during the download; use a larger cache volume", "DiskFull"
+        )
+    if numbers & _NOT_WRITABLE:
+        return ModelError(f"{model}: cannot write the cache: {first_line(error)}", reason="DownloadFailed")
+    return ModelError(f"{model}: download failed: {first_line(chain[-1])}", reason="DownloadFailed")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same call may succeed a moment later."""
+    chain = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+        return False
+    statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
+    if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
+        return False
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    return not numbers & (_NO_ROOM | _NOT_WRITABLE)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception as one line of text."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def gibibytes(num_bytes: int) -> str:
+    """Return a size for people: GiB with two digits, MiB below one hundredth of a GiB."""
+    if num_bytes < 2**30 / 100:
+        return f"{num_bytes / 2**20:.2f} MiB"
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception and what caused it, outermost first; a loop in the chain ends it."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
