@@ -1,0 +1,204 @@
+"""Output tokens to text, one step at a time, and stop strings. Pure state machines.
+
+A token stands for bytes, and a character may need several tokens. `TokenBytes` knows each token's bytes;
+`Detokenizer` joins them, releases whole characters only, and holds text back only as long as it could still
+turn into a stop string. The text is what follows the prompt: a leading space stays.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from stoker_runtime.errors import ModelError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Decoder steps that only shape the start of a text or join its pieces: nothing to do for a continuation.
+_NEUTRAL_STEPS = {"Fuse", "Strip"}
+
+
+class TokenBytes:
+    """Which bytes each token of a vocabulary stands for; tables fill as tokens are seen.
+
+    Raises:
+        ModelError: reason UnsupportedModel; the tokenizer's tokens have no bytes of their own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        steps = _decoder_steps(tokenizer)
+        self._is_byte_level = any(step["type"] == "ByteLevel" for step in steps)
+        self._has_byte_fallback = any(step["type"] == "ByteFallback" for step in steps)
+        self._replacements = [pair for step in steps if (pair := _replacement(step)) is not None]
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._known: dict[int, bytes] = {}
+
+    def __getitem__(self, token_id: int) -> bytes:
+        """Return the token's bytes; none for an id that the vocabulary leaves unused."""
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._compute(token_id)
+        return known
+
+    def text(self, token_id: int) -> str:
+        """Return the token alone as text, with U+FFFD where its bytes are no character."""
+        return self[token_id].decode("utf-8", "replace")
+
+    def _compute(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            codes = [_BYTE_OF.get(char) for char in token]
+            # Added tokens are written as they are; one character outside the byte alphabet gives it away.
+            return token.encode() if None in codes else bytes(code for code in codes if code is not None)
+        for old, new in self._replacements:
+            token = token.replace(old, new)
+        match = _BYTE_TOKEN.fullmatch(token) if self._has_byte_fallback else None
+        return bytes([int(match[1], 16)]) if match else token.encode()
+
+
+class Detokenizer:
+    """One request's output text.
+
+    Args:
+        token_bytes: the model's vocabulary.
+        stop: strings that end the text; the first to be complete wins.
+        include_stop: the stop string itself is part of the text.
+        skip_special_tokens: special tokens give no text.
+        min_tokens: text of this many first tokens is not searched for stop strings.
+    """
+
+    def __init__(
+        self,
+        token_bytes: TokenBytes,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        self._token_bytes = token_bytes
+        self._skipped = token_bytes.special_ids if skip_special_tokens else frozenset()
+        self._stop = tuple(stop)
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._held = ""
+        self._num_decoded = 0
+        self.num_released = 0  # characters handed out so far
+        self.token_starts: list[int] = []  # characters of text before each token
+        self.stop_string: str | None = None  # the stop string that was found
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Take the next tokens and return the text that became certain. After a stop string: nothing more."""
+        released = ""
+        for token_id in token_ids:
+            if self.stop_string is not None:
+                break
+            self.token_starts.append(self._num_decoded)
+            data = b"" if token_id in self._skipped else self._token_bytes[token_id]
+            released += self._take(self._decode(data), len(self.token_starts) > self._min_tokens)
+        return released
+
+    def finish(self) -> str:
+        """Return what is still held back, with U+FFFD for bytes that never became a character."""
+        if self.stop_string is not None:
+            return ""
+        released = self._take(self._decode(b"", True), len(self.token_starts) > self._min_tokens)
+        if self.stop_string is None:
+            released += self._release(self._held)
+            self._held = ""
+        return released
+
+    def _take(self, text: str, is_searched: bool) -> str:
+        self._num_decoded += len(text)
+        if not self._stop:
+            return self._release(text)
+        if not is_searched:
+            return self._release(text)
+        text = self._held + text
+        found = first_stop(text, self._stop)
+        if found is None:
+            num_held = possible_stop(text, self._stop)
+            self._held = text[len(text) - num_held :]
+            return self._release(text[: len(text) - num_held])
+        start, end, self.stop_string = found
+        self._held = ""
+        return self._release(text[: end if self._include_stop else start])
+
+    def _release(self, text: str) -> str:
+        self.num_released += len(text)
+        return text
+
+
+def first_stop(text: str, stop: Sequence[str]) -> tuple[int, int, str] | None:
+    """Find the stop string that is complete first.
+
+    Judged by where it ends, so that the answer does not depend on how the text was cut into tokens; the
+    longer one wins where two end together.
+
+    Returns:
+        Where it starts, where it ends and which it is; None when there is none.
+    """
+    found = [(text.find(string), string) for string in stop]
+    ends = [(start + len(string), start, string) for start, string in found if start >= 0]
+    if not ends:
+        return None
+    end, start, string = min(ends)
+    return start, end, string
+
+
+def possible_stop(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text without stop string may be the beginning of one."""
+    longest = min(max(len(string) for string in stop) - 1, len(text))
+    for size in range(longest, 0, -1):
+        tail = text[len(text) - size :]
+        if any(string.startswith(tail) for string in stop):
+            return size
+    return 0
+
+
+def _decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    if tokenizer.decoder is None:
+        raise ModelError("the tokenizer has no decoder", reason="UnsupportedModel")
+    # The pickle state is the decoder's JSON; the tokenizer's own JSON would carry the whole vocabulary along.
+    decoder = json.loads(tokenizer.decoder.__getstate__())
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    for step in steps:
+        if step["type"] in {"ByteLevel", "ByteFallback", *_NEUTRAL_STEPS} or _replacement(step) is not None:
+            continue
+        raise ModelError(
+            f"the tokenizer's decoder {step['type']} is not supported "
+            "(ByteLevel, ByteFallback, Metaspace and Replace are)",
+            reason="UnsupportedModel",
+        )
+    return list(steps)
+
+
+def _replacement(step: dict[str, Any]) -> tuple[str, str] | None:
+    """Return what the step puts for what, if it is a plain replacement."""
+    if step["type"] == "Metaspace":
+        return step["replacement"], " "
+    if step["type"] == "Replace" and "String" in step["pattern"]:
+        return step["pattern"]["String"], step["content"]
+    return None
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the character that stands for each byte in byte-level BPE, inverted.
+
+    Source: GPT-2's byte-to-unicode table: printable Latin-1 stands for itself, the rest follows from U+0100.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
