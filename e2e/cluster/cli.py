@@ -1,0 +1,145 @@
+"""The command line: up, down, status, and what a person needs in between."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from cluster import build, host
+from cluster.api import Cluster, ClusterError
+from cluster.backends import BACKENDS, DEFAULT_NAME, open_cluster
+from cluster.versions import STAGES
+
+
+class ClusterGroup(click.Group):
+    """Shows a ClusterError as one message instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ClusterError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=ClusterGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--name", envvar="STOKER_CLUSTER", default=DEFAULT_NAME, show_default=True, help="Which cluster."
+)
+@click.option(
+    "--backend",
+    envvar="STOKER_CLUSTER_BACKEND",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="auto: kind where a Docker engine answers and kind is on PATH, else native.",
+)
+@click.pass_context
+def main(ctx: click.Context, name: str, backend: str) -> None:
+    """A real Kubernetes cluster on this machine: kind with Docker, or native (root and Go) without."""
+    ctx.obj = (name, backend)
+
+
+def cluster_of(ctx: click.Context) -> Cluster:
+    """The cluster that the group's options name."""
+    name, backend = ctx.obj
+    return open_cluster(name, backend)
+
+
+@main.command()
+@click.option("--nodes", default=2, show_default=True, type=click.IntRange(1), help="How many nodes.")
+@click.option(
+    "--gpus", default=4, show_default=True, type=click.IntRange(0), help="nvidia.com/gpu on each node."
+)
+@click.pass_context
+def up(ctx: click.Context, nodes: int, gpus: int) -> None:
+    """Bring the cluster up and wait until it serves."""
+    cluster = cluster_of(ctx)
+    cluster.up(num_nodes=nodes, gpus_per_node=gpus)
+    click.echo(f"export KUBECONFIG={cluster.kubeconfig}")
+
+
+@main.command()
+@click.pass_context
+def down(ctx: click.Context) -> None:
+    """Remove the cluster and everything it made."""
+    cluster_of(ctx).down()
+
+
+@main.command()
+@click.pass_context
+def status(ctx: click.Context) -> None:
+    """Show nodes and pods."""
+    cluster = cluster_of(ctx)
+    click.echo(f"nodes that run: {' '.join(cluster.node_names())}")
+    for what in ("nodes", "pods"):
+        command = cluster.kubectl("get", what, "--all-namespaces", "--output=wide")
+        click.echo(host.run(command).rstrip())
+
+
+@main.command()
+@click.pass_context
+def kubeconfig(ctx: click.Context) -> None:
+    """Print the path of the administrator's kubeconfig."""
+    click.echo(cluster_of(ctx).kubeconfig)
+
+
+@main.command()
+@click.argument(
+    "archives", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.pass_context
+def load(ctx: click.Context, archives: tuple[Path, ...]) -> None:
+    """Put the images of OCI archives on every node."""
+    cluster = cluster_of(ctx)
+    for archive in archives:
+        cluster.load_image(archive)
+
+
+@main.command("add-node")
+@click.pass_context
+def add_node(ctx: click.Context) -> None:
+    """Add a worker and print its name."""
+    click.echo(cluster_of(ctx).add_node())
+
+
+@main.command("kill-node")
+@click.argument("node")
+@click.pass_context
+def kill_node(ctx: click.Context, node: str) -> None:
+    """Cut a worker's power."""
+    cluster_of(ctx).kill_node(node)
+
+
+@main.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def execute(ctx: click.Context, command: tuple[str, ...]) -> None:
+    """Run a command in the network of the control-plane node, where Service addresses answer."""
+    cluster = cluster_of(ctx)
+    line = cluster.inside(*command)
+    sys.stdout.flush()
+    os.execvpe(line[0], line, {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)})
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Run kubectl with the administrator's credentials."""
+    line = cluster_of(ctx).kubectl(*args)
+    sys.stdout.flush()
+    os.execv(line[0], line)
+
+
+@main.command("build-tools")
+@click.option(
+    "--stage", type=click.Choice(STAGES), default="e2e", show_default=True, help="For which purpose."
+)
+def build_tools(stage: str) -> None:
+    """Compile what a stage needs into the cache and print where it is."""
+    binaries = build.ensure(stage)
+    for name in sorted(binaries.paths):
+        click.echo(f"{name}\t{binaries[name]}")

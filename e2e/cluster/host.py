@@ -1,0 +1,96 @@
+"""Commands, conditions, mounts and network namespaces of the host."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from cluster.api import ClusterError
+
+NETNS = Path("/run/netns")
+POLL_S = 0.05
+Condition = Callable[[], bool]
+
+
+def run(command: Sequence[str], *, text: str | None = None, timeout_s: float = 120) -> str:
+    """Run a command to its end and return its output.
+
+    Args:
+        text: what the command reads from its standard input.
+
+    Raises:
+        ClusterError: it failed or took too long; its error output is in the text.
+    """
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"`{shlex.join(command)}` did not end within {timeout_s:.0f} s.") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise ClusterError(f"`{shlex.join(command)}` failed with {done.returncode}: {said}")
+    return done.stdout
+
+
+def succeeds(command: Sequence[str], timeout_s: float = 10) -> bool:
+    """Whether a command ends with success in time; for polling."""
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def wait_for(what: str, is_true: Condition, timeout_s: float, hint: Callable[[], str] = str) -> None:
+    """Poll until a condition holds.
+
+    Args:
+        hint: called when time is up; its text joins the error.
+
+    Raises:
+        ClusterError: it did not hold within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what} did not happen within {timeout_s:.0f} s. {hint()}".rstrip())
+        time.sleep(POLL_S)
+
+
+def tail(path: Path, max_bytes: int = 3000) -> str:
+    """The end of a log, for error messages."""
+    if not path.exists():
+        return f"{path} does not exist."
+    return f"End of {path}:\n" + path.read_bytes()[-max_bytes:].decode(errors="replace")
+
+
+def mounts_below(folders: Iterable[Path]) -> list[Path]:
+    """Mount points inside the given folders, the deepest and latest first."""
+    prefixes = tuple(f"{folder}/" for folder in folders)
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if point.startswith(prefixes):
+            points.append(Path(point))
+    return points[::-1]
+
+
+def unmount_below(folders: Sequence[Path]) -> None:
+    """Unmount everything inside the given folders."""
+    for point in mounts_below(folders):
+        run(["umount", "--lazy", str(point)])
+
+
+def netns_names() -> list[str]:
+    """Every network namespace that has a name."""
+    return sorted(path.name for path in NETNS.iterdir()) if NETNS.is_dir() else []
+
+
+def delete_netns(name: str) -> None:
+    """Delete one network namespace by name, if it is there."""
+    if (NETNS / name).exists():
+        run(["ip", "netns", "delete", name])

@@ -1,0 +1,173 @@
+"""Builds container images and puts them into OCI archives, with or without a Docker engine and a registry.
+
+An image is built from a list of files, and only those are in its build context. So a hash over the
+Dockerfile, the files, the build arguments and the base decides whether the archive of an earlier build is
+still right.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster import baseimage, buildah, host, packages
+from cluster.api import ClusterError
+from cluster.build import Binaries
+from cluster.progress import step
+from cluster.render import PAUSE_IMAGE
+from cluster.versions import cache_dir, content_key
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image is made of.
+
+    Attributes:
+        tag: its name in the cluster; starts with localhost/, so that nothing looks for it in a registry.
+        dockerfile: the Dockerfile.
+        context: folder that `files` are relative to.
+        files: files and folders that the Dockerfile may copy; nothing else is in the build context.
+        build_args: values of the Dockerfile's ARGs.
+        base_arg: the ARG that names the base image. Where no Docker engine runs it gets the stand-in base
+        made from
+            the host's own distribution; None for `FROM scratch`.
+    """
+
+    tag: str
+    dockerfile: Path
+    context: Path
+    files: Sequence[str] = ()
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    base_arg: str | None = "BASE_IMAGE"
+
+    def __post_init__(self) -> None:
+        """Refuse tags that a kubelet would look for in a registry."""
+        if not self.tag.startswith("localhost/") or ":" not in self.tag:
+            raise ClusterError(f"image tag {self.tag!r}: use localhost/NAME:VERSION.")
+
+
+def context_files(image: Image) -> dict[str, Path]:
+    """Every file of the build context by its path in there.
+
+    Raises:
+        ClusterError: a listed file does not exist.
+    """
+    found: dict[str, Path] = {}
+    for name in image.files:
+        top = image.context / name
+        if not top.exists():
+            raise ClusterError(f"image {image.tag} wants {name}, which is not in {image.context}.")
+        paths = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+        for path in paths:
+            if "__pycache__" not in path.parts:
+                found[str(path.relative_to(image.context))] = path
+    return found
+
+
+def image_key(image: Image, base_key: str) -> str:
+    """Hash of everything that decides what the build yields."""
+    parts = {f"file:{name}": path.read_bytes() for name, path in context_files(image).items()}
+    modes = {name: path.stat().st_mode & 0o111 for name, path in context_files(image).items()}
+    recipe = {
+        "//tag": image.tag,
+        "//args": repr(sorted(image.build_args.items())),
+        "//base": f"{image.base_arg}={base_key}",
+        "//modes": repr(sorted(modes.items())),
+    }
+    fixed = {name: value.encode() for name, value in recipe.items()}
+    return content_key({**parts, **fixed, "//dockerfile": image.dockerfile.read_bytes()})
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine can build."""
+    return shutil.which("docker") is not None and host.succeeds(["docker", "info"], timeout_s=20)
+
+
+def archive_path(image: Image, key: str) -> Path:
+    """Where the archive of a build is kept."""
+    name = image.tag.removeprefix("localhost/").replace("/", "-").replace(":", "-")
+    return cache_dir() / "images" / f"{name}-{key}.tar"
+
+
+def build(image: Image) -> Path:
+    """Build an image unless the same content was built before.
+
+    Returns:
+        An OCI archive (a Docker archive where a Docker engine built it; nodes take both).
+
+    Raises:
+        ClusterError: a prerequisite is missing or the build failed, with the end of its output.
+    """
+    with_docker = docker_answers()
+    base = None
+    if image.base_arg and not with_docker:
+        base = baseimage.ensure()
+    archive = archive_path(image, image_key(image, base.key if base else "public"))
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with open(archive.parent / f".{archive.stem}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if archive.exists():
+            archive.touch()
+            return archive
+        with (
+            step(f"build image {image.tag}"),
+            tempfile.TemporaryDirectory(prefix="stoker-context-") as folder,
+        ):
+            stage_context(image, Path(folder))
+            build_args = dict(image.build_args)
+            if base and image.base_arg:
+                build_args[image.base_arg] = base.tag
+            builder = docker_build if with_docker else buildah.build
+            builder(image.tag, Path(folder), build_args, archive)
+    forget_older(archive, image)
+    return archive
+
+
+def stage_context(image: Image, folder: Path) -> None:
+    """Copy the Dockerfile and the context's files into an empty folder."""
+    for name, path in context_files(image).items():
+        goal = folder / name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, goal)
+    shutil.copy(image.dockerfile, folder / "Dockerfile")
+
+
+def link_or_copy(source: Path, goal: Path) -> None:
+    """Hard-link a large file where that is possible, else copy it (model weights are in contexts, too)."""
+    if source.stat().st_size > 1 << 24 and source.stat().st_dev == goal.parent.stat().st_dev:
+        os.link(source, goal)
+    else:
+        shutil.copy(source, goal)
+
+
+def docker_build(tag: str, context: Path, build_args: Mapping[str, str], archive: Path) -> None:
+    """Build with the Docker engine and save the image."""
+    arguments = [f"--build-arg={name}={value}" for name, value in build_args.items()]
+    host.run(["docker", "build", "--tag", tag, *arguments, str(context)], timeout_s=3600)
+    partial = archive.with_suffix(".partial")
+    host.run(["docker", "save", "--output", str(partial), tag], timeout_s=600)
+    partial.rename(archive)
+
+
+def forget_older(archive: Path, image: Image, keep: int = 3) -> None:
+    """Delete all but the newest few archives of the same tag: each is hundreds of megabytes."""
+    siblings = archive_path(image, "*")
+    found = sorted(siblings.parent.glob(siblings.name), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[keep:]:
+        path.unlink()
+
+
+def pause_archive(binaries: Binaries) -> Path:
+    """The archive of the image that every pod's first process comes from."""
+    packages.ensure({"buildah": packages.IMAGE_PROGRAMS["buildah"]})
+    program = Path(binaries["pause"])
+    with tempfile.TemporaryDirectory(prefix="stoker-pause-") as folder:
+        dockerfile = Path(folder) / "Dockerfile"
+        dockerfile.write_text('FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n')
+        image = Image(PAUSE_IMAGE, dockerfile, program.parent, files=["pause"], base_arg=None)
+        return build(image)

@@ -1,0 +1,90 @@
+"""The pins: which tools there are, where their Go module is and under which cache folder a build of it lives.
+
+Reads versions.toml and the go/ folder beside it; nothing here writes or starts anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("integration", "charts", "e2e")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One Go module and the binaries that come out of it.
+
+    Attributes:
+        require: the module path whose version is pinned; empty where all the code is our own.
+        packages: binary name -> package to compile.
+        links: binary name -> further names it is started by.
+        stages: the stages that need it, a subset of STAGES.
+        key: hash of everything that decides what the build yields, short hexadecimal.
+    """
+
+    name: str
+    module: Path
+    require: str
+    version: str
+    packages: Mapping[str, str]
+    stages: tuple[str, ...]
+    key: str
+    ldflags: str = ""
+    links: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def binaries(self) -> list[str]:
+        """Every name under which something of this tool can be started."""
+        return [*self.packages, *(name for names in self.links.values() for name in names)]
+
+
+def cache_dir() -> Path:
+    """Where builds and images are kept between runs: $XDG_CACHE_HOME/stoker, by default ~/.cache/stoker."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "stoker"
+
+
+def content_key(parts: Mapping[str, bytes]) -> str:
+    """Hash named contents into a short key; order does not matter, names and borders do."""
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        digest.update(f"{len(name)}:{name}{len(parts[name])}:".encode())
+        digest.update(parts[name])
+    return digest.hexdigest()[:16]
+
+
+def load_tools(root: Path = HERE) -> dict[str, Tool]:
+    """Read the pins.
+
+    Args:
+        root: folder with versions.toml and go/.
+    """
+    table = tomllib.loads((root / "versions.toml").read_text())
+    tools = {}
+    for name, entry in table["tools"].items():
+        module = root / "go" / entry["module"]
+        sources = {path.name: path.read_bytes() for path in sorted(module.iterdir()) if path.is_file()}
+        recipe = repr(sorted(entry.items())).encode()
+        tools[name] = Tool(
+            name=name,
+            module=module,
+            require=entry.get("require", ""),
+            version=entry.get("version", "own"),
+            packages=entry["packages"],
+            stages=tuple(entry["stages"]),
+            key=content_key({**sources, "//recipe": recipe, "//machine": platform.machine().encode()}),
+            ldflags=entry.get("ldflags", ""),
+            links=entry.get("links", {}),
+        )
+    return tools
+
+
+def tools_of(stage: str, tools: Mapping[str, Tool]) -> list[Tool]:
+    """The tools that a stage needs, in the order of versions.toml."""
+    return [tool for tool in tools.values() if stage in tool.stages]
