@@ -1,0 +1,193 @@
+"""Kubernetes API calls as the operator needs them, over any transport.
+
+Every method is one HTTP request and returns the server's copy of the object; nothing is retried here, because
+the work queue retries whole passes and the informers retry their watches.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stoker_operator.cluster.errors import from_status
+from stoker_operator.cluster.resources import Resource
+
+Object = dict[str, Any]
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+# JSON is a subset of the YAML this content type promises.
+APPLY_PATCH = "application/apply-patch+yaml"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of the API server, read to its end."""
+
+    code: int
+    body: bytes
+    retry_after: str | None = None
+
+
+class Transport(Protocol):
+    """Moves one request to the API server; knows addresses, credentials and timeouts."""
+
+    async def request(
+        self, method: str, path: str, params: Mapping[str, str], body: bytes | None, content_type: str
+    ) -> Reply:
+        """Send and read the whole answer; raises ``ApiUnreachable`` when none came."""
+
+    def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """GET line by line; raises ``ApiError`` for a refusal, ``ApiUnreachable`` when the stream breaks."""
+
+
+@dataclass(frozen=True)
+class ListPage:
+    """One page of a list."""
+
+    items: list[Object]
+    resource_version: str
+    continue_token: str
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """One line of a watch: ADDED, MODIFIED, DELETED or BOOKMARK and the object."""
+
+    type: str
+    object: Object
+
+
+class KubeClient:
+    """The API calls.
+
+    Args:
+        transport: how requests travel.
+        field_manager: our name in managedFields.
+    """
+
+    def __init__(self, transport: Transport, field_manager: str = "stoker-operator") -> None:
+        self._transport = transport
+        self._field_manager = field_manager
+
+    async def list_page(
+        self, resource: Resource, namespace: str | None, selector: str, limit: int, continue_token: str = ""
+    ) -> ListPage:
+        """One page of the objects that match.
+
+        Args:
+            resource: kind to list.
+            namespace: None lists all.
+            selector: label selector; "" matches everything.
+            limit: objects a page, at most.
+            continue_token: of the page before.
+
+        Raises:
+            Gone: the token is too old.
+        """
+        params = {"limit": str(limit)}
+        if selector:
+            params["labelSelector"] = selector
+        if continue_token:
+            params["continue"] = continue_token
+        answer = await self._call("GET", resource.url(namespace), params)
+        metadata = answer.get("metadata") or {}
+        return ListPage(
+            items=answer.get("items") or [],
+            resource_version=str(metadata.get("resourceVersion") or ""),
+            continue_token=str(metadata.get("continue") or ""),
+        )
+
+    async def watch(
+        self, resource: Resource, namespace: str | None, selector: str, resource_version: str, timeout_s: int
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Events after ``resource_version`` until the server ends the stream after ``timeout_s`` seconds.
+
+        Raises:
+            Gone: the version is too old, list again.
+        """
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_s),
+        }
+        if selector:
+            params["labelSelector"] = selector
+        async with aclosing(self._transport.stream(resource.url(namespace), params)) as lines:
+            async for line in lines:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise from_status(int(status.get("code") or 500), status)
+                yield WatchEvent(event["type"], event["object"])
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """Read one object, live; raises ``NotFound``."""
+        return await self._call("GET", resource.url(namespace, name))
+
+    async def create(self, resource: Resource, manifest: Object) -> Object:
+        """Create; raises ``AlreadyExists`` when the name is taken."""
+        return await self._call(
+            "POST", resource.url(manifest["metadata"]["namespace"]), self._as_manager(), manifest
+        )
+
+    async def apply(self, resource: Resource, manifest: Object, subresource: str | None = None) -> Object:
+        """Server-side apply of exactly these fields; those we applied before and left out now are removed.
+
+        ``metadata.uid`` in the manifest makes it fail with ``Conflict`` on another object of that name.
+        """
+        metadata = manifest["metadata"]
+        path = resource.url(metadata.get("namespace"), metadata["name"], subresource)
+        return await self._call("PATCH", path, self._as_manager(force="true"), manifest, APPLY_PATCH)
+
+    async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
+        """Set single fields of an object that exists; ``metadata.uid`` in the patch is a precondition."""
+        path = resource.url(namespace, name)
+        return await self._call("PATCH", path, self._as_manager(), patch, MERGE_PATCH)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> Object:
+        """Delete the object with this uid; its own grace period applies.
+
+        Returns:
+            the object (with a deletionTimestamp while it terminates), or a Status when it is gone already.
+
+        Raises:
+            NotFound: gone already.
+            Conflict: another object has that name now.
+        """
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        return await self._call("DELETE", resource.url(namespace, name), {}, options)
+
+    def _as_manager(self, **params: str) -> dict[str, str]:
+        return {"fieldManager": self._field_manager, **params}
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = JSON,
+    ) -> Object:
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        reply = await self._transport.request(method, path, params or {}, data, content_type)
+        answer = _decode(reply.body)
+        if reply.code >= 400:
+            raise from_status(reply.code, answer, reply.retry_after)
+        return answer
+
+
+def _decode(body: bytes) -> Object:
+    """The JSON object of an answer; a proxy's plain text becomes the message of a Status."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return {"message": body[:200].decode(errors="replace")}
+    return answer if isinstance(answer, dict) else {"message": str(answer)[:200]}

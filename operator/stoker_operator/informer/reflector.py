@@ -1,0 +1,170 @@
+"""Keeps a store equal to the cluster: list once, watch from there, list again when the history is gone."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from stoker_operator.cluster.client import ListPage, WatchEvent
+from stoker_operator.cluster.errors import ApiError, ApiUnreachable, Forbidden, Gone
+from stoker_operator.cluster.resources import Resource
+from stoker_operator.informer.store import Object, Store
+from stoker_operator.retry import Backoff
+
+logger = logging.getLogger(__name__)
+
+PAGE_SIZE = 500
+
+
+class Source(Protocol):
+    """The two reads of ``KubeClient`` that a reflector needs."""
+
+    async def list_page(
+        self, resource: Resource, namespace: str | None, selector: str, limit: int, continue_token: str = ""
+    ) -> ListPage:
+        """One page of a list."""
+
+    def watch(
+        self, resource: Resource, namespace: str | None, selector: str, resource_version: str, timeout_s: int
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Events after a version."""
+
+
+class WatchObserver(Protocol):
+    """Who wants to know why watches start over (the metrics)."""
+
+    def watch_restarted(self, resource: Resource, reason: str) -> None:
+        """A watch ended: ``expired``, ``gone``, ``refused``, ``unreachable``."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one reflector follows.
+
+    Args:
+        resource: kind of object.
+        namespace: None for the whole cluster.
+        selector: label selector; "" for everything.
+        required: whether being forbidden to read it is an error; if not, the cache stays empty then.
+    """
+
+    resource: Resource
+    namespace: str | None = None
+    selector: str = ""
+    required: bool = True
+
+
+class Reflector:
+    """List and watch of one scope into a store.
+
+    Args:
+        source: where lists and watches come from.
+        scope: what to follow.
+        store: what to keep up to date; several reflectors (one a namespace) may share it.
+        rng: spreads watch timeouts and back-off.
+        backoff: waits after failures.
+        observer: told about every restart.
+        watch_timeout_s: longest watch; the real one is up to a fifth shorter.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        scope: Scope,
+        store: Store,
+        rng: random.Random | None = None,
+        backoff: Backoff | None = None,
+        observer: WatchObserver | None = None,
+        watch_timeout_s: int = 300,
+    ) -> None:
+        self.scope = scope
+        self.synced = asyncio.Event()
+        self._source = source
+        self._store = store
+        self._rng = rng or random.Random()
+        self._backoff = backoff or Backoff(first_s=0.2, max_s=30.0)
+        self._observer = observer
+        self._watch_timeout_s = watch_timeout_s
+        self._version: str | None = None
+        self._newest_version = 0
+        self._num_failures = 0
+
+    async def run(self) -> None:
+        """Follow the scope until cancelled; errors of the API are waited out, all others end it."""
+        while True:
+            try:
+                if self._version is None:
+                    self._version = await self._list()
+                    self.synced.set()
+                await self._watch(self._version)
+                self._restarted("expired")
+            except Gone:
+                self._version = None
+                self._restarted("gone")
+            except ApiUnreachable as error:
+                await self._wait_out(error, "unreachable", 0.0)
+            except ApiError as error:
+                if isinstance(error, Forbidden) and not self.scope.required:
+                    self.synced.set()
+                await self._wait_out(error, "refused", error.retry_after_s)
+
+    async def _list(self) -> str:
+        scope, objects, token = self.scope, list[Object](), ""
+        while True:
+            page = await self._source.list_page(
+                scope.resource, scope.namespace, scope.selector, PAGE_SIZE, token
+            )
+            # Items of a list carry neither apiVersion nor kind.
+            for item in page.items:
+                objects.append(
+                    {"apiVersion": scope.resource.api_version, "kind": scope.resource.kind, **item}
+                )
+            token = page.continue_token
+            if not token:
+                break
+        version = int(page.resource_version)
+        if version < self._newest_version:
+            logger.warning("the history of %s went back", scope.resource.plural)
+            self._store.clear(scope.namespace)
+        self._newest_version = version
+        self._store.replace(objects, page.resource_version, scope.namespace)
+        return page.resource_version
+
+    async def _watch(self, version: str) -> None:
+        timeout_s = int(self._watch_timeout_s * (1.0 - 0.2 * self._rng.random()))
+        scope = self.scope
+        events = self._source.watch(scope.resource, scope.namespace, scope.selector, version, timeout_s)
+        started_at = asyncio.get_running_loop().time()
+        async with aclosing(events):
+            async for event in events:
+                self._num_failures = 0
+                self._take(event)
+        if asyncio.get_running_loop().time() - started_at < 1.0:
+            # A server that ends every watch at once must not be asked in a tight loop.
+            raise ApiUnreachable(f"the watch of {scope.resource.plural} ended at once")
+
+    def _take(self, event: WatchEvent) -> None:
+        if event.type in ("ADDED", "MODIFIED"):
+            self._store.put(event.object)
+        elif event.type == "DELETED":
+            self._store.remove(event.object)
+        elif event.type != "BOOKMARK":
+            logger.warning("unknown watch event %s of %s", event.type, self.scope.resource.plural)
+            return
+        self._version = event.object["metadata"]["resourceVersion"]
+        self._newest_version = max(self._newest_version, int(self._version))
+
+    async def _wait_out(self, error: Exception, reason: str, at_least_s: float) -> None:
+        self._restarted(reason)
+        self._num_failures += 1
+        delay_s = max(at_least_s, self._backoff.delay_s(self._num_failures, self._rng.random()))
+        extra = {"resource": self.scope.resource.plural, "retry_in_s": round(delay_s, 3)}
+        logger.warning("watch failed: %s", error, extra=extra)
+        await asyncio.sleep(delay_s)
+
+    def _restarted(self, reason: str) -> None:
+        if self._observer is not None:
+            self._observer.watch_restarted(self.scope.resource, reason)

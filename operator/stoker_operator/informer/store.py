@@ -1,0 +1,167 @@
+"""A cache of one kind of object: what the watch said, overlaid with what our own writes returned.
+
+The overlay makes the operator read its own writes: the copy an apply returned is in the cache before the
+watch delivers it, and an older copy that arrives late does not replace it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Object = dict[str, Any]
+Key = tuple[str, str]
+
+TrimFn = Callable[[Object], Object]
+IndexFn = Callable[[Object], Iterable[Key]]
+ChangeFn = Callable[[Object], None]
+
+
+def key_of(obj: Object) -> Key:
+    """(namespace, name); the namespace of a cluster-wide object is ""."""
+    metadata = obj["metadata"]
+    return (metadata.get("namespace") or "", metadata["name"])
+
+
+def trim_managed_fields(obj: Object) -> Object:
+    """The object without the bookkeeping of server-side apply, often half of its bytes."""
+    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    return {**obj, "metadata": metadata}
+
+
+class Store:
+    """Objects of one kind by (namespace, name), with one index.
+
+    Args:
+        trim: drops what nobody reads; runs on every object that comes in.
+        index: the index keys of an object.
+    """
+
+    def __init__(self, trim: TrimFn = trim_managed_fields, index: IndexFn | None = None) -> None:
+        self._trim = trim
+        self._index = index
+        self._objects: dict[Key, Object] = {}
+        self._by_index: dict[Key, set[Key]] = {}
+        # Uids (and namespaces) that our own calls deleted, while older events may still be on their way.
+        self._deleted_uids: dict[str, str] = {}
+        self._listeners: list[ChangeFn] = []
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __iter__(self) -> Iterator[Object]:
+        return iter(list(self._objects.values()))
+
+    def all_keys(self) -> list[Key]:
+        """Keys of all objects."""
+        return list(self._objects)
+
+    def get(self, namespace: str, name: str) -> Object | None:
+        """The object as last seen; treat it as frozen."""
+        return self._objects.get((namespace, name))
+
+    def indexed(self, key: Key) -> list[Object]:
+        """Objects under an index key, by name."""
+        return [self._objects[found] for found in sorted(self._by_index.get(key, ()))]
+
+    def subscribe(self, listener: ChangeFn) -> None:
+        """Call ``listener`` with every object that appears, changes or goes (its last copy)."""
+        self._listeners.append(listener)
+
+    def put(self, obj: Object) -> bool:
+        """Take in a copy, unless we hold a newer one or know that it is deleted.
+
+        Returns:
+            whether the cache changed; listeners were told then.
+        """
+        key, metadata = key_of(obj), obj["metadata"]
+        held = self._objects.get(key)
+        if metadata.get("uid") in self._deleted_uids or (held is not None and not _is_newer(obj, held)):
+            return False
+        self._remember(key, self._trim(obj))
+        if held is not None and self._owners(held) != self._owners(obj):
+            self._tell(held)
+        self._tell(obj)
+        return True
+
+    def remove(self, obj: Object) -> bool:
+        """The watch said that this object is gone."""
+        self._deleted_uids.pop(obj["metadata"].get("uid") or "", None)
+        return self._drop(obj)
+
+    def forget_deleted(self, obj: Object) -> bool:
+        """Our own call deleted this object; copies of it that still arrive are ignored."""
+        uid = obj["metadata"].get("uid")
+        if uid:
+            self._deleted_uids[uid] = key_of(obj)[0]
+        return self._drop(obj)
+
+    def replace(self, objects: list[Object], resource_version: str, namespace: str | None) -> None:
+        """Take in a fresh list: what is absent from it vanished while nobody watched.
+
+        Args:
+            objects: everything the list returned.
+            resource_version: of the list; what our own writes added after it stays.
+            namespace: the list's namespace; None when it covered all of them.
+        """
+        listed = {key_of(obj) for obj in objects}
+        for key, held in list(self._objects.items()):
+            in_scope = namespace is None or key[0] == namespace
+            if in_scope and key not in listed and not _is_after(held, resource_version):
+                self.remove(held)
+        uids = {obj["metadata"].get("uid") for obj in objects}
+        for uid, at in list(self._deleted_uids.items()):
+            # No event of an object that the list no longer has can still arrive.
+            if uid not in uids and namespace in (None, at):
+                del self._deleted_uids[uid]
+        for obj in objects:
+            self.put(obj)
+
+    def clear(self, namespace: str | None) -> None:
+        """Drop everything in scope, overlay and all: the server's history went back (a restored backup)."""
+        for key, held in list(self._objects.items()):
+            if namespace is None or key[0] == namespace:
+                self.remove(held)
+
+    def _owners(self, obj: Object) -> tuple[Any, ...]:
+        return (obj["metadata"].get("uid"), *(self._index(obj) if self._index else ()))
+
+    def _drop(self, obj: Object) -> bool:
+        key = key_of(obj)
+        held = self._objects.get(key)
+        if held is None or held["metadata"].get("uid") != obj["metadata"].get("uid"):
+            return False
+        self._forget(key, held)
+        self._tell(held)
+        return True
+
+    def _remember(self, key: Key, obj: Object) -> None:
+        held = self._objects.get(key)
+        if held is not None:
+            self._forget(key, held)
+        self._objects[key] = obj
+        for index_key in self._index(obj) if self._index else ():
+            self._by_index.setdefault(index_key, set()).add(key)
+
+    def _forget(self, key: Key, held: Object) -> None:
+        del self._objects[key]
+        for index_key in self._index(held) if self._index else ():
+            members = self._by_index.get(index_key, set())
+            members.discard(key)
+            if not members:
+                self._by_index.pop(index_key, None)
+
+    def _tell(self, obj: Object) -> None:
+        for listener in self._listeners:
+            listener(obj)
+
+
+def version_of(obj: Object) -> int:
+    """The resource version as a number; Kubernetes documents them as comparable integers of one kind."""
+    return int(obj["metadata"].get("resourceVersion") or 0)
+
+
+def _is_newer(obj: Object, held: Object) -> bool:
+    return version_of(obj) > version_of(held)
+
+
+def _is_after(held: Object, resource_version: str) -> bool:
+    return version_of(held) > int(resource_version or 0)

@@ -1,0 +1,28 @@
+"""How long to wait before the next try: shared by the queue, the informers and the API client; pure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Delays between failed passes of one key: ``first_s * 2**n``, at most ``max_s``, shortened by jitter."""
+
+    first_s: float = 0.05
+    max_s: float = 60.0
+    jitter: float = 0.2
+
+    def delay_s(self, num_failures: int, random_unit: float) -> float:
+        """The wait after the n-th failure in a row.
+
+        Args:
+            num_failures: failures so far, >= 1.
+            random_unit: a random number in [0, 1); spreads keys that failed together.
+        """
+        full = min(self.first_s * 2.0 ** min(num_failures - 1, 30), self.max_s)
+        return full * (1.0 - self.jitter * random_unit)
+
+
+class RetryLater(Exception):
+    """An error that knows how long to wait at least (a server's ``Retry-After``)."""
+
+    retry_after_s: float = 0.0

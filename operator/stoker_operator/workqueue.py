@@ -1,0 +1,166 @@
+"""The queue between watch events and reconcile passes.
+
+Holds keys, never objects: ten events of one ModelDeployment are one pass. A key never runs twice at once, a
+failed pass comes back with exponential back-off, and a pass may ask to come back later. Knows nothing of
+Kubernetes; the only clock is the event loop's, so tests may run it in virtual time.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from stoker_operator.retry import Backoff, RetryLater
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+
+
+class QueueObserver(Protocol):
+    """Who wants to know how passes went (the metrics)."""
+
+    def pass_done(self, seconds: float, error: Exception | None) -> None:
+        """One pass ended, after ``seconds``, with this error if it failed."""
+
+
+class WorkQueue(Generic[K]):
+    """Keys waiting for a pass, each at most once.
+
+    Args:
+        backoff: the delays after failures.
+        rng: where jitter comes from; give it a seed in tests.
+        observer: told about every pass.
+    """
+
+    def __init__(
+        self,
+        backoff: Backoff | None = None,
+        rng: random.Random | None = None,
+        observer: QueueObserver | None = None,
+    ) -> None:
+        self._backoff = backoff or Backoff()
+        self._rng = rng or random.Random()
+        self._observer = observer
+        self._ready: asyncio.Queue[K] = asyncio.Queue()
+        self._queued: set[K] = set()
+        self._running: set[K] = set()
+        self._again: set[K] = set()
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._num_failures: dict[K, int] = {}
+
+    def __len__(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._queued) + len(self._again)
+
+    @property
+    def num_delayed(self) -> int:
+        """Keys that wait for their time."""
+        return len(self._timers)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no pass runs or could start now; delayed keys do not count."""
+        return not self._queued and not self._running
+
+    def num_failures(self, key: K) -> int:
+        """Failed passes of this key in a row."""
+        return self._num_failures.get(key, 0)
+
+    def add(self, key: K) -> None:
+        """Ask for one pass of this key, as soon as a worker is free."""
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
+
+    def add_all(self, keys: Iterable[K]) -> None:
+        """Ask for one pass of each key."""
+        for key in keys:
+            self.add(key)
+
+    def add_after(self, key: K, delay_s: float) -> None:
+        """Ask for a pass after a delay; of several requests for one key the earliest counts.
+
+        Args:
+            key: what to pass.
+            delay_s: seconds from now, >= 0.
+        """
+        if delay_s <= 0:
+            self.add(key)
+            return
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= loop.time() + delay_s:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(delay_s, self._expire, key)
+
+    async def work(self, handler: Callable[[K], Awaitable[float | None]]) -> None:
+        """Run passes until cancelled; start as many of these as passes may run at once.
+
+        Args:
+            handler: one pass; returns when to come back (seconds) or None. An exception means back-off.
+        """
+        while True:
+            key = await self._ready.get()
+            self._queued.discard(key)
+            self._running.add(key)
+            # The pass sees everything that is known now and says anew when it wants to come back.
+            timer = self._timers.pop(key, None)
+            if timer is not None:
+                timer.cancel()
+            try:
+                await self._run(key, handler)
+            finally:
+                self._running.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.add(key)
+
+    async def resync(self, keys: Callable[[], Iterable[K]], period_s: float) -> None:
+        """Add every key again and again, for what no event told us; runs until cancelled."""
+        while True:
+            await asyncio.sleep(period_s)
+            self.add_all(keys())
+
+    def close(self) -> None:
+        """Forget the timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    async def _run(self, key: K, handler: Callable[[K], Awaitable[float | None]]) -> None:
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        failure: Exception | None = None
+        try:
+            delay_s = await handler(key)
+        except Exception as error:  # the catch-all of this room: logged, counted, retried, never lost
+            failure = error
+            delay_s = self._failed(key, error)
+        else:
+            self._num_failures.pop(key, None)
+        if self._observer is not None:
+            self._observer.pass_done(loop.time() - started_at, failure)
+        if delay_s is not None:
+            self.add_after(key, delay_s)
+
+    def _failed(self, key: K, error: Exception) -> float:
+        count = self._num_failures.get(key, 0) + 1
+        self._num_failures[key] = count
+        delay_s = self._backoff.delay_s(count, self._rng.random())
+        if isinstance(error, RetryLater):
+            delay_s = max(delay_s, error.retry_after_s)
+            # Expected of a busy API server: no traceback.
+            logger.warning("pass failed: %s", error, extra={"key": str(key), "retry_in_s": round(delay_s, 3)})
+        else:
+            logger.exception("pass failed", extra={"key": str(key), "retry_in_s": round(delay_s, 3)})
+        return delay_s
+
+    def _expire(self, key: K) -> None:
+        del self._timers[key]
+        self.add(key)

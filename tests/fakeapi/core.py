@@ -1,0 +1,352 @@
+"""A Kubernetes API server in memory, as far as the operator can tell.
+
+Speaks requests and bytes, so it serves as the client's transport directly (virtual time, no sockets) and
+behind ``fakeapi.server`` over HTTP. Real enough: server-side apply, generations, resource versions, label
+selectors, preconditions, paged lists, watches with bookmarks and 410, /status, /scale, graceful deletion,
+garbage collection.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+
+from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
+from fakeapi.fields import FieldConflict, apply, merge, own
+from fakeapi.kinds import Target, matches, resolve
+from fakeapi.storage import Change, Storage
+from virtual_time import pass_time
+
+from stoker_operator.cluster.client import APPLY_PATCH, Reply
+from stoker_operator.cluster.errors import ApiUnreachable
+
+Object = dict[str, Any]
+
+
+class Refused(Exception):
+    """The request ends with this Status."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message = code, reason, message
+
+
+class FakeApi:
+    """The server.
+
+    Args:
+        storage: the objects.
+        latency_s: of every request; keep it positive in virtual time so that requests interleave.
+        bookmark_s: how often an idle watch sends a bookmark.
+        gc_delay_s: how long the garbage collector takes to notice; None: only when it is called.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        latency_s: float = 0.0,
+        bookmark_s: float = 60.0,
+        gc_delay_s: float | None = None,
+    ) -> None:
+        self.storage = storage or Storage()
+        self.calls: list[Call] = []
+        self.injector: Injector = no_fault
+        self.on_crash: Callable[[], None] | None = None
+        self.watch_lag_s = 0.0
+        self._latency_s = latency_s
+        self._bookmark_s = bookmark_s
+        self._gc_delay_s = gc_delay_s
+        self._gc_planned = False
+        self._pages: dict[str, tuple[str, list[Object]]] = {}
+        self._tokens = itertools.count(1)
+        self._changed: set[asyncio.Event] = set()
+        self._watch_epoch = 0
+        self.storage.on_change(self._wake)
+
+    @property
+    def writes(self) -> list[Call]:
+        """Every write so far."""
+        return [call for call in self.calls if call.is_write]
+
+    def break_watches(self) -> None:
+        """End all open watches, as a restart of the server does."""
+        self._watch_epoch += 1
+        self._wake(None)
+
+    async def request(
+        self, method: str, path: str, params: Mapping[str, str], body: bytes | None, content_type: str
+    ) -> Reply:
+        """One request to its answer."""
+        if self._latency_s:
+            await pass_time(self._latency_s)
+        call = Call(method, path, body)
+        self.calls.append(call)
+        fault = self.injector(call)
+        if fault in REFUSALS:
+            return self._refusal(fault)
+        if fault is not None and fault not in AFTER:
+            await self._fail(fault)
+        reply = self._answer(method, path, params, body, content_type)
+        if fault is not None:
+            await self._fail(fault)
+        return reply
+
+    async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """One watch, line by line."""
+        call = Call("GET", path, is_watch=True)
+        self.calls.append(call)
+        fault = self.injector(call)
+        if fault is not None:
+            if fault in REFUSALS:
+                code, reason = REFUSALS[fault]
+                yield _line("ERROR", _status(Refused(code, reason, "injected")))
+                return
+            await self._fail(fault)
+        target = resolve(path)
+        assert target is not None, path
+        async for line in self._watch(target, params):
+            yield line
+
+    async def _fail(self, fault: Fault) -> None:
+        if fault in CRASHES:
+            assert self.on_crash is not None, "a crash needs somebody who dies"
+            self.on_crash()
+            await asyncio.get_running_loop().create_future()  # the caller is dead: cancelled from outside
+        if fault in (Fault.TIMEOUT_BEFORE, Fault.TIMEOUT_AFTER):
+            await pass_time(5.0)
+        raise ApiUnreachable(f"injected: {fault.value}")
+
+    def _refusal(self, fault: Fault) -> Reply:
+        code, reason = REFUSALS[fault]
+        body = json.dumps(_status(Refused(code, reason, "injected"))).encode()
+        return Reply(code, body, "1" if code == 429 else None)
+
+    def _answer(
+        self, method: str, path: str, params: Mapping[str, str], body: bytes | None, content_type: str
+    ) -> Reply:
+        target = resolve(path)
+        try:
+            if target is None:
+                raise Refused(404, "NotFound", f"the fake serves nothing at {path}")
+            obj = self._dispatch(method, target, params, json.loads(body) if body else {}, content_type)
+        except Refused as refused:
+            return Reply(refused.code, json.dumps(_status(refused)).encode())
+        return Reply(201 if method == "POST" else 200, json.dumps(obj).encode())
+
+    def _dispatch(
+        self, method: str, target: Target, params: Mapping[str, str], body: Object, content_type: str
+    ) -> Object:
+        if method == "GET" and target.name is None:
+            return self._list(target, params)
+        if method == "POST" and target.name is None:
+            return self._create(target, body, params)
+        if target.subresource == "scale":
+            return self._scale(method, target, body)
+        if method == "GET":
+            return self._live(target)
+        if method == "DELETE":
+            return self._delete(target, body)
+        if method == "PATCH" and content_type == APPLY_PATCH:
+            return self._apply(target, body, params)
+        if method == "PATCH":
+            return self._patch(target, body, params)
+        raise Refused(405, "MethodNotAllowed", method)
+
+    def _live(self, target: Target) -> Object:
+        stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+        if stored is None:
+            raise Refused(404, "NotFound", f'{target.kind.plural} "{target.name}" not found')
+        return stored.obj
+
+    def _list(self, target: Target, params: Mapping[str, str]) -> Object:
+        token = params.get("continue")
+        if token:
+            if token not in self._pages:
+                raise Refused(410, "Expired", "The provided continue parameter is too old")
+            version, found = self._pages.pop(token)
+        else:
+            version, selector = str(self.storage.version), params.get("labelSelector", "")
+            found = [
+                obj
+                for obj in self.storage.all(target.kind.plural)
+                if target.namespace in (None, obj["metadata"].get("namespace")) and matches(obj, selector)
+            ]
+        limit = int(params.get("limit") or 0) or len(found)
+        metadata = {"resourceVersion": version}
+        if len(found) > limit:
+            metadata["continue"] = f"token-{next(self._tokens)}"
+            self._pages[metadata["continue"]] = (version, found[limit:])
+        items = [{k: v for k, v in obj.items() if k not in ("apiVersion", "kind")} for obj in found[:limit]]
+        kind = f"{target.kind.kind}List"
+        return {"apiVersion": target.kind.api_version, "kind": kind, "metadata": metadata, "items": items}
+
+    def _create(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
+        metadata = {**body["metadata"]}
+        namespace = target.namespace
+        if target.kind.namespaced and metadata.setdefault("namespace", namespace) != namespace:
+            raise Refused(400, "BadRequest", "the namespace differs from the URL's")
+        if self.storage.get(target.kind.plural, (target.namespace or "", metadata["name"])) is not None:
+            raise Refused(409, "AlreadyExists", f'{target.kind.plural} "{metadata["name"]}" already exists')
+        if target.kind.plural == "pods" and not (body.get("spec") or {}).get("containers"):
+            raise Refused(422, "Invalid", "spec.containers: Required value")
+        obj = {**body, "metadata": metadata, "apiVersion": target.kind.api_version, "kind": target.kind.kind}
+        owners = own({}, {}, obj, params.get("fieldManager", "unknown"))
+        return self.storage.insert(target.kind, obj, owners)
+
+    def _apply(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
+        kind, key = target.kind, (target.namespace or "", target.name or "")
+        manager = params["fieldManager"]
+        stored = self.storage.get(kind.plural, key)
+        if stored is None:
+            if target.subresource:
+                raise Refused(404, "NotFound", f'{kind.plural} "{target.name}" not found')
+            if body["metadata"].get("uid"):
+                raise Refused(409, "Conflict", "uid mismatch: the object does not exist")
+            return self._create(target, body, params)
+        _check_identity(stored.obj, body)
+        # A status apply has its own manager entry on the real server; here it is a manager of its own.
+        manager = f"{manager}/{target.subresource or ''}"
+        try:
+            merged, owners = apply(stored.obj, body, stored.owners, manager, params.get("force") == "true")
+        except FieldConflict as conflict:
+            raise Refused(409, "Conflict", str(conflict)) from conflict
+        return self.storage.update(kind, self._in_scope(target, stored.obj, merged), owners)
+
+    def _patch(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
+        live = self._live(target)
+        _check_identity(live, body)
+        stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+        assert stored is not None
+        after = self._in_scope(target, live, merge(live, body))
+        owners = own(stored.owners, live, after, params.get("fieldManager", "unknown"))
+        return self.storage.update(target.kind, after, owners)
+
+    def _in_scope(self, target: Target, live: Object, after: Object) -> Object:
+        """What a write may change: the status only through /status, everything else only beside it."""
+        if target.subresource == "status":
+            return {**live, "status": after.get("status") or {}}
+        if target.kind.has_status:
+            after = {name: value for name, value in after.items() if name != "status"}
+            if "status" in live:
+                after["status"] = live["status"]
+        if target.kind.spec_is_immutable and after.get("spec") != live.get("spec"):
+            raise Refused(422, "Invalid", "spec: Forbidden: pod updates may not change fields")
+        return after
+
+    def _scale(self, method: str, target: Target, body: Object) -> Object:
+        live = self._live(target)
+        if method in ("PUT", "PATCH"):
+            spec = {**live["spec"], "replicas": body["spec"]["replicas"]}
+            stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+            assert stored is not None
+            live = self.storage.update(target.kind, {**live, "spec": spec}, stored.owners)
+        status = live.get("status") or {}
+        return {
+            "apiVersion": "autoscaling/v1",
+            "kind": "Scale",
+            "metadata": {"name": target.name, "namespace": target.namespace},
+            "spec": {"replicas": live["spec"].get("replicas", 1)},
+            "status": {"replicas": status.get("replicas", 0), "selector": status.get("selector", "")},
+        }
+
+    def _delete(self, target: Target, options: Object) -> Object:
+        live = self._live(target)
+        wanted = (options.get("preconditions") or {}).get("uid")
+        if wanted and wanted != live["metadata"]["uid"]:
+            raise Refused(409, "Conflict", f"Precondition failed: UID in precondition: {wanted}")
+        key = (target.namespace or "", target.name or "")
+        obj, gone = self.storage.delete(target.kind.plural, key, options.get("gracePeriodSeconds"))
+        if gone and target.kind.plural != "pods":
+            details = {"name": target.name, "uid": live["metadata"]["uid"]}
+            return {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": details}
+        return obj
+
+    async def _watch(self, target: Target, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        loop = asyncio.get_running_loop()
+        version, selector = int(params.get("resourceVersion") or 0), params.get("labelSelector", "")
+        ends_at = loop.time() + float(params.get("timeoutSeconds") or 3600)
+        epoch, wakeup = self._watch_epoch, asyncio.Event()
+        self._changed.add(wakeup)
+        try:
+            while epoch == self._watch_epoch and loop.time() < ends_at:
+                if version < self.storage.oldest_version:
+                    yield _line(
+                        "ERROR", _status(Refused(410, "Expired", f"too old resource version: {version}"))
+                    )
+                    return
+                wakeup.clear()
+                for change in self._since(version):
+                    line = _event(change, target, selector)
+                    version = change.version
+                    if line is not None:
+                        if self.watch_lag_s:
+                            await pass_time(self.watch_lag_s)
+                        yield line
+                idle_until = min(loop.time() + self._bookmark_s, ends_at)
+                try:
+                    async with asyncio.timeout_at(idle_until):
+                        await wakeup.wait()
+                except TimeoutError:
+                    if not wakeup.is_set() and params.get("allowWatchBookmarks") == "true":
+                        version = self.storage.version
+                        yield _line("BOOKMARK", _bookmark(target, version))
+        finally:
+            self._changed.discard(wakeup)
+
+    def _since(self, version: int) -> list[Change]:
+        history = self.storage.history
+        # Every version is one line of history.
+        return history[max(0, version + 1 - history[0].version) :] if history else []
+
+    def _wake(self, change: Change | None) -> None:
+        for event in self._changed:
+            event.set()
+        if change is None or self._gc_delay_s is None or self._gc_planned or change.type == "MODIFIED":
+            return
+        self._gc_planned = True
+        asyncio.get_running_loop().call_later(self._gc_delay_s, self._collect)
+
+    def _collect(self) -> None:
+        self._gc_planned = False
+        self.storage.collect_garbage()
+
+
+def _check_identity(live: Object, body: Object) -> None:
+    for name in ("uid", "resourceVersion"):
+        wanted = (body.get("metadata") or {}).get(name)
+        if wanted and wanted != live["metadata"][name]:
+            raise Refused(409, "Conflict", f"Precondition failed: {name}: {wanted}")
+
+
+def _event(change: Change, target: Target, selector: str) -> bytes | None:
+    """The line a watcher with this selector gets for a change, if any."""
+    if change.plural != target.kind.plural:
+        return None
+    if target.namespace not in (None, change.obj["metadata"].get("namespace")):
+        return None
+    fits = change.type != "DELETED" and matches(change.obj, selector)
+    fitted = change.before is not None and matches(change.before, selector)
+    if fits:
+        return _line("MODIFIED" if fitted else "ADDED", change.obj)
+    return _line("DELETED", change.obj) if fitted else None
+
+
+def _bookmark(target: Target, version: int) -> Object:
+    kind = target.kind
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"resourceVersion": str(version)}}
+
+
+def _line(type_: str, obj: Object) -> bytes:
+    return json.dumps({"type": type_, "object": obj}).encode() + b"\n"
+
+
+def _status(refused: Refused) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Status",
+        "status": "Failure",
+        "code": refused.code,
+        "reason": refused.reason,
+        "message": refused.message,
+    }

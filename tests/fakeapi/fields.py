@@ -1,0 +1,168 @@
+"""Server-side apply on plain dicts: which manager set which field, merged and removed accordingly.
+
+A field is a path of keys; an item of a list with a known merge key is the step ``("name", "engine")``, any
+other list is one value. Enough of the real rules for what the operator sends: ownership per manager, removal of
+what a manager no longer applies, conflicts without force.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Path = tuple[Any, ...]
+
+MERGE_KEYS: dict[str, str] = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+    "ports": "port",
+    "conditions": "type",
+    "ownerReferences": "uid",
+    "imagePullSecrets": "name",
+}
+
+# What identifies an object belongs to nobody.
+_IDENTITY: frozenset[Path] = frozenset(
+    {("apiVersion",), ("kind",)}
+    | {
+        ("metadata", name)
+        for name in ("name", "namespace", "uid", "resourceVersion", "generation", "managedFields")
+    }
+)
+
+
+class FieldConflict(Exception):
+    """Another manager set one of the fields to something else."""
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every leaf of a manifest with its path; an empty dict or list is a leaf."""
+    if path in _IDENTITY:
+        return
+    if isinstance(value, dict) and (value or not path):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+        return
+    merge_key = _merge_key(path, value)
+    if merge_key is not None:
+        for item in value:
+            yield from leaves(item, (*path, (merge_key, item[merge_key])))
+        return
+    yield path, value
+
+
+def apply(
+    live: dict[str, Any], config: dict[str, Any], owners: dict[Path, set[str]], manager: str, force: bool
+) -> tuple[dict[str, Any], dict[Path, set[str]]]:
+    """The object and the owners after ``manager`` applied ``config``.
+
+    Raises:
+        FieldConflict: without force, when another manager holds a different value.
+    """
+    wanted = dict(leaves(config))
+    have = dict(leaves(live))
+    for path, value in wanted.items():
+        others = owners.get(path, set()) - {manager}
+        if others and have.get(path) != value and not force:
+            raise FieldConflict(f"conflict with {sorted(others)} at {path}")
+    result = _copy(live)
+    kept: dict[Path, set[str]] = {}
+    for path, managers in owners.items():
+        still = managers - {manager}
+        if still:
+            kept[path] = still
+        elif path not in wanted:
+            _remove(result, path)
+    for path, value in wanted.items():
+        changed = have.get(path) != value
+        _set(result, path, _copy(value))
+        kept[path] = {manager} if changed else kept.get(path, set()) | {manager}
+    return result, kept
+
+
+def merge(live: Any, patch: Any) -> Any:
+    """JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return _copy(patch)
+    result = dict(live) if isinstance(live, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def own(owners: dict[Path, set[str]], before: Any, after: Any, manager: str) -> dict[Path, set[str]]:
+    """The owners after a plain write: who changed a field owns it alone, a removed field has no owner."""
+    have, now = dict(leaves(before)), dict(leaves(after))
+    result = {path: managers for path, managers in owners.items() if path in now}
+    for path, value in now.items():
+        if path not in have or have[path] != value:
+            result[path] = {manager}
+    return result
+
+
+def _merge_key(path: Path, value: Any) -> str | None:
+    if not isinstance(value, list) or not value or not path or not isinstance(path[-1], str):
+        return None
+    key = MERGE_KEYS.get(path[-1])
+    if key is None or not all(isinstance(item, dict) and key in item for item in value):
+        return None
+    return key
+
+
+def _step(node: Any, step: Any, create: bool) -> Any:
+    """The child of a node; a tuple step picks the list item with that key."""
+    if isinstance(step, tuple):
+        key, wanted = step
+        for item in node:
+            if item.get(key) == wanted:
+                return item
+        if not create:
+            return None
+        item = {key: wanted}
+        node.append(item)
+        return item
+    return node.get(step) if isinstance(node, dict) else None
+
+
+def _set(root: dict[str, Any], path: Path, value: Any) -> None:
+    node: Any = root
+    for index, step in enumerate(path[:-1]):
+        child = _step(node, step, create=True)
+        fresh: Any = [] if isinstance(path[index + 1], tuple) else {}
+        if not isinstance(child, dict | list) or isinstance(child, list) != isinstance(fresh, list):
+            child = fresh
+            node[step] = child
+        node = child
+    node[path[-1]] = value
+
+
+def _remove(root: dict[str, Any], path: Path) -> None:
+    trail: list[tuple[Any, Any]] = []
+    node: Any = root
+    for step in path[:-1]:
+        trail.append((node, step))
+        node = _step(node, step, create=False)
+        if node is None:
+            return
+    if isinstance(node, dict):
+        node.pop(path[-1], None)
+    for parent, step in reversed(trail):
+        child = _step(parent, step, create=False)
+        # A list item that holds nothing but its own key is gone as well.
+        if isinstance(step, tuple):
+            if child is not None and set(child) <= {step[0]}:
+                parent.remove(child)
+        elif child in ({}, []):
+            parent.pop(step, None)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value

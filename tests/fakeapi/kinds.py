@@ -1,0 +1,95 @@
+"""What the fake API server knows of each kind: its URL, its status subresource, its defaults."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of object that the fake serves."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+    has_status: bool = True
+    spec_is_immutable: bool = False
+
+    @property
+    def prefix(self) -> str:
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+KINDS = (
+    Kind("stoker.dev", "v1alpha1", "ModelDeployment", "modeldeployments"),
+    Kind("", "v1", "Pod", "pods", spec_is_immutable=True),
+    Kind("", "v1", "Service", "services"),
+    Kind("", "v1", "Node", "nodes", namespaced=False),
+    Kind("", "v1", "Namespace", "namespaces", namespaced=False),
+    Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    Kind("events.k8s.io", "v1", "Event", "events", has_status=False),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a URL points at."""
+
+    kind: Kind
+    namespace: str | None
+    name: str | None
+    subresource: str | None
+
+
+def resolve(path: str) -> Target | None:
+    """The target of a URL path, None when the fake serves nothing there."""
+    for kind in KINDS:
+        if not path.startswith(kind.prefix + "/"):
+            continue
+        parts = path[len(kind.prefix) + 1 :].split("/")
+        namespace: str | None = None
+        if kind.namespaced and parts[0] == "namespaces" and len(parts) > 2:
+            namespace, parts = parts[1], parts[2:]
+        if parts[0] != kind.plural:
+            continue
+        name = parts[1] if len(parts) > 1 else None
+        return Target(kind, namespace, name, parts[2] if len(parts) > 2 else None)
+    return None
+
+
+def default(kind: Kind, obj: Object, serial: int) -> None:
+    """Fill in what a real API server fills in on create; changes ``obj``."""
+    if kind.plural == "pods":
+        obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
+        obj["spec"].setdefault("restartPolicy", "Always")
+        obj["spec"].setdefault("terminationGracePeriodSeconds", 30)
+    elif kind.plural == "services":
+        spec = obj["spec"]
+        spec.setdefault("type", "ClusterIP")
+        spec.setdefault("sessionAffinity", "None")
+        spec.setdefault("clusterIP", f"10.96.0.{serial % 250 + 1}")
+        for port in spec.get("ports", []):
+            port.setdefault("protocol", "TCP")
+            port.setdefault("targetPort", port["port"])
+        obj["status"] = {"loadBalancer": {}}
+    elif kind.plural == "poddisruptionbudgets":
+        obj.setdefault("status", {"disruptionsAllowed": 0})
+
+
+def matches(obj: Object, selector: str) -> bool:
+    """Whether the labels fit an equality-based selector."""
+    labels = obj["metadata"].get("labels") or {}
+    for term in filter(None, selector.split(",")):
+        key, equals, value = term.partition("=")
+        if equals and labels.get(key) != value.lstrip("="):
+            return False
+        if not equals and key not in labels:
+            return False
+    return True

@@ -1,0 +1,290 @@
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from fakeapi.client import delete, put
+from fakeapi.core import FakeApi
+from fakeapi.faults import AFTER, CRASHES, Call, Fault, FaultAt
+from virtual_time import pass_time, run_virtual, until
+
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.resources import NODES, PODS, Resource
+from stoker_operator.informer import reflector as module
+from stoker_operator.informer.reflector import Reflector, Scope
+from stoker_operator.informer.store import Store
+
+
+class Restarts:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def watch_restarted(self, resource: Resource, reason: str) -> None:
+        self.seen.append(f"{resource.plural} {reason}")
+
+
+def pod(name: str, ours: bool = True, namespace: str = "default") -> dict[str, object]:
+    labels = {"managed": "stoker"} if ours else {}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}
+
+
+class World:
+    """A fake API, a store, and a reflector between them."""
+
+    def __init__(
+        self, namespace: str | None = None, resource: Resource = PODS, required: bool = True
+    ) -> None:
+        self.api = FakeApi(latency_s=0.001)
+        self.store = Store()
+        self.restarts = Restarts()
+        scope = Scope(resource, namespace, "managed=stoker" if resource is PODS else "", required)
+        self.reflector = Reflector(
+            KubeClient(self.api), scope, self.store, random.Random(1), observer=self.restarts
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(name for _, name in self.store.all_keys())
+
+    @property
+    def lists(self) -> int:
+        return sum(call.method == "GET" and not call.is_watch for call in self.api.calls)
+
+    @property
+    def watches(self) -> int:
+        return sum(call.is_watch for call in self.api.calls)
+
+
+def follow(world: World, scenario: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(world.reflector.run())
+        await scenario()
+        assert not task.done(), task
+        task.cancel()
+        await asyncio.wait([task])
+
+    run_virtual(main())
+
+
+def test_lists_then_watches_only_what_the_selector_matches() -> None:
+    world = World()
+    put(world.api, "pods", pod("old"))
+    put(world.api, "pods", pod("foreign", ours=False))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert world.names == ["old"]
+        put(world.api, "pods", pod("new"))
+        await until(lambda: world.names == ["new", "old"])
+        put(world.api, "pods", {**pod("new"), "status": {"phase": "Running"}})
+        await until(
+            lambda: (world.store.get("default", "new") or {}).get("status", {}).get("phase") == "Running"
+        )
+        delete(world.api, "pods", "old")
+        await until(lambda: world.names == ["new"])
+
+    follow(world, scenario)
+    assert (world.lists, world.watches) == (1, 1)
+
+
+def test_losing_the_label_is_a_deletion() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        put(
+            world.api,
+            "pods",
+            {"metadata": {"name": "p", "namespace": "default", "labels": {"managed": None}}},
+        )
+        await until(lambda: world.names == [])
+
+    follow(world, scenario)
+
+
+def test_long_lists_come_in_pages(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(module, "PAGE_SIZE", 3)
+    world = World()
+    for index in range(8):
+        put(world.api, "pods", pod(f"p{index}"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert len(world.store) == 8
+
+    follow(world, scenario)
+    assert world.lists == 3
+
+
+def test_an_expired_page_token_starts_the_list_over(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(module, "PAGE_SIZE", 3)
+    world = World()
+    for index in range(5):
+        put(world.api, "pods", pod(f"p{index}"))
+    world.api.injector = FaultAt(1, Fault.GONE, writes=False)
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert len(world.store) == 5
+
+    follow(world, scenario)
+    assert world.lists == 4
+
+
+def test_gone_lists_again_and_drops_what_vanished_meanwhile() -> None:
+    world = World()
+    put(world.api, "pods", pod("kept"))
+    put(world.api, "pods", pod("vanished"))
+    vanished: list[str] = []
+    world.store.subscribe(lambda obj: vanished.append(obj["metadata"]["name"]))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        await until(lambda: world.watches == 1)
+        vanished.clear()
+        world.api.break_watches()
+        delete(world.api, "pods", "vanished")
+        world.api.storage.compact()
+        await until(lambda: world.names == ["kept"])
+
+    follow(world, scenario)
+    assert vanished == ["vanished"]
+    assert "pods gone" in world.restarts.seen
+
+
+def test_bookmarks_keep_a_quiet_watch_from_expiring() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        for index in range(50):
+            put(world.api, "pods", pod(f"foreign{index}", ours=False))
+        await pass_time(120.0)
+        world.api.storage.compact()
+        world.api.break_watches()
+        put(world.api, "pods", pod("new"))
+        await until(lambda: world.names == ["new"])
+
+    follow(world, scenario)
+    assert world.lists == 1
+    assert "pods gone" not in world.restarts.seen
+
+
+def test_a_watch_that_ends_on_time_goes_on_where_it_was() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        await pass_time(1000.0)
+        put(world.api, "pods", pod("new"))
+        await until(lambda: world.names == ["new"])
+
+    follow(world, scenario)
+    assert world.lists == 1
+    assert world.watches == 1 + world.restarts.seen.count("pods expired") >= 4
+
+
+def test_failures_are_waited_out_with_growing_pauses() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+
+    def broken(call: Call) -> Fault | None:
+        return Fault.SERVER_ERROR if asyncio.get_running_loop().time() < 20.0 else None
+
+    world.api.injector = broken
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert asyncio.get_running_loop().time() < 60.0
+        assert world.names == ["p"]
+
+    follow(world, scenario)
+    assert 5 <= world.lists <= 10
+
+
+def test_every_fault_of_lists_and_watches_ends_in_sync() -> None:
+    for fault in set(Fault) - CRASHES - AFTER:
+        for index in range(4):
+            world = World()
+            put(world.api, "pods", pod("p"))
+            world.api.injector = FaultAt(index, fault, writes=False)
+
+            async def scenario(world: World = world) -> None:
+                await world.reflector.synced.wait()
+                put(world.api, "pods", pod("q"))
+                world.api.break_watches()
+                await until(lambda: world.names == ["p", "q"])
+
+            follow(world, scenario)
+
+
+def test_a_server_that_ends_watches_at_once_is_not_asked_in_a_tight_loop() -> None:
+    world = World()
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        for _ in range(100):
+            world.api.break_watches()
+            await pass_time(0.1)
+
+    follow(world, scenario)
+    assert world.watches < 15
+
+
+def test_an_optional_scope_that_is_forbidden_counts_as_synced(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from fakeapi import faults
+
+    monkeypatch.setitem(faults.REFUSALS, Fault.CONFLICT, (403, "Forbidden"))
+    world = World(resource=NODES, required=False)
+    world.api.injector = lambda call: Fault.CONFLICT
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert len(world.store) == 0
+
+    follow(world, scenario)
+
+
+def test_follows_one_namespace_only() -> None:
+    world = World(namespace="a")
+    put(world.api, "pods", pod("mine", namespace="a"))
+    put(world.api, "pods", pod("other", namespace="b"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        put(world.api, "pods", pod("late", namespace="b"))
+        put(world.api, "pods", pod("mine2", namespace="a"))
+        await until(lambda: world.names == ["mine", "mine2"])
+
+    follow(world, scenario)
+
+
+def test_history_that_went_back_empties_the_cache_first() -> None:
+    world = World()
+    for index in range(5):
+        put(world.api, "pods", pod(f"p{index}"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        restored = FakeApi(latency_s=0.001)
+        put(restored, "pods", pod("restored"))
+        world.api.storage = restored.storage
+        world.api.storage.oldest_version = 1000
+        world.api.break_watches()
+        await until(lambda: world.names == ["restored"])
+
+    follow(world, scenario)
+
+
+def test_list_items_get_their_kind() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+
+    follow(world, scenario)
+    held = world.store.get("default", "p")
+    assert held is not None
+    assert (held["apiVersion"], held["kind"]) == ("v1", "Pod")
