@@ -29,7 +29,7 @@ _DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_SEQS = {"cpu": 64, "cuda": 256}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """What the engine process needs to know; travels to it as JSON.
 
@@ -113,7 +113,7 @@ class EngineConfig:
             raise ConfigError(f"the engine's configuration cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """What the server process needs to know.
 

@@ -1,0 +1,205 @@
+"""The command line: `stoker-runtime serve` and `stoker-runtime fetch`. Reads settings, wires, runs.
+
+Every flag can also be given as an environment variable, STOKER_ and the flag's name; a flag wins over it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stoker_runtime import __version__, logs, machine, termination
+from stoker_runtime.config import (
+    DEVICES,
+    DTYPES,
+    LOG_LEVELS,
+    EngineConfig,
+    LogLevel,
+    ServerConfig,
+    parse_bytes,
+)
+from stoker_runtime.errors import ConfigError, StokerError
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = {"auto_envvar_prefix": "STOKER", "show_default": True, "max_content_width": 110}
+_TERMINATED = 128 + signal.SIGTERM
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, show_envvar=True, **settings)
+
+
+_log_level = _option(
+    "--log-level", type=click.Choice(LOG_LEVELS), default="info", help="Least severe level that is logged."
+)
+
+
+@click.group(context_settings={"max_content_width": 110})
+@click.version_option(__version__, prog_name="stoker-runtime")
+def cli() -> None:
+    """Serve a language model behind an OpenAI-compatible API."""
+
+
+@cli.command(context_settings=_SETTINGS)
+@_option("--model", required=True, help="A folder, a .gguf file, or hf://ORG/NAME[@REVISION] to download.")
+@_option("--revision", help="Branch, tag or commit of a model that is downloaded.")
+@_option(
+    "--served-model-name",
+    multiple=True,
+    help="Name that clients ask for; may be repeated, answers carry the first.  [default: --model as given]",
+)
+@_option("--host", default=ServerConfig.host, help="Address to listen on.")
+@_option(
+    "--port", metavar="PORT", default=str(ServerConfig.port), help="Port to listen on; 0 picks a free one."
+)
+@_option("--device", type=click.Choice(DEVICES), default="auto", help="auto: CUDA where there is a GPU.")
+@_option("--dtype", type=click.Choice(DTYPES), default="auto", help="auto: what the device is fast at.")
+@_option(
+    "--max-model-len", type=int, help="Tokens of prompt and output in one request.  [default: the model's]"
+)
+@_option("--max-num-seqs", type=int, help="Requests in one step.  [default: 64 on a CPU, 256 on CUDA]")
+@_option(
+    "--max-num-batched-tokens", type=int, help="Tokens in one step.  [default: 256 on a CPU, 8192 on CUDA]"
+)
+@_option("--block-size", type=int, default=EngineConfig.block_size, help="Tokens in one KV block.")
+@_option(
+    "--memory-fraction",
+    type=float,
+    default=EngineConfig.memory_fraction,
+    help="Share of the device's memory for weights, activations and KV.",
+)
+@_option(
+    "--kv-cache-memory",
+    metavar="BYTES",
+    help="Size of the KV cache, such as 2Gi.  [default: up to 512Mi on a CPU, --memory-fraction on CUDA]",
+)
+@_option("--no-prefix-caching", is_flag=True, help="Compute every prompt from its first token.")
+@_option(
+    "--num-threads", type=int, help="CPU threads that compute.  [default: the CPUs this process may use]"
+)
+@_option("--max-queue", type=int, default=ServerConfig.max_queue, help="Waiting requests before 429.")
+@_option("--max-request-bytes", metavar="BYTES", default="4Mi", help="Size of a request body before 413.")
+@_option(
+    "--shutdown-delay-s",
+    type=float,
+    default=ServerConfig.shutdown_delay_s,
+    help="Seconds after SIGTERM in which new connections are still served.",
+)
+@_option(
+    "--drain-timeout-s",
+    type=float,
+    default=ServerConfig.drain_timeout_s,
+    help="Seconds after that for requests in flight.",
+)
+@_log_level
+@_option("--seed", type=int, help="Makes sampling without a seed of its own repeatable.  [default: random]")
+def serve(model: str, revision: str | None, log_level: LogLevel, **options: Any) -> int:
+    """Serve one model until SIGTERM.
+
+    Exit status: 0 drained, 1 the engine crashed, 2 a setting cannot work, 3 the model cannot be loaded.
+    """
+    server_config, engine_config = configs(model, log_level, options)
+    logs.configure(log_level, "server")
+    # Imported when needed: `fetch` and --help must not wait for a web framework.
+    from stoker_runtime.server.lifecycle import run_server
+    from stoker_runtime.sources import resolve
+
+    path = resolve(model, revision)
+    return run_server(server_config, replace(engine_config, model=str(path)))
+
+
+@cli.command(context_settings=_SETTINGS)
+@_option("--source", required=True, help="hf://ORG/NAME[@REVISION].")
+@_option(
+    "--destination", required=True, type=click.Path(path_type=Path), help="Folder that later is HF_HOME."
+)
+@_option("--token-env", default="HF_TOKEN", help="Environment variable that holds the access token, if any.")
+@_log_level
+def fetch(source: str, destination: Path, token_env: str, log_level: LogLevel) -> int:
+    """Download a model into a folder, as an init container does.
+
+    Exit status: 0 downloaded, 2 a setting cannot work, 3 the model cannot be had.
+    """
+    logs.configure(log_level, "fetch")
+    from stoker_runtime import sources
+
+    path = sources.fetch(source, destination, token=os.environ.get(token_env) or None)
+    logger.info("downloaded", extra={"source": source, "path": str(path)})
+    return 0
+
+
+def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
+    """Turn the flags of `serve` into the settings of both processes.
+
+    Args:
+        model: what --model says.
+        log_level: for both processes.
+        options: the other flags by their parameter name; None where a flag was not given.
+
+    Raises:
+        ConfigError: a value cannot work; the text names the flag.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    names = given.pop("served_model_name") or (model,)
+    given["port"] = _port(given["port"])
+    given["max_request_bytes"] = parse_bytes(given["max_request_bytes"], "--max-request-bytes")
+    if "kv_cache_memory" in given:
+        given["kv_cache_bytes"] = parse_bytes(given.pop("kv_cache_memory"), "--kv-cache-memory")
+    given["prefix_caching"] = not given.pop("no_prefix_caching")
+    given.setdefault("num_threads", machine.usable_cpus())
+    server = {name: given.pop(name) for name in _SERVER_FLAGS}
+    return (
+        ServerConfig(served_model_names=names, log_level=log_level, **server),
+        EngineConfig(model=model, log_level=log_level, **given),
+    )
+
+
+_SERVER_FLAGS = ("host", "port", "max_queue", "max_request_bytes", "shutdown_delay_s", "drain_timeout_s")
+
+
+def _port(text: str) -> int:
+    if text.startswith("tcp://"):
+        raise ConfigError(
+            f"STOKER_PORT is {text!r}, which Kubernetes set for a Service named stoker; "
+            "give --port, or set enableServiceLinks: false on the pod"
+        )
+    if not text.isdecimal():
+        raise ConfigError(f"--port is {text!r}; use 0 to 65535")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; None takes sys.argv."""
+    # As a container's first process we would ignore SIGTERM otherwise; the server replaces this once it can
+    # drain. Before that nothing is lost: a cut download goes on where it stopped.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
+    try:
+        return int(cli.main(arguments, prog_name="stoker-runtime", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return _failed(termination.INVALID_CONFIG, error.format_message())
+    except click.Abort:
+        return _INTERRUPTED
+    except StokerError as error:
+        reason = termination.reason_of(error)
+        click.echo(f"stoker-runtime: {error}", err=True)
+        return _failed(reason, str(error))
+
+
+def _failed(reason: str, message: str) -> int:
+    termination.report(reason, message)
+    return termination.exit_status(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
