@@ -1,7 +1,7 @@
 """The header of a GGUF file: metadata and where each tensor lies. No torch, no tensor data.
 
-The `gguf` package reads headers too, but takes seconds over a vocabulary of 50,000 tokens, and both the server
-(tokenizer) and the engine (weights) need the header before they are ready; this reader takes milliseconds.
+The `gguf` package reads headers too, but takes seconds over a vocabulary of 50,000 tokens, and both the
+server (tokenizer) and the engine (weights) need the header before they are ready; this takes milliseconds.
 
 Source: the GGUF specification in the ggml project's documentation, versions 2 and 3.
 """

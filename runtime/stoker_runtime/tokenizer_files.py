@@ -1,7 +1,7 @@
 """What the server needs of a model's files: tokenizer, chat template, special tokens, defaults. No torch.
 
 Reads Hugging Face directories (tokenizer.json and the small JSON files beside it) and GGUF files, whose
-metadata holds the vocabulary and merges; the tokenizer is rebuilt from those.
+metadata holds the vocabulary and merges (see gguf_tokenizer).
 """
 
 from __future__ import annotations
@@ -12,25 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
+from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-# Words and numbers as Llama 3 and Qwen 2 split them; only the longest run of digits differs.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GENERIC_SPLITS = (
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-)
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 @dataclass(frozen=True)
@@ -88,20 +76,50 @@ def load_assets(path: str | Path) -> Assets:
     return _directory_assets(path)
 
 
+def read_eos_token_ids(path: str | Path) -> tuple[int, ...]:
+    """Return load_assets(path).eos_token_ids without building the tokenizer where the files allow that.
+
+    Raises:
+        ModelError: as load_assets does.
+    """
+    path = Path(path)
+    gguf = find_gguf(path)
+    if gguf is not None:
+        return _gguf_eos_ids(read_gguf(gguf))
+    return _directory_eos_ids(path, None)
+
+
+def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Collect the ids that generation_config.json, config.json and the tokenizer's eos_token name."""
+    ids: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(path / name).get("eos_token_id")
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    tokenizer_config = _read_json(path / "tokenizer_config.json")
+    text = _special_tokens(path, tokenizer_config).get("eos_token")
+    if text is not None:
+        added = tokenizer_config.get("added_tokens_decoder", {})
+        found = [int(token_id) for token_id, token in added.items() if token.get("content") == text]
+        if not found:
+            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(text)
+            if known is None:
+                raise ModelError(f"the eos_token of {path}, {text!r}, is not in its vocabulary")
+            found = [known]
+        ids += found
+    return tuple(dict.fromkeys(ids))
+
+
 def _directory_assets(path: Path) -> Assets:
     tokenizer = _read_tokenizer(path / "tokenizer.json")
     config = _read_json(path / "config.json")
     generation = _read_json(path / "generation_config.json")
     tokenizer_config = _read_json(path / "tokenizer_config.json")
-    special = _special_tokens({**_read_json(path / "special_tokens_map.json"), **tokenizer_config})
-    eos_ids = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
-    if "eos_token" in special:
-        eos_ids.append(_token_id(tokenizer, special["eos_token"], "tokenizer_config.json eos_token"))
+    special = _special_tokens(path, tokenizer_config)
     templates = _templates(path, tokenizer_config)
     return Assets(
         tokenizer=tokenizer,
         chat_template=templates.pop("default", None),
-        eos_token_ids=tuple(dict.fromkeys(eos_ids)),
+        eos_token_ids=_directory_eos_ids(path, tokenizer),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
         generation_defaults={k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None},
@@ -137,28 +155,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    merged = {**_read_json(path / "special_tokens_map.json"), **tokenizer_config}
     found = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
+        value = merged.get(name)
         if isinstance(value, Mapping):
             value = value.get("content")
         if isinstance(value, str):
             found[name] = value
     return found
-
-
-def _token_id(tokenizer: Tokenizer, text: str, where: str) -> int:
-    token_id = tokenizer.token_to_id(text)
-    if token_id is None:
-        raise ModelError(f"{where} is {text!r}, which is not in the vocabulary")
-    return int(token_id)
 
 
 def _adds_bos(tokenizer: Tokenizer, special: Mapping[str, str]) -> bool:
@@ -190,129 +196,23 @@ def _templates(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str
 
 def _gguf_assets(gguf: GgufFile) -> Assets:
     meta = gguf.metadata
-    tokens = meta.get("tokenizer.ggml.tokens")
-    if not tokens:
-        raise ModelError(f"{gguf.path} has no tokenizer.ggml.tokens")
-    special = {}
-    for name, key in (
-        ("bos_token", "bos"),
-        ("eos_token", "eos"),
-        ("pad_token", "padding"),
-        ("unk_token", "unknown"),
-    ):
-        token_id = meta.get(f"tokenizer.ggml.{key}_token_id")
-        if token_id is not None:
-            special[name] = _gguf_token(gguf, token_id, key)
-    eos_keys = [f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom")]
-    tokenizer = _gguf_tokenizer(gguf, special)
-    defaults = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
-    sampling = {
-        k.removeprefix("general.sampling."): v for k, v in meta.items() if k.startswith("general.sampling.")
-    }
-    named = {defaults.get(k, k): v for k, v in sampling.items()}
+    special = special_tokens(gguf)
+    tokenizer = build_tokenizer(gguf, special)
+    known = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS}
+    known |= {"general.sampling.temp": "temperature", "general.sampling.penalty_repeat": "repetition_penalty"}
     prefix = "tokenizer.chat_template."
     return Assets(
         tokenizer=tokenizer,
         chat_template=meta.get("tokenizer.chat_template"),
-        eos_token_ids=tuple(dict.fromkeys(meta[key] for key in eos_keys if key in meta)),
+        eos_token_ids=_gguf_eos_ids(gguf),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults={k: v for k, v in named.items() if k in SAMPLING_DEFAULTS},
+        generation_defaults={known[key]: value for key, value in meta.items() if key in known},
         max_position=int(meta.get(f"{meta.get('general.architecture')}.context_length", 0)),
         template_variants={k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)},
     )
 
 
-def _gguf_token(gguf: GgufFile, token_id: int, key: str) -> str:
-    tokens = gguf.metadata["tokenizer.ggml.tokens"]
-    if not 0 <= token_id < len(tokens):
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.{key}_token_id is {token_id}, beyond {len(tokens)} tokens"
-        )
-    return str(tokens[token_id])
-
-
-def _gguf_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
-    """Rebuild a byte-level BPE tokenizer.
-
-    Source: the pre-tokenizer names and what each splits on are llama.cpp's, in its llama-vocab.cpp.
-    """
-    meta = gguf.metadata
-    model = meta.get("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (only gpt2, which is byte-level BPE); "
-            "use the model's safetensors directory with its tokenizer.json",
-            reason="UnsupportedModel",
-        )
-    pre = meta.get("tokenizer.ggml.pre")
-    pre_tokenizer = _pre_tokenizer(pre)
-    if pre_tokenizer is None:
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported (smollm, llama-bpe, qwen2, gpt-2, default); "
-            "use the model's safetensors directory with its tokenizer.json",
-            reason="UnsupportedModel",
-        )
-    tokens: list[str] = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in meta.get("tokenizer.ggml.merges", [])]
-    is_llama3 = pre == "llama-bpe"
-    try:
-        bpe = models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)}, merges=merges, ignore_merges=is_llama3
-        )
-    except Exception as error:  # the library raises bare Exception on a merge that is not in the vocabulary
-        raise ModelError(f"{gguf.path}: the vocabulary and merges do not fit together: {error}") from error
-    tokenizer = Tokenizer(bpe)
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    types = meta.get("tokenizer.ggml.token_type", [])
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=type_id == _CONTROL, normalized=False)
-            for token, type_id in zip(tokens, types, strict=False)
-            if type_id in (_CONTROL, _USER_DEFINED)
-        ]
-    )
-    _add_around(
-        tokenizer,
-        special,
-        bos=meta.get("tokenizer.ggml.add_bos_token", is_llama3),
-        eos=meta.get("tokenizer.ggml.add_eos_token", False),
-    )
-    return tokenizer
-
-
-def _pre_tokenizer(name: str | None) -> pre_tokenizers.PreTokenizer | None:
-    def split(*patterns: str) -> pre_tokenizers.PreTokenizer:
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-        return pre_tokenizers.Sequence(
-            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    if name == "gpt-2":
-        return byte_level
-    if name == "llama-bpe":
-        return split(_LLAMA3_SPLIT % "{1,3}")
-    if name == "qwen2":
-        return split(_LLAMA3_SPLIT % "")
-    return split(*_GENERIC_SPLITS) if name == "default" else None
-
-
-def _add_around(tokenizer: Tokenizer, special: Mapping[str, str], *, bos: bool, eos: bool) -> None:
-    """Make encode() put bos before and eos after a plain prompt."""
-    names = [name for name, wanted in (("bos_token", bos), ("eos_token", eos)) if wanted]
-    if not names:
-        return
-    missing = [name for name in names if name not in special]
-    if missing:
-        raise ModelError(f"the GGUF file adds a {missing[0]} to prompts but names none")
-    single = [*([special["bos_token"]] if bos else []), "$A", *([special["eos_token"]] if eos else [])]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single,
-        special_tokens=[(special[name], tokenizer.token_to_id(special[name])) for name in names],
-    )
+def _gguf_eos_ids(gguf: GgufFile) -> tuple[int, ...]:
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    return tuple(dict.fromkeys(gguf.metadata[key] for key in keys if key in gguf.metadata))

@@ -1,0 +1,59 @@
+"""Attention over the paged cache, in plain PyTorch: each request sees its own slots and nothing else."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stoker_runtime.model.batch import Batch, Chunk, DecodeGroup
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+    """Store this step's keys and values, then attend each request over its context.
+
+    Args:
+        query: already rotated; scaled here by 1 / sqrt(D).
+        key: already rotated.
+        value: as projected.
+        cache: one layer's keys and values by slot; changed in place.
+        batch: where each token goes and what it sees.
+    Shapes:
+        query [T, H, D], key and value [T, Hkv, D], cache 2 x [N * S, Hkv, D] -> [T, H * D]
+    """
+    keys, values = cache
+    keys.index_copy_(0, batch.slot_mapping, key)
+    values.index_copy_(0, batch.slot_mapping, value)
+    num_kv_heads = key.shape[1]
+    # Query heads that share a KV head become rows (decode) or a batch axis (chunks): keys are never repeated.
+    grouped = query.view(query.shape[0], num_kv_heads, -1, query.shape[2])  # [T, Hkv, G, D]
+    parts = [_decode(grouped[group.rows], keys, values, group) for group in batch.decode_groups]
+    for chunk in batch.chunks:
+        rows = chunk.rows
+        seen = (key[rows], value[rows]) if chunk.slots is None else (keys[chunk.slots], values[chunk.slots])
+        parts.append(_prefill(grouped[rows], *seen, chunk))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.reshape(query.shape[0], -1)
+
+
+def _decode(grouped: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:
+    """[B, Hkv, G, D] over C gathered slots each -> [B, Hkv, G, D]."""
+    num_requests = grouped.shape[0]
+    shape = (num_requests, -1, *keys.shape[1:])
+    key = keys.index_select(0, group.slots).view(shape).transpose(1, 2)  # [B, Hkv, C, D]
+    value = values.index_select(0, group.slots).view(shape).transpose(1, 2)
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=group.mask)
+
+
+def _prefill(grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk) -> Tensor:
+    """[T, Hkv, G, D] over key and value [C, Hkv, D] -> [T, Hkv, G, D]."""
+    _, num_kv_heads, num_shared, size = grouped.shape
+    spread = (num_kv_heads, num_shared, -1, size)
+    out = F.scaled_dot_product_attention(
+        grouped.permute(1, 2, 0, 3),  # [Hkv, G, T, D]
+        key.transpose(0, 1).unsqueeze(1).expand(spread),  # [Hkv, G, C, D]
+        value.transpose(0, 1).unsqueeze(1).expand(spread),
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+    )
+    return out.permute(2, 0, 1, 3)

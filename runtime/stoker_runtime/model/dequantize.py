@@ -1,0 +1,112 @@
+"""GGML's quantized blocks back to float32, vectorised over blocks.
+
+The `gguf` package has numpy code for this, which the tests compare with bit for bit; the torch form uses
+every core and fewer passes, which start-up feels.
+
+Source: block layouts of ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0, block_q4_K, block_q6_K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """How one GGML type stores values.
+
+    Args:
+        name: GGML's name of the type.
+        num_values: values in one block.
+        num_bytes: bytes of one block.
+        decode: blocks as bytes [n, num_bytes] -> float32 [n, num_values].
+    """
+
+    name: str
+    num_values: int
+    num_bytes: int
+    decode: Callable[[Tensor], Tensor]
+
+
+def _half(blocks: Tensor, at: int) -> Tensor:
+    """The float16 at byte `at` of each block, [n, 1] float32."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
+
+
+def _plain(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda blocks: blocks.view(dtype).float()
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """Low nibbles, then high nibbles: [..., n] -> [..., 2n]."""
+    return torch.cat([packed & 15, packed >> 4], dim=-1)
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    return (_nibbles(blocks[:, 2:]).float() - 8) * _half(blocks, 0)
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    return _nibbles(blocks[:, 4:]).float() * _half(blocks, 0) + _half(blocks, 2)
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
+
+
+def _q4_k(blocks: Tensor) -> Tensor:
+    """8 sub-blocks of 32; their 6-bit scales and minimums share 12 bytes."""
+    low, high, mixed = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat([low & 63, (mixed & 15) | (low >> 6 << 4)], dim=-1).float()  # [n, 8]
+    minimums = torch.cat([high & 63, (mixed >> 4) | (high >> 6 << 4)], dim=-1).float()
+    values = _nibbles(blocks[:, 16:].view(-1, 4, 32)).view(-1, 8, 32).float()
+    scaled = values * (_half(blocks, 0) * scales).unsqueeze(-1)
+    return (scaled - (_half(blocks, 2) * minimums).unsqueeze(-1)).view(-1, 256)
+
+
+def _q6_k(blocks: Tensor) -> Tensor:
+    """Two halves of 128: low 4 bits in 64 bytes, high 2 bits in 32, a scale for each 16 values."""
+    low = _nibbles(blocks[:, :128].view(-1, 2, 64)).view(-1, 2, 4, 32)
+    high = blocks[:, 128:192].view(-1, 2, 1, 32)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(1, 1, 4, 1)
+    values = (low | ((high >> shifts & 3) << 4)).float() - 32
+    scales = blocks[:, 192:208].view(torch.int8).float() * _half(blocks, 208)  # [n, 16]
+    return (values.view(-1, 16, 16) * scales.unsqueeze(-1)).view(-1, 256)
+
+
+FORMATS = {
+    0: BlockFormat("F32", 1, 4, _plain(torch.float32)),
+    1: BlockFormat("F16", 1, 2, _plain(torch.float16)),
+    2: BlockFormat("Q4_0", 32, 18, _q4_0),
+    3: BlockFormat("Q4_1", 32, 20, _q4_1),
+    8: BlockFormat("Q8_0", 32, 34, _q8_0),
+    12: BlockFormat("Q4_K", 256, 144, _q4_k),
+    14: BlockFormat("Q6_K", 256, 210, _q6_k),
+    30: BlockFormat("BF16", 1, 2, _plain(torch.bfloat16)),
+}
+UNSUPPORTED_NAMES = {
+    6: "Q5_0",
+    7: "Q5_1",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    13: "Q5_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+}

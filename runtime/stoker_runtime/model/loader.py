@@ -1,0 +1,177 @@
+"""From an EngineConfig to a Runner that is loaded, warm and knows how much KV it has."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
+from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.gguf_file import find_gguf, read_gguf
+from stoker_runtime.machine import available_memory_bytes
+from stoker_runtime.messages import EngineReady, SamplingParams
+from stoker_runtime.model.architecture import Architecture, architecture_from_gguf, read_config_json
+from stoker_runtime.model.decoder import Decoder, build_decoder
+from stoker_runtime.model.kv_cache import KVCache, block_bytes
+from stoker_runtime.model.runner import ModelRunner, run_step
+from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
+from stoker_runtime.tokenizer_files import read_eos_token_ids
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_runner(config: EngineConfig) -> Runner:
+    """Load a model and make it ready to step.
+
+    Raises:
+        ConfigError: a setting does not fit this machine or model; the text names the flag.
+        ModelError: the model cannot be loaded; reason ModelNotFound, InvalidModel, UnsupportedModel or
+            OutOfMemory.
+    """
+    started = time.monotonic()
+    device = _device(config)
+    config = config.for_device(device.type)
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads)
+    try:
+        return _load(config, device, started)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{config.model} does not fit the device's memory: {error}", reason="OutOfMemory"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise ModelError(
+            f"{config.model} does not fit this machine's memory", reason="OutOfMemory"
+        ) from error
+
+
+def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
+    path = Path(config.model)
+    architecture, source = _open(path)
+    dtype = _dtype(config, architecture, device)
+    with source:
+        decoder = build_decoder(architecture, source, dtype, device)
+    limit = config.max_model_len or architecture.max_position
+    if limit > architecture.max_position:
+        raise ConfigError(
+            f"--max-model-len is {limit}, but the model attends over {architecture.max_position} tokens; "
+            "lower it"
+        )
+    decoder.set_max_positions(limit)
+    num_blocks = _num_blocks(config, decoder)
+    capacity = num_blocks * config.block_size
+    if capacity < config.max_model_len or capacity < 2:
+        raise ModelError(
+            f"the KV cache holds {capacity} tokens, fewer than one request of --max-model-len {limit}; raise "
+            "--kv-cache-memory or --memory-fraction, or lower --max-model-len",
+            reason="OutOfMemory",
+        )
+    cache = KVCache(architecture, num_blocks, config.block_size, dtype, device)
+    run_step(decoder, cache, _largest_plan(config, min(limit, capacity), num_blocks, num_decodes=1))
+    return ModelRunner(
+        decoder,
+        cache,
+        EngineReady(
+            max_model_len=min(limit, capacity),
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            vocab_size=architecture.vocab_size,
+            device=str(decoder.device),
+            dtype=str(dtype).removeprefix("torch."),
+            eos_token_ids=read_eos_token_ids(path),
+            weights_bytes=decoder.num_bytes,
+            kv_cache_bytes=cache.num_bytes,
+            load_s=time.monotonic() - started,
+        ),
+    )
+
+
+def _device(config: EngineConfig) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise ConfigError("--device is cuda, but this machine has no usable CUDA device; use auto or cpu")
+    return torch.device("cuda", 0) if has_cuda and config.device != "cpu" else torch.device("cpu")
+
+
+def _open(path: Path) -> tuple[Architecture, WeightSource]:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist", reason="ModelNotFound")
+    file = find_gguf(path)
+    if file is not None:
+        gguf = read_gguf(file)
+        architecture = architecture_from_gguf(gguf)
+        return architecture, GgufSource(gguf, architecture)
+    return read_config_json(path / "config.json"), SafetensorsSource(path)
+
+
+def _dtype(config: EngineConfig, architecture: Architecture, device: torch.device) -> torch.dtype:
+    """Resolve --dtype auto: half precision where the hardware computes in it, else float32."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    if not torch.cuda.is_bf16_supported(including_emulation=False) or architecture.stored_dtype == "float16":
+        return torch.float16
+    return torch.bfloat16
+
+
+def has_fast_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _num_blocks(config: EngineConfig, decoder: Decoder) -> int:
+    """Decide the KV cache's size once the weights are in memory."""
+    per_block = block_bytes(decoder.architecture, config.block_size, decoder.dtype)
+    if config.kv_cache_bytes:
+        return config.kv_cache_bytes // per_block
+    if decoder.device.type == "cpu":
+        return config.cpu_kv_cache_bytes(available_memory_bytes()) // per_block
+    return _free_cuda_bytes(config, decoder) // per_block
+
+
+def _free_cuda_bytes(config: EngineConfig, decoder: Decoder) -> int:
+    """Run the largest step once, then return what memory_fraction leaves beside weights and its peak."""
+    limit = config.max_model_len or decoder.architecture.max_position
+    num_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
+    num_blocks = -(-num_tokens // config.block_size) + config.max_num_seqs
+    torch.cuda.reset_peak_memory_stats(decoder.device)
+    scratch = KVCache(decoder.architecture, num_blocks, config.block_size, decoder.dtype, decoder.device)
+    run_step(decoder, scratch, _largest_plan(config, limit, num_blocks, num_decodes=config.max_num_seqs - 1))
+    peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
+    del scratch
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(decoder.device)
+    others = total - free - torch.cuda.memory_reserved(decoder.device)
+    return max(0, int(total * config.memory_fraction) - others - peak)
+
+
+def _largest_plan(config: EngineConfig, limit: int, num_blocks: int, *, num_decodes: int) -> StepPlan:
+    """A plan with decodes and one chunk that fills the rest of the budget, for warm-up and profiling.
+
+    Every request reads and writes blocks from the start of the cache; what they hold does not matter.
+    """
+    num_tokens = min(config.max_num_batched_tokens - num_decodes, limit, num_blocks * config.block_size)
+    lengths = [1] * num_decodes + [max(1, num_tokens)]
+    sampling = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9)
+    return StepPlan(
+        [
+            ScheduledRequest(
+                request_id=f"warm-up-{index}",
+                token_ids=[0] * length,
+                num_computed_tokens=0,
+                block_ids=list(range(-(-length // config.block_size))),
+                samples=True,
+                sampling=sampling,
+                seed=0,
+                prompt_token_ids=[0] * length,
+                output_token_ids=[],
+            )
+            for index, length in enumerate(lengths)
+        ]
+    )

@@ -1,0 +1,70 @@
+"""Rotary position embedding: the table of angles and how it turns query and key heads."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stoker_runtime.model.architecture import Architecture, Llama3Scaling
+
+
+class Rope:
+    """Cosines and sines of every position, in the dtype the heads have.
+
+    Shapes:
+        cos, sin [max_position, D]; the sine's first half is negated, see rotate.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        max_position: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        frequency_divisors: Tensor | None = None,
+    ) -> None:
+        frequencies = inverse_frequencies(architecture)
+        if frequency_divisors is not None:
+            frequencies = frequencies / frequency_divisors
+        angles = torch.outer(torch.arange(max_position).float(), frequencies)  # [P, D/2] float32
+        self._cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
+        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines for a step: positions [T] -> two [T, 1, D]."""
+        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each head by its position's angles.
+
+    The pair of element i is element i + D/2; a roll by D/2 swaps the halves, and the sign that rotation needs
+    is in the sine table.
+
+    Shapes:
+        heads [T, H, D], cos and sin [T, 1, D] -> [T, H, D]
+    """
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
+
+
+def inverse_frequencies(architecture: Architecture) -> Tensor:
+    """Return the rotation per position of each pair, [D/2] float32, scaled as the architecture asks."""
+    exponents = torch.arange(0, architecture.head_dim, 2).float() / architecture.head_dim
+    frequencies = 1.0 / (architecture.rope_theta**exponents)
+    if architecture.rope_scaling is None:
+        return frequencies
+    return _llama3(frequencies, architecture.rope_scaling)
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Scale long wavelengths down.
+
+    Source: Llama 3.1's reference code (apply_scaling in its model.py).
+    """
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_max_position / wavelengths  # in the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = blend.clamp(0.0, 1.0)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies

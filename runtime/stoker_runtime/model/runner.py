@@ -1,0 +1,39 @@
+"""The Runner over a real model: one StepPlan in, one token per sampling request out."""
+
+from __future__ import annotations
+
+import torch
+
+from stoker_runtime.core.step import StepPlan, StepResult
+from stoker_runtime.messages import EngineReady
+from stoker_runtime.model.batch import pack_batch
+from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.sampler import sample
+
+
+class ModelRunner:
+    """Computes steps with a decoder and the KV cache that it owns."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, ready: EngineReady) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._ready = ready
+
+    def ready(self) -> EngineReady:
+        """Describe what was loaded."""
+        return self._ready
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Compute one step; see core.step.Runner."""
+        return run_step(self._decoder, self._cache, plan)
+
+
+@torch.inference_mode()
+def run_step(decoder: Decoder, cache: KVCache, plan: StepPlan) -> StepResult:
+    """Compute a plan against a cache: forward, then sample."""
+    if not plan.requests:
+        return StepResult()
+    batch = pack_batch(plan, cache.block_size, decoder.dtype, decoder.device)
+    logits = decoder(batch, cache)
+    return StepResult(sample(logits, [request for request in plan.requests if request.samples]))

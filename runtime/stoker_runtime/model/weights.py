@@ -1,0 +1,228 @@
+"""Where weights come from: safetensors files or a GGUF file, behind one small interface.
+
+A source copies one named tensor straight into the place the decoder made for it, converting on the way, so
+no second copy of the model ever exists. Names are Hugging Face's, for both kinds. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_file import GgufFile
+from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
+
+
+class WeightSource(Protocol):
+    """Tensors by Hugging Face name. A context manager: files are open only while weights load."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor in the files."""
+        ...
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """Copy a tensor, converted to the destination's dtype and device.
+
+        Raises:
+            ModelError: no such tensor, another shape than the destination's, or a type that cannot be read.
+        """
+        ...
+
+
+def _check_shape(name: str, shape: tuple[int, ...], destination: Tensor) -> None:
+    if shape != tuple(destination.shape):
+        raise ModelError(
+            f"tensor {name} has shape {list(shape)}, the configuration makes it {list(destination.shape)}"
+        )
+
+
+class SafetensorsSource:
+    """One safetensors file, or the shards that model.safetensors.index.json names."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = ExitStack()
+        self._places: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        for file in self._shards():
+            try:
+                # The library's type stubs do not declare safe_open a context manager with these methods.
+                shard: Any = self._files.enter_context(safe_open(str(file), framework="pt", device="cpu"))
+            except FileNotFoundError as error:
+                raise ModelError(f"{file} is missing, though the index names it") from error
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{file} cannot be read: {error}") from error
+            self._places.update(dict.fromkeys(shard.keys(), shard))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._places.clear()
+        self._files.close()
+
+    def _shards(self) -> list[Path]:
+        index = self._directory / "model.safetensors.index.json"
+        if not index.exists():
+            found = sorted(self._directory.glob("*.safetensors"))
+            if len(found) == 1:
+                return found
+            if found:
+                raise ModelError(f"{self._directory} has {len(found)} safetensors files and no {index.name}")
+            raise ModelError(
+                f"{self._directory} has no .safetensors file (pickled weights are never loaded)",
+                reason="UnsupportedModel" if any(self._directory.glob("*.bin")) else "InvalidModel",
+            )
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{index} cannot be read: {error!r}") from error
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise ModelError(f"{index} names a file outside its directory: {outside[0]}")
+        return [self._directory / name for name in names]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor in the files."""
+        return frozenset(self._places)
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """See WeightSource.copy_into."""
+        if name not in self._places:
+            raise ModelError(f"tensor {name} is missing from {self._directory}")
+        tensor: Tensor = self._places[name].get_tensor(name)
+        _check_shape(name, tuple(tensor.shape), destination)
+        if tensor.dtype not in _FLOATS:
+            raise ModelError(
+                f"tensor {name} is {tensor.dtype}, which is not supported", reason="UnsupportedModel"
+            )
+        destination.copy_(tensor)
+
+
+_GGUF_GLOBAL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_GGUF_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_HF_LAYER = {ours: theirs for theirs, ours in _GGUF_LAYER.items()}
+_GGUF_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def _hf_name(gguf_name: str) -> str:
+    """Hugging Face's name of a GGUF tensor; the name itself when there is none."""
+    for theirs, ours in _GGUF_GLOBAL.items():
+        if ours == gguf_name:
+            return theirs
+    match = _GGUF_TENSOR.fullmatch(gguf_name)
+    if match is None or match[2] not in _HF_LAYER:
+        return gguf_name
+    return f"model.layers.{match[1]}.{_HF_LAYER[match[2]]}.{match[3]}"
+
+
+class GgufSource:
+    """The tensors of one GGUF file, dequantized as they are copied."""
+
+    def __init__(self, gguf: GgufFile, architecture: Architecture) -> None:
+        self._gguf = gguf
+        self._tensors = {_hf_name(name): tensor for name, tensor in gguf.tensors.items()}
+        # llama.cpp's llama files interleave each head's rotary pairs; its other families do not.
+        self._interleaved_heads = (
+            {"q_proj": architecture.num_heads, "k_proj": architecture.num_kv_heads}
+            if architecture.name == "llama"
+            else {}
+        )
+        self._data = torch.empty(0, dtype=torch.uint8)
+
+    def __enter__(self) -> Self:
+        size = self._gguf.path.stat().st_size
+        self._data = torch.from_file(str(self._gguf.path), shared=False, size=size, dtype=torch.uint8)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor in the file."""
+        return frozenset(self._tensors)
+
+    def copy_into(self, name: str, destination: Tensor) -> None:
+        """See WeightSource.copy_into."""
+        if name not in self._tensors:
+            raise ModelError(f"tensor {name} is missing from {self._gguf.path}")
+        tensor = self._tensors[name]
+        _check_shape(name, tensor.shape, destination)
+        form = FORMATS.get(tensor.type_id)
+        if form is None:
+            kind = UNSUPPORTED_NAMES.get(tensor.type_id, f"type {tensor.type_id}")
+            supported = ", ".join(known.name for known in FORMATS.values())
+            raise ModelError(
+                f"tensor {tensor.name} is {kind}, which is not supported (supported: {supported})",
+                reason="UnsupportedModel",
+            )
+        target = destination
+        parts = name.split(".")
+        num_heads = self._interleaved_heads.get(parts[-2]) if len(parts) > 1 else None
+        if num_heads:
+            target = torch.empty(destination.shape, dtype=torch.float32)
+        self._dequantize(tensor.name, tensor.offset, form, target)
+        if num_heads:
+            rows, *rest = target.shape
+            paired = target.view(num_heads, rows // num_heads // 2, 2, *rest).transpose(1, 2)
+            destination.copy_(paired.reshape(destination.shape))
+
+    def _dequantize(self, name: str, offset: int, form: BlockFormat, target: Tensor) -> None:
+        if target.shape[-1] % form.num_values:
+            raise ModelError(
+                f"tensor {name}: {target.shape[-1]} columns do not fill blocks of {form.num_values}"
+            )
+        num_bytes = target.numel() // form.num_values * form.num_bytes
+        stored = self._data[offset : offset + num_bytes]
+        if stored.numel() != num_bytes:
+            raise ModelError(f"{self._gguf.path} is cut short: tensor {name} ends beyond the file")
+        if offset % 4:  # a file with an alignment of its own; float views need aligned bytes
+            stored = stored.clone()
+        rows = target.view(-1, target.shape[-1])
+        bytes_per_row = num_bytes // rows.shape[0]
+        step = max(1, _CHUNK_VALUES // rows.shape[1])
+        for first in range(0, rows.shape[0], step):
+            part = rows[first : first + step]
+            raw = stored[first * bytes_per_row : first * bytes_per_row + part.shape[0] * bytes_per_row]
+            part.copy_(form.decode(raw.view(-1, form.num_bytes)).view(part.shape))
