@@ -9,7 +9,7 @@ garbage collection.
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
@@ -54,6 +54,7 @@ class FakeApi:
         self.injector: Injector = no_fault
         self.on_crash: Callable[[], None] | None = None
         self.watch_lag_s = 0.0
+        self.hang: Callable[[], Awaitable[None]] = lambda: pass_time(5.0)
         self._latency_s = latency_s
         self._bookmark_s = bookmark_s
         self._gc_delay_s = gc_delay_s
@@ -114,7 +115,7 @@ class FakeApi:
             self.on_crash()
             await asyncio.get_running_loop().create_future()  # the caller is dead: cancelled from outside
         if fault in (Fault.TIMEOUT_BEFORE, Fault.TIMEOUT_AFTER):
-            await pass_time(5.0)
+            await self.hang()
         raise ApiUnreachable(f"injected: {fault.value}")
 
     def _refusal(self, fault: Fault) -> Reply:
@@ -140,7 +141,7 @@ class FakeApi:
         if method == "GET" and target.name is None:
             return self._list(target, params)
         if method == "POST" and target.name is None:
-            return self._create(target, body, params)
+            return self._create(target, body, params.get("fieldManager", "unknown"))
         if target.subresource == "scale":
             return self._scale(method, target, body)
         if method == "GET":
@@ -181,7 +182,7 @@ class FakeApi:
         kind = f"{target.kind.kind}List"
         return {"apiVersion": target.kind.api_version, "kind": kind, "metadata": metadata, "items": items}
 
-    def _create(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
+    def _create(self, target: Target, body: Object, manager: str) -> Object:
         metadata = {**body["metadata"]}
         namespace = target.namespace
         if target.kind.namespaced and metadata.setdefault("namespace", namespace) != namespace:
@@ -191,22 +192,21 @@ class FakeApi:
         if target.kind.plural == "pods" and not (body.get("spec") or {}).get("containers"):
             raise Refused(422, "Invalid", "spec.containers: Required value")
         obj = {**body, "metadata": metadata, "apiVersion": target.kind.api_version, "kind": target.kind.kind}
-        owners = own({}, {}, obj, params.get("fieldManager", "unknown"))
+        owners = own({}, {}, obj, manager)
         return self.storage.insert(target.kind, obj, owners)
 
     def _apply(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         kind, key = target.kind, (target.namespace or "", target.name or "")
-        manager = params["fieldManager"]
+        # An apply owns its fields apart from plain writes of the same manager, one set for each subresource.
+        manager = f"{params['fieldManager']} apply {target.subresource or ''}".strip()
         stored = self.storage.get(kind.plural, key)
         if stored is None:
             if target.subresource:
                 raise Refused(404, "NotFound", f'{kind.plural} "{target.name}" not found')
             if body["metadata"].get("uid"):
                 raise Refused(409, "Conflict", "uid mismatch: the object does not exist")
-            return self._create(target, body, params)
+            return self._create(target, body, manager)
         _check_identity(stored.obj, body)
-        # A status apply has its own manager entry on the real server; here it is a manager of its own.
-        manager = f"{manager}/{target.subresource or ''}"
         try:
             merged, owners = apply(stored.obj, body, stored.owners, manager, params.get("force") == "true")
         except FieldConflict as conflict:

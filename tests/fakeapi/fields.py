@@ -1,8 +1,8 @@
 """Server-side apply on plain dicts: which manager set which field, merged and removed accordingly.
 
 A field is a path of keys; an item of a list with a known merge key is the step ``("name", "engine")``, any
-other list is one value. Enough of the real rules for what the operator sends: ownership per manager, removal of
-what a manager no longer applies, conflicts without force.
+other list is one value. Enough of the real rules for what the operator sends: ownership per manager, removal
+of what a manager no longer applies, conflicts without force.
 """
 
 from collections.abc import Iterator

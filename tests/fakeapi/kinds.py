@@ -35,6 +35,14 @@ KINDS = (
     Kind("", "v1", "Namespace", "namespaces", namespaced=False),
     Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     Kind("events.k8s.io", "v1", "Event", "events", has_status=False),
+    Kind("", "v1", "Event", "events", has_status=False),
+    Kind(
+        "apiextensions.k8s.io",
+        "v1",
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+        namespaced=False,
+    ),
 )
 
 
