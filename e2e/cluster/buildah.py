@@ -75,10 +75,14 @@ def environment() -> dict[str, str]:
     kind = host.run(["stat", "--file-system", "--format=%T", str(folder)]).strip()
     (folder / "storage.conf").write_text(storage_conf(folder, "vfs" if kind == "overlayfs" else "overlay"))
     (folder / "policy.json").write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    # buildah locks a folder of networks even for builds that use none of them.
+    networks = f'[network]\nnetwork_config_dir = "{folder}/networks"\n'
+    (folder / "containers.conf").write_text(networks)
     kept = {name: value for name in ("HOME", *PROXY_VARIABLES) if (value := os.environ.get(name))}
     return {
         "PATH": packages.SYSTEM_PATH,
         "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+        "CONTAINERS_CONF": str(folder / "containers.conf"),
         "TMPDIR": str(folder),
         **kept,
     }
@@ -152,7 +156,4 @@ def export(tag: str, archive: Path) -> None:
 
 def has_image(tag: str) -> bool:
     """Whether the layer store holds an image."""
-    done = subprocess.run(
-        ["buildah", "inspect", "--type=image", tag], env=environment(), capture_output=True, check=False
-    )
-    return done.returncode == 0
+    return tag in run("images", "--noheading", "--format", "{{.Name}}:{{.Tag}}").split()

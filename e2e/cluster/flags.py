@@ -99,6 +99,7 @@ def controller_manager(binary: str, files: ControlPlaneFiles, *, port: int) -> l
         "--bind-address=127.0.0.1",
         f"--secure-port={port}",
         f"--cert-dir={files.data}/controller-manager",
+        f"--flex-volume-plugin-dir={files.data}/volume-plugins",
         "--node-monitor-period=2s",
         "--node-monitor-grace-period=16s",
         "--horizontal-pod-autoscaler-sync-period=2s",

@@ -1,11 +1,11 @@
-"""Commands, conditions, mounts and network namespaces of the host."""
+"""Commands, conditions and network namespaces of the host."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.api import ClusterError
@@ -66,23 +66,6 @@ def tail(path: Path, max_bytes: int = 3000) -> str:
     if not path.exists():
         return f"{path} does not exist."
     return f"End of {path}:\n" + path.read_bytes()[-max_bytes:].decode(errors="replace")
-
-
-def mounts_below(folders: Iterable[Path]) -> list[Path]:
-    """Mount points inside the given folders, the deepest and latest first."""
-    prefixes = tuple(f"{folder}/" for folder in folders)
-    points = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = line.split()[4].encode().decode("unicode_escape")
-        if point.startswith(prefixes):
-            points.append(Path(point))
-    return points[::-1]
-
-
-def unmount_below(folders: Sequence[Path]) -> None:
-    """Unmount everything inside the given folders."""
-    for point in mounts_below(folders):
-        run(["umount", "--lazy", str(point)])
 
 
 def netns_names() -> list[str]:

@@ -1,7 +1,7 @@
 """The native back end: Kubernetes' own binaries as daemons, each node in a network namespace. Root only.
 
-`up` writes secrets and files, lays out namespaces and cgroups, then starts etcd, the API server,
-containerd, the controllers, the kubelets and DNS. `down` is in teardown.py and needs nothing but the cluster's name.
+`up` writes secrets and files, lays out namespaces and cgroups, then starts etcd, the API server, containerd,
+the controllers, the kubelets and DNS. `down` is in teardown.py and needs nothing but the cluster's name.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import cgroups, flags, host, network, packages, render
+from cluster import cgroups, flags, host, mounts, network, packages, render
 from cluster.api import ClusterError
 from cluster.build import Binaries
 from cluster.daemons import is_running, start_daemon
@@ -34,6 +34,7 @@ class NodeDaemons:
         node = self.node
         for folder in (node.run_dir / "cni", self.logs, node.pod_logs, node.data_dir / "volume-plugins"):
             folder.mkdir(parents=True)
+        mounts.prepare(self.plan, node)
         if node.index:
             for command in network.worker(self.plan, node):
                 host.run(command)
@@ -63,7 +64,9 @@ class NodeDaemons:
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
         config = str(self.node.run_dir / "containerd.toml")
-        self._start("containerd", [self.binaries["containerd"], "--config", config])
+        self._start(
+            "containerd", mounts.unshared(self.node, [self.binaries["containerd"], "--config", config])
+        )
         host.wait_for(
             f"containerd of {self.node.name}",
             lambda: host.succeeds(self._ctr("version")),
@@ -73,7 +76,9 @@ class NodeDaemons:
 
     def start_kubernetes(self) -> None:
         """Start kubelet and kube-proxy; the node becomes Ready on its own."""
-        self._start("kubelet", flags.kubelet(self.binaries["kubelet"], self.files, self.node))
+        kubelet = flags.kubelet(self.binaries["kubelet"], self.files, self.node)
+        containerd = int((self.node.run_dir / "containerd.pid").read_text())
+        self._start("kubelet", mounts.joined(containerd, kubelet))
         self._start("kube-proxy", flags.kube_proxy(self.binaries["kube-proxy"], self.node))
 
     def import_image(self, archive: str) -> None:

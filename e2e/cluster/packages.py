@@ -20,6 +20,7 @@ CLUSTER_PROGRAMS = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "mount": "mount",
+    "setsid": "util-linux",
 }
 IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "cc": "gcc libc6-dev"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -55,9 +55,10 @@ def create(folder: Path, api_addresses: Iterable[str], nodes: dict[str, str]) ->
     (folder / "ca.crt").write_bytes(ca_pem)
     names = [*api_addresses, API_SERVICE_ADDRESS, "localhost", *API_NAMES]
     write_pair(folder, "apiserver", authority.issue_cert(*dict.fromkeys(names), common_name="kube-apiserver"))
-    client = authority.issue_cert(common_name="kube-apiserver", organization_name="system:masters")
+    # A certificate without a name in it would carry an empty, critical extension, which Go refuses.
+    client = authority.issue_cert("client", common_name="kube-apiserver", organization_name="system:masters")
     write_pair(folder, "kubelet-client", client)
-    write_pair(folder, "service-account", authority.issue_cert(common_name="service-accounts"))
+    write_pair(folder, "service-account", authority.issue_cert("service-accounts"))
     for name, address in nodes.items():
         write_pair(
             folder, f"node-{name}", authority.issue_cert(address, name, common_name=f"system:node:{name}")

@@ -1,0 +1,62 @@
+"""The mount namespace of a node: what its daemons mount is invisible to the host and vanishes with their end.
+
+A few paths are fixed in the kubelet and in the CNI library. Inside the namespace a folder of the node lies
+over each, so that two nodes do not meet there, nor a node and a kubelet that the host may run for itself.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from cluster.host import run
+from cluster.plan import ClusterPlan, NodePlan
+
+FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"), Path("/var/log/containers"))
+
+
+def own_folder(node: NodePlan, fixed: Path) -> Path:
+    """The node's folder that lies over a fixed path."""
+    return node.data_dir / "fixed" / "-".join(fixed.parts[1:])
+
+
+def unshared(node: NodePlan, command: list[str]) -> list[str]:
+    """The command line that runs a command in a new mount namespace with the node's folders in place."""
+    binds = [
+        shlex.join(["mount", "--bind", str(own_folder(node, fixed)), str(fixed)]) for fixed in FIXED_FOLDERS
+    ]
+    # Shared again, but only within: volumes with mount propagation need that.
+    script = " && ".join(["mount --make-rshared /", *binds, 'exec "$@"'])
+    return ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", script, "sh", *command]
+
+
+def joined(pid: int, command: list[str]) -> list[str]:
+    """The command line that runs a command in the mount namespace of a process."""
+    return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--", *command]
+
+
+def prepare(plan: ClusterPlan, node: NodePlan) -> None:
+    """Make the node's folders, and the fixed ones where the host has none, to have something to lie over."""
+    for fixed in FIXED_FOLDERS:
+        own_folder(node, fixed).mkdir(parents=True)
+        if not fixed.exists():
+            # Written first: a crash between the two lines leaves a note too many, and not a folder too many.
+            note_of_made(plan, fixed)
+            fixed.mkdir()
+
+
+def note_of_made(plan: ClusterPlan, fixed: Path) -> None:
+    """Remember on disk that a folder of the host was made for this cluster."""
+    with open(plan.run_dir / "made-folders", "a") as notes:
+        notes.write(f"{fixed}\n")
+
+
+def remove_made(plan: ClusterPlan) -> None:
+    """Remove the folders that were made on the host, unless another cluster uses them or they got content."""
+    notes = plan.run_dir / "made-folders"
+    others = [path for path in plan.run_root.glob("*") if path != plan.run_dir]
+    if not notes.exists() or others:
+        return
+    for name in dict.fromkeys(notes.read_text().split()):
+        if name in map(str, FIXED_FOLDERS) and Path(name).is_dir():
+            run(["rmdir", "--ignore-fail-on-non-empty", name])
