@@ -1,0 +1,35 @@
+"""Names that stand in the cluster: the group and kind, labels, annotations, container names."""
+
+from __future__ import annotations
+
+GROUP = "stoker.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "ModelDeployment"
+PLURAL = "modeldeployments"
+FIELD_MANAGER = "stoker-operator"
+
+DEPLOYMENT = f"{GROUP}/deployment"  # name of the owning ModelDeployment
+REVISION = f"{GROUP}/revision"  # hash of what the ModelDeployment asked of its pods
+POD_GROUP = f"{GROUP}/group"  # name of the group of pods that is one replica
+ROLE = f"{GROUP}/role"
+LEADER = "leader"
+SERVING = f"{GROUP}/serving"  # "true" while the Service may send requests to the pod
+
+APPLIED_HASH = f"{GROUP}/applied-hash"  # hash of the manifest that was applied last
+DRAINING_SINCE = f"{GROUP}/draining-since"  # RFC 3339, UTC
+RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
+
+ENGINE_CONTAINER = "engine"
+FETCH_CONTAINER = "fetch"
+HTTP_PORT = "http"
+
+
+def leader_selector(name: str) -> dict[str, str]:
+    """Labels of the pods that count as replicas of a ModelDeployment."""
+    return {DEPLOYMENT: name, ROLE: LEADER}
+
+
+def selector_text(name: str) -> str:
+    """Return the same as a label selector string, for ``/scale``."""
+    return ",".join(f"{key}={value}" for key, value in leader_selector(name).items())

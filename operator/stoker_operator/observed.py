@@ -1,0 +1,51 @@
+"""What the caches held about one ModelDeployment at one moment: the only input from the cluster that plans see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a plan needs to know of a node.
+
+    Args:
+        is_schedulable: False when somebody cordoned it, which is how a drain begins.
+        is_ready: False when its kubelet no longer reports.
+    """
+
+    is_schedulable: bool = True
+    is_ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How many requests a pod said it has in flight; None when it could not be asked."""
+
+    num_in_flight: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One ModelDeployment and everything that carries its label.
+
+    Args:
+        model: the ModelDeployment as stored, with its status.
+        pods: every pod in its namespace with the label ``stoker.dev/deployment`` of this name, whoever owns
+            it, with metadata (managedFields may be missing), spec and status as the API server gave them.
+        service: the Service of this name, whoever owns it.
+        budget: the PodDisruptionBudget of this name, whoever owns it.
+        nodes: by name; empty when nodes may not be read, and then all count as healthy.
+        readings: requests in flight by pod uid; asked of draining pods only.
+    """
+
+    model: Manifest
+    pods: tuple[Manifest, ...] = ()
+    service: Manifest | None = None
+    budget: Manifest | None = None
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)

@@ -1,0 +1,75 @@
+"""Everything a plan may ask for: frozen, ordered by the plan, each with the reason that logs and Events show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stoker_operator.observed import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Create a pod under a name that no pod has. If one has it after all, the cache was stale: change nothing."""
+
+    name: str
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopServing:
+    """Begin a drain: the pod leaves its Service but goes on answering.
+
+    A merge patch of the label ``stoker.dev/serving`` to "false" and the annotation
+    ``stoker.dev/draining-since`` to `since`, with the uid as precondition.
+    """
+
+    name: str
+    uid: str
+    since: str  # RFC 3339, UTC
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete one pod, with its uid as precondition; its own grace period applies."""
+
+    name: str
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of a Service or PodDisruptionBudget, which is missing or differs at `drift`."""
+
+    manifest: Manifest
+    drift: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBudget:
+    """Delete the PodDisruptionBudget, with its uid as precondition."""
+
+    name: str
+    uid: str
+    reason: str
+
+
+Action = CreatePod | StopServing | DeletePod | Apply | DeleteBudget
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in this order, and when to look again although nothing happened.
+
+    Args:
+        actions: empty at the fixed point.
+        requeue_after_s: seconds until time alone may change the plan; None when only events can.
+        draining: uids of the pods whose requests in flight the next plan needs to know.
+    """
+
+    actions: tuple[Action, ...] = ()
+    requeue_after_s: float | None = None
+    draining: frozenset[str] = frozenset()
