@@ -1,0 +1,55 @@
+"""Fixtures of the scenarios: one cluster, brought up with the first test that asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+import product
+from scenarios import clientpod, diagnosis
+from scenarios.clientpod import ClientPod
+from scenarios.kube import Kube
+from scenarios.platform import Platform, installed, temporary_namespace
+
+CLUSTER_NAME = "e2e"
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Platform]:
+    """A cluster with Stoker installed from its chart."""
+    with installed(CLUSTER_NAME) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kube(platform: Platform) -> Kube:
+    return platform.kube
+
+
+@pytest.fixture(scope="module")
+def namespace(kube: Kube) -> Iterator[str]:
+    """A namespace for the tests of one file; its pods must be restricted ones."""
+    with temporary_namespace(kube, "e2e") as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def clients(kube: Kube) -> Iterator[ClientPod]:
+    """A pod to send requests from."""
+    with temporary_namespace(kube, "clients") as name:
+        yield clientpod.start(kube, name, product.OPERATOR_IMAGE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the cluster looks like to the report of a failed scenario."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("platform") or getattr(item, "funcargs", {}).get("kube")
+    if report.failed and running is not None:
+        api = running.kube if isinstance(running, Platform) else running
+        for title, text in diagnosis.sections(api):
+            report.sections.append((title, text))
+    return report

@@ -1,0 +1,57 @@
+"""What scenarios apply: builders that default everything."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from scenarios.kube import Object
+
+MODEL_IMAGE = "localhost/smollm2:1"
+SMALL_POD: Object = {
+    "resources": {"requests": {"cpu": "100m", "memory": "700Mi"}, "limits": {"memory": "3Gi"}},
+    "terminationGracePeriodSeconds": 120,
+}
+SMALL_ENGINE: Object = {"maxModelLen": 2048, "maxNumSeqs": 32}
+
+
+def modeldeployment(name: str, namespace: str, **spec: Any) -> Object:
+    """Return a ModelDeployment of SmolLM2 on CPUs; `spec` replaces whole fields of its spec."""
+    fields: Object = {
+        "model": {"source": f"oci://{MODEL_IMAGE}", "servedName": name},
+        "engine": copy.deepcopy(SMALL_ENGINE),
+        "accelerator": {"perPod": 0},
+        "pod": copy.deepcopy(SMALL_POD),
+        "replicas": 1,
+    }
+    return {
+        "apiVersion": "stoker.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {**fields, **spec},
+    }
+
+
+def autoscaler(name: str, namespace: str) -> Object:
+    """Return a HorizontalPodAutoscaler that points at a ModelDeployment's /scale."""
+    metric = {
+        "type": "Resource",
+        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}},
+    }
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "stoker.dev/v1alpha1", "kind": "ModelDeployment", "name": name},
+            "minReplicas": 1,
+            "maxReplicas": 3,
+            "metrics": [metric],
+        },
+    }
+
+
+def namespace_manifest(name: str, pod_security: str = "restricted") -> Object:
+    """Return a namespace that refuses pods below a pod security level."""
+    labels = {"pod-security.kubernetes.io/enforce": pod_security, "stoker.dev/e2e": "true"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
