@@ -30,6 +30,19 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A write of this pass that the API server will refuse again until somebody changes something.
+
+    Args:
+        what: kind and name of the child, as in "pod smol-1a2b3c4d-0".
+        message: the server's words: a quota, an admission policy, the schema.
+    """
+
+    what: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One ModelDeployment and everything that carries its label.
 
@@ -41,6 +54,7 @@ class Observed:
         budget: the PodDisruptionBudget of this name, whoever owns it.
         nodes: by name; empty when nodes may not be read, and then all count as healthy.
         readings: requests in flight by pod uid; asked of draining pods only.
+        refusals: what the API server refused in this pass; only the status looks at them.
     """
 
     model: Manifest
@@ -49,3 +63,4 @@ class Observed:
     budget: Manifest | None = None
     nodes: Mapping[str, Node] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
