@@ -1,4 +1,4 @@
-"""Everything a plan may ask for: frozen, ordered by the plan, each with the reason that logs and Events show."""
+"""Everything a plan may ask for: frozen, ordered, each with the reason that logs and Events show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stoker_operator.observed import Manifest
 
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create a pod under a name that no pod has. If one has it after all, the cache was stale: change nothing."""
+    """Create a pod under a name that no pod has. If one has it after all, change nothing: the cache was stale."""
 
     name: str
     manifest: Manifest

@@ -1,0 +1,385 @@
+"""``spec`` of a ModelDeployment. Descriptions become `kubectl explain`, defaults the CRD's defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stoker_operator.api.schema import (
+    AnyObject,
+    ApiModel,
+    IntOrPercent,
+    Quantity,
+    StringMap,
+    checked,
+    no_own_keys,
+    rules,
+)
+
+_SOURCE_RULES = rules(
+    (
+        "self.matches('^(hf|pvc|oci|file)://.+$')",
+        "spec.model.source must begin with hf://, pvc://, oci:// or file://, for example hf://Qwen/Qwen3-8B@main",
+    ),
+    (
+        "!self.startsWith('hf://') || "
+        "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._/-]+[.]gguf)?(@[A-Za-z0-9][A-Za-z0-9._/-]*)?$')",
+        "spec.model.source with hf:// must be hf://OWNER/NAME, with /FILE.gguf or @REVISION after it",
+    ),
+    (
+        "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^/]+)*/?$')",
+        "spec.model.source with pvc:// must be pvc://CLAIM or pvc://CLAIM/PATH",
+    ),
+    (
+        "!self.startsWith('oci://') || self.matches('^oci://[a-z0-9][A-Za-z0-9._:/@-]*$')",
+        "spec.model.source with oci:// must be an image reference, for example oci://registry.example/models/qwen3:1",
+    ),
+    (
+        "!self.startsWith('file://') || self.matches('^file:///.+$')",
+        "spec.model.source with file:// must hold an absolute path, for example file:///models/qwen3",
+    ),
+    (
+        "!self.contains('/../') && !self.endsWith('/..')",
+        "spec.model.source must not contain '..': give the path itself",
+    ),
+)
+
+
+class Cache(ApiModel):
+    """Where a downloaded model is kept."""
+
+    claim_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="PersistentVolumeClaim that keeps downloads across pods; it must allow as many "
+            "writers as there are pods on different nodes.",
+        ),
+    ]
+
+
+class Model(ApiModel):
+    """Which model is served, and under which name."""
+
+    model_config = checked(
+        (
+            "!has(self.secretName) || self.source.startsWith('hf://')",
+            "spec.model.secretName is only used with hf:// sources: remove it",
+        ),
+        (
+            "!has(self.cache) || self.source.startsWith('hf://')",
+            "spec.model.cache is only used with hf:// sources: remove it",
+        ),
+    )
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=6,
+            max_length=512,
+            description="Where the weights are. hf://OWNER/NAME[@REVISION] is downloaded from a hub; "
+            "oci://IMAGE mounts an image as a volume; pvc://CLAIM[/PATH] mounts a claim read-only; "
+            "file:///PATH mounts a folder of the node and needs the operator's permission. "
+            "A folder of safetensors files and a GGUF file both load.",
+            json_schema_extra=_SOURCE_RULES,
+        ),
+    ]
+    served_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="Name that clients put in the `model` field. The ModelDeployment's name by default.",
+        ),
+    ] = None
+    secret_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="Secret in the same namespace whose key `token` is the hub's access token.",
+        ),
+    ] = None
+    cache: Annotated[
+        Cache | None,
+        Field(description="Keeps downloads across pods. Without it every pod downloads its own copy."),
+    ] = None
+
+
+class Engine(ApiModel):
+    """How the engine in each pod runs. What is left out is chosen by the engine for its device."""
+
+    model_config = checked(
+        (
+            "!has(self.maxNumSeqs) || !has(self.maxNumBatchedTokens) || "
+            "self.maxNumBatchedTokens >= self.maxNumSeqs",
+            "spec.engine.maxNumBatchedTokens must be at least spec.engine.maxNumSeqs: "
+            "a step needs one token for each request",
+        )
+    )
+
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Field(description="Number format of weights and KV cache; auto follows the device and the model."),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Field(ge=2, le=16_777_216, description="Most tokens of one request, prompt and output together."),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None, Field(ge=1, le=65_536, description="Most requests computed in one step.")
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, Field(ge=1, le=1_048_576, description="Most tokens computed in one step.")
+    ] = None
+    memory_fraction: Annotated[
+        str | None,
+        Field(
+            max_length=6,
+            description="Share of the device's memory for weights, activations and KV cache, as a string: "
+            '"0.90".',
+            json_schema_extra=rules(
+                (
+                    "self.matches('^(0[.][0-9]*[1-9][0-9]*|1([.]0+)?)$')",
+                    'spec.engine.memoryFraction must be a string above 0 and at most 1, for example "0.90"',
+                )
+            ),
+        ),
+    ] = None
+
+
+class Accelerator(ApiModel):
+    """What each pod asks of the scheduler."""
+
+    resource: Annotated[
+        str,
+        Field(
+            max_length=253,
+            description="Extended resource that counts the accelerators of a node.",
+            json_schema_extra=rules(
+                (
+                    "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
+                    "spec.accelerator.resource must be an extended resource such as nvidia.com/gpu",
+                )
+            ),
+        ),
+    ] = "nvidia.com/gpu"
+    per_pod: Annotated[
+        int, Field(ge=0, le=1, description="Accelerators of each pod. 0 runs the model on the CPU.")
+    ] = 1
+
+
+class Rollout(ApiModel):
+    """How pods are replaced when the pod-shaping part of the spec changes."""
+
+    model_config = checked(
+        (
+            "!((self.maxSurge == 0 || self.maxSurge == '0%') && "
+            "(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))",
+            "spec.rollout.maxSurge and spec.rollout.maxUnavailable must not both be 0: "
+            "raise one, or no pod can ever be replaced",
+        )
+    )
+
+    max_surge: Annotated[
+        IntOrPercent,
+        Field(description="Pods above spec.replicas during a rollout: a number, or a percentage rounded up."),
+    ] = 1
+    max_unavailable: Annotated[
+        IntOrPercent,
+        Field(
+            description="Pods of spec.replicas that may be missing during a rollout: a number, or a "
+            "percentage rounded down."
+        ),
+    ] = 0
+    paused: Annotated[
+        bool,
+        Field(description="Keeps the pods of the revision that serves. Scaling and repair go on with it."),
+    ] = False
+
+
+class Toleration(ApiModel):
+    """A taint that the pods tolerate."""
+
+    key: Annotated[str | None, Field(max_length=316, description="Taint key; empty matches all.")] = None
+    operator: Annotated[
+        Literal["Exists", "Equal"] | None, Field(description="How the value is compared.")
+    ] = None
+    value: Annotated[str | None, Field(max_length=253, description="Taint value for Equal.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Field(description="Taint effect; empty matches all."),
+    ] = None
+    toleration_seconds: Annotated[
+        int | None, Field(description="How long NoExecute is tolerated, in seconds.")
+    ] = None
+
+
+class Scheduling(ApiModel):
+    """Where pods may run."""
+
+    node_selector: Annotated[
+        StringMap | None, Field(max_length=64, description="Labels that a node must have.")
+    ] = None
+    tolerations: Annotated[
+        list[Toleration] | None, Field(max_length=64, description="Taints that the pods tolerate.")
+    ] = None
+    affinity: Annotated[
+        AnyObject | None, Field(description="Affinity, in the form that a pod's spec has it.")
+    ] = None
+    priority_class_name: Annotated[
+        str | None, Field(max_length=253, description="PriorityClass of the pods.")
+    ] = None
+    scheduler_name: Annotated[
+        str | None, Field(max_length=253, description="Scheduler that places the pods.")
+    ] = None
+
+
+class Resources(ApiModel):
+    """CPU and memory of the engine's container."""
+
+    requests: Annotated[dict[str, Quantity] | None, Field(max_length=16, description="What is reserved.")] = (
+        None
+    )
+    limits: Annotated[dict[str, Quantity] | None, Field(max_length=16, description="What is allowed.")] = None
+
+
+class EnvVar(ApiModel):
+    """An environment variable of the engine's container."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="Name of the variable.",
+            json_schema_extra=rules(
+                (
+                    "self.matches('^[A-Za-z_][A-Za-z0-9_.-]*$')",
+                    "spec.pod.env names must begin with a letter or _ and hold letters, digits, _, . or -",
+                )
+            ),
+        ),
+    ]
+    value: Annotated[str | None, Field(max_length=8192, description="Its value.")] = None
+    value_from: Annotated[
+        AnyObject | None, Field(description="Source of the value, in the form that a pod's spec has it.")
+    ] = None
+
+
+class LocalReference(ApiModel):
+    """A Secret in the same namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]
+
+
+class Pod(ApiModel):
+    """Details of the pods."""
+
+    image: Annotated[
+        str | None,
+        Field(min_length=1, max_length=1024, description="Runtime image; the operator's default if not set."),
+    ] = None
+    image_pull_policy: Annotated[
+        Literal["Always", "IfNotPresent", "Never"] | None,
+        Field(description="When the runtime image is pulled."),
+    ] = None
+    resources: Annotated[Resources | None, Field(description="CPU and memory of the engine's container.")] = (
+        None
+    )
+    env: Annotated[
+        list[EnvVar] | None,
+        Field(
+            max_length=128,
+            description="Environment variables of the engine's container.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = None
+    labels: Annotated[
+        StringMap | None,
+        Field(
+            max_length=64,
+            description="More labels of the pods.",
+            json_schema_extra=no_own_keys("spec.pod.labels keys"),
+        ),
+    ] = None
+    annotations: Annotated[
+        StringMap | None,
+        Field(
+            max_length=64,
+            description="More annotations of the pods.",
+            json_schema_extra=no_own_keys("spec.pod.annotations keys"),
+        ),
+    ] = None
+    image_pull_secrets: Annotated[
+        list[LocalReference] | None,
+        Field(max_length=16, description="Secrets for pulling the runtime image and oci:// models."),
+    ] = None
+    runtime_class_name: Annotated[
+        str | None, Field(max_length=253, description="RuntimeClass of the pods.")
+    ] = None
+    termination_grace_period_seconds: Annotated[
+        int,
+        Field(
+            ge=15,
+            le=86_400,
+            description="How long a pod may take to finish its requests before it is killed, in seconds.",
+        ),
+    ] = 120
+
+
+class Service(ApiModel):
+    """The Service that clients call. It has the ModelDeployment's name."""
+
+    port: Annotated[int, Field(ge=1, le=65_535, description="Port of the Service.")] = 80
+    type: Annotated[
+        Literal["ClusterIP", "NodePort", "LoadBalancer"], Field(description="Type of the Service.")
+    ] = "ClusterIP"
+    annotations: Annotated[
+        StringMap | None,
+        Field(
+            max_length=64,
+            description="Annotations of the Service.",
+            json_schema_extra=no_own_keys("spec.service.annotations keys"),
+        ),
+    ] = None
+
+
+class Spec(ApiModel):
+    """What is wanted."""
+
+    model_config = checked(
+        (
+            "!has(self.pod.resources) || !has(self.pod.resources.limits) || "
+            "!(self.accelerator.resource in self.pod.resources.limits)",
+            "spec.pod.resources.limits must not name the accelerator: set spec.accelerator.perPod instead",
+        ),
+        (
+            "!has(self.pod.resources) || !has(self.pod.resources.requests) || "
+            "!(self.accelerator.resource in self.pod.resources.requests)",
+            "spec.pod.resources.requests must not name the accelerator: set spec.accelerator.perPod instead",
+        ),
+    )
+
+    model: Annotated[Model, Field(description="Which model is served, and under which name.")]
+    engine: Annotated[Engine, Field(description="How the engine in each pod runs.")] = Engine()
+    accelerator: Annotated[Accelerator, Field(description="What each pod asks of the scheduler.")] = (
+        Accelerator()
+    )
+    replicas: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="Pods that serve at once. Leave it out of manifests when something else scales.",
+        ),
+    ] = 1
+    rollout: Annotated[Rollout, Field(description="How pods are replaced.")] = Rollout()
+    scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
+    pod: Annotated[Pod, Field(description="Details of the pods.")] = Pod()
+    service: Annotated[Service, Field(description="The Service that clients call.")] = Service()
+    suspend: Annotated[
+        bool, Field(description="Removes all pods, after their requests, and keeps everything else.")
+    ] = False

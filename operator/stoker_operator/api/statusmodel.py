@@ -1,0 +1,47 @@
+"""``status`` of a ModelDeployment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stoker_operator.api.schema import ApiModel
+
+
+class Condition(ApiModel):
+    """One aspect of the state, in Kubernetes' usual form."""
+
+    type: Annotated[str, Field(max_length=316, description="Which aspect.")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="Whether it holds.")]
+    observed_generation: Annotated[
+        int | None, Field(ge=0, description="Generation of the spec that this speaks of.")
+    ] = None
+    last_transition_time: Annotated[
+        str, Field(description="When `status` last changed.", json_schema_extra={"format": "date-time"})
+    ]
+    reason: Annotated[str, Field(min_length=1, max_length=1024, description="Why, in one word.")]
+    message: Annotated[str, Field(max_length=32_768, description="Why, for a person.")]
+
+
+class Status(ApiModel):
+    """What is."""
+
+    observed_generation: Annotated[
+        int | None, Field(description="Generation of the spec that this status speaks of.")
+    ] = None
+    conditions: Annotated[
+        list[Condition] | None,
+        Field(
+            description="Ready, Reconciling, Stalled, Scheduled and ModelLoaded.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = None
+    url: Annotated[str | None, Field(description="Address that clients call.")] = None
+    revision: Annotated[
+        str | None, Field(description="Hash of what the current generation asks of its pods.")
+    ] = None
+    replicas: Annotated[int | None, Field(description="Replicas that exist.")] = None
+    ready_replicas: Annotated[int | None, Field(description="Replicas of any revision that answer.")] = None
+    updated_replicas: Annotated[int | None, Field(description="Replicas of the current revision.")] = None
+    selector: Annotated[str | None, Field(description="Label selector of the replicas.")] = None

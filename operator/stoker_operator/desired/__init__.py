@@ -1,0 +1,5 @@
+"""What should exist for a ModelDeployment: manifests as plain dicts. Pure."""
+
+from stoker_operator.desired.wanted import Wanted, desired
+
+__all__ = ["Wanted", "desired"]

@@ -1,0 +1,75 @@
+"""The Service that clients call, and the PodDisruptionBudget that keeps a node drain lossless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.desired.hashing import json_hash
+from stoker_operator.desired.metadata import common_labels, owner_reference
+
+
+def service(model: ModelDeployment) -> dict[str, Any]:
+    """Return the Service of a ModelDeployment: its leaders, less those that drain."""
+    spec = model.spec.service
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(model, dict(spec.annotations or {})),
+        "spec": {
+            "type": spec.type,
+            "selector": _serving(model),
+            "ports": [
+                {
+                    "name": labels.HTTP_PORT,
+                    "port": spec.port,
+                    "targetPort": labels.HTTP_PORT,
+                    "protocol": "TCP",
+                    "appProtocol": "http",
+                }
+            ],
+        },
+    }
+    return _hashed(manifest)
+
+
+def budget(model: ModelDeployment) -> dict[str, Any] | None:
+    """Return the PodDisruptionBudget, or None when every replica may be missing.
+
+    With the default of no unavailable replica an eviction is refused until the operator, which sees the node
+    cordoned, has a replacement that answers elsewhere. Pods that never got ready do not hold up a drain.
+    """
+    min_available = model.num_wanted - model.max_unavailable
+    if min_available <= 0:
+        return None
+    manifest = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(model, {}),
+        "spec": {
+            "minAvailable": min_available,
+            "selector": {"matchLabels": _serving(model)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+    return _hashed(manifest)
+
+
+def _serving(model: ModelDeployment) -> dict[str, str]:
+    return {**labels.leader_selector(model.name), labels.SERVING: "true"}
+
+
+def _metadata(model: ModelDeployment, annotations: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "namespace": model.namespace,
+        "labels": common_labels(model.name),
+        "annotations": annotations,
+        "ownerReferences": [owner_reference(model)],
+    }
+
+
+def _hashed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Stamp a manifest with its own hash, so that a field we stop wanting shows as drift of the stamp."""
+    manifest["metadata"]["annotations"][labels.APPLIED_HASH] = json_hash(manifest, 16)
+    return manifest

@@ -1,0 +1,193 @@
+"""The pod of one replica: the engine's container, hardened, with its model mounted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.api.schema import ApiModel
+from stoker_operator.config import OperatorConfig
+from stoker_operator.desired.metadata import common_labels, owner_reference
+from stoker_operator.desired.source import CACHE_DIR, MountedModel, mounted_model
+from stoker_operator.profiles import EngineProfile, profile_of
+
+USER_ID = 10001
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  a mount point inside the pod
+SCRATCH = "/tmp"  # noqa: S108  a mount point inside the pod
+
+# Loading may take long: weights of hundreds of GB come from a network disk. A day, then the kubelet restarts.
+_STARTUP_PROBE = {"periodSeconds": 1, "failureThreshold": 86_400, "timeoutSeconds": 2}
+_READINESS_PROBE = {"periodSeconds": 2, "failureThreshold": 2, "timeoutSeconds": 2}
+_LIVENESS_PROBE = {"periodSeconds": 10, "failureThreshold": 3, "timeoutSeconds": 5}
+
+
+def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
+    """Return a pod of the current revision but for what its name and revision add.
+
+    Raises:
+        InvalidSpec: the operator does not allow the model's source.
+    """
+    spec, profile = model.spec, profile_of(model.spec)
+    mounted = mounted_model(model, config)
+    container = _engine_container(model, config, profile, mounted)
+    pod_spec: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": spec.pod.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            mounted.volume,
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+    if mounted.is_fetched:
+        pod_spec["initContainers"] = [_fetch_container(model, config, profile, mounted)]
+    pod_spec |= _placement(model)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": model.namespace,
+            "labels": {**(spec.pod.labels or {}), **common_labels(model.name)},
+            "annotations": dict(spec.pod.annotations or {}),
+            "ownerReferences": [owner_reference(model)],
+        },
+        "spec": pod_spec,
+    }
+
+
+def named_pod(template: dict[str, Any], name: str, revision: str, num_restarts: int = 0) -> dict[str, Any]:
+    """Return the manifest of one replica's leader.
+
+    Args:
+        template: see `pod_template`.
+        name: of the pod, and of its group.
+        revision: hash of what the template was made from.
+        num_restarts: failed predecessors in a row.
+    """
+    metadata = template["metadata"]
+    own = {
+        labels.REVISION: revision,
+        labels.POD_GROUP: name,
+        labels.ROLE: labels.LEADER,
+        labels.SERVING: "true",
+    }
+    annotations = dict(metadata["annotations"])
+    if num_restarts:
+        annotations[labels.RESTARTS] = str(num_restarts)
+    return {
+        **template,
+        "metadata": {
+            **metadata,
+            "name": name,
+            "labels": {**metadata["labels"], **own},
+            "annotations": annotations,
+        },
+    }
+
+
+def _engine_container(
+    model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
+) -> dict[str, Any]:
+    spec = model.spec
+    env = [_plain(variable) for variable in spec.pod.env or ()]
+    if mounted.is_fetched:
+        # The init container has it; nothing may depend on the hub once it is there.
+        env += [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    container: dict[str, Any] = {
+        **_image(model, config),
+        "name": labels.ENGINE_CONTAINER,
+        "args": profile.serve_args(model, mounted.path),
+        "env": env,
+        "ports": [{"name": labels.HTTP_PORT, "containerPort": profile.port, "protocol": "TCP"}],
+        "startupProbe": _probe(profile.ready_path, _STARTUP_PROBE),
+        "readinessProbe": _probe(profile.ready_path, _READINESS_PROBE),
+        "livenessProbe": _probe(profile.live_path, _LIVENESS_PROBE),
+        "volumeMounts": [mounted.mount, *_scratch_mounts()],
+        **_hardening(),
+    }
+    resources = _resources(model)
+    if resources:
+        container["resources"] = resources
+    return container
+
+
+def _fetch_container(
+    model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
+) -> dict[str, Any]:
+    env = [_plain(variable) for variable in model.spec.pod.env or ()]
+    env.append({"name": "HF_HOME", "value": CACHE_DIR})
+    secret = model.spec.model.secret_name
+    if secret is not None:
+        reference = {"secretKeyRef": {"name": secret, "key": "token"}}
+        env.append({"name": "HF_TOKEN", "valueFrom": reference})
+    return {
+        **_image(model, config),
+        "name": labels.FETCH_CONTAINER,
+        "args": profile.fetch_args(model, CACHE_DIR),
+        "env": env,
+        "volumeMounts": [mounted.mount, {"name": "tmp", "mountPath": SCRATCH}],
+        **_hardening(),
+    }
+
+
+def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
+    policy = model.spec.pod.image_pull_policy
+    image = {"image": model.spec.pod.image or config.runtime_image}
+    return image if policy is None else {**image, "imagePullPolicy": policy}
+
+
+def _hardening() -> dict[str, Any]:
+    return {
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+    }
+
+
+def _scratch_mounts() -> list[dict[str, Any]]:
+    return [{"name": "tmp", "mountPath": SCRATCH}, {"name": "shm", "mountPath": SHARED_MEMORY}]
+
+
+def _probe(path: str, timing: dict[str, int]) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": labels.HTTP_PORT}, **timing}
+
+
+def _resources(model: ModelDeployment) -> dict[str, Any]:
+    accelerator, resources = model.spec.accelerator, model.spec.pod.resources
+    requests = dict(resources.requests or {}) if resources else {}
+    limits = dict(resources.limits or {}) if resources else {}
+    if accelerator.per_pod:
+        requests[accelerator.resource] = limits[accelerator.resource] = str(accelerator.per_pod)
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _placement(model: ModelDeployment) -> dict[str, Any]:
+    scheduling, pod = model.spec.scheduling, model.spec.pod
+    wanted = {
+        "nodeSelector": scheduling.node_selector,
+        "tolerations": [_plain(toleration) for toleration in scheduling.tolerations or ()],
+        "affinity": scheduling.affinity,
+        "priorityClassName": scheduling.priority_class_name,
+        "schedulerName": scheduling.scheduler_name,
+        "runtimeClassName": pod.runtime_class_name,
+        "imagePullSecrets": [_plain(secret) for secret in pod.image_pull_secrets or ()],
+    }
+    return {key: value for key, value in wanted.items() if value}
+
+
+def _plain(value: ApiModel) -> dict[str, Any]:
+    return value.model_dump(by_alias=True, exclude_none=True)

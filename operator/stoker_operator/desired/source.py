@@ -1,0 +1,71 @@
+"""How each kind of model source reaches the engine's container: volumes, mounts, perhaps a download first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stoker_operator.api import InvalidSpec, ModelDeployment
+from stoker_operator.config import OperatorConfig
+
+MODEL_DIR = "/model"
+CACHE_DIR = "/cache"
+
+
+@dataclass(frozen=True, slots=True)
+class MountedModel:
+    """A model as the pod sees it.
+
+    Args:
+        path: where the engine's container finds it.
+        volume: the volume that holds it.
+        mount: the engine container's mount of it.
+        is_fetched: whether an init container downloads it into the volume first.
+    """
+
+    path: str
+    volume: dict[str, Any]
+    mount: dict[str, Any]
+    is_fetched: bool = False
+
+
+def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedModel:
+    """Return how the model reaches the pod.
+
+    Raises:
+        InvalidSpec: the operator does not allow this source.
+    """
+    scheme, _, rest = model.spec.model.source.partition("://")
+    if scheme == "hf":
+        return _fetched(model)
+    mount = {"name": "model", "mountPath": MODEL_DIR, "readOnly": True}
+    if scheme == "oci":
+        volume = {"name": "model", "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}
+        return MountedModel(MODEL_DIR, volume, mount)
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        volume = {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        return MountedModel(f"{MODEL_DIR}/{path}".rstrip("/"), volume, mount)
+    if scheme == "file":
+        if not config.allow_file_sources:
+            raise InvalidSpec(
+                "spec.model.source",
+                "file:// is not allowed here, because it reads a folder of the node: use hf://, pvc:// or "
+                "oci://, or install the operator with allowFileSources=true",
+            )
+        # A .gguf file is mounted with its folder, so that one kind of volume serves both.
+        folder, name = rest.rsplit("/", 1) if rest.endswith(".gguf") else (rest, "")
+        volume = {"name": "model", "hostPath": {"path": folder or "/", "type": "Directory"}}
+        return MountedModel(f"{MODEL_DIR}/{name}".rstrip("/"), volume, mount)
+    raise InvalidSpec("spec.model.source", "must begin with hf://, pvc://, oci:// or file://")
+
+
+def _fetched(model: ModelDeployment) -> MountedModel:
+    cache = model.spec.model.cache
+    volume: dict[str, Any] = {"name": "cache"}
+    if cache is None:
+        volume["emptyDir"] = {}
+    else:
+        volume["persistentVolumeClaim"] = {"claimName": cache.claim_name}
+    mount = {"name": "cache", "mountPath": CACHE_DIR}
+    return MountedModel(model.spec.model.source, volume, mount, is_fetched=True)
