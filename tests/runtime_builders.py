@@ -101,6 +101,7 @@ class FakeRunner:
         return block * self.block_size + position % self.block_size
 
     def _store(self, request: ScheduledRequest) -> int:
+        assert request.token_ids, f"{request.request_id} is in the plan with nothing to compute"
         total = 0
         for position in range(request.num_computed_tokens):
             value = self._slots[self._slot(request, position)]

@@ -1,0 +1,188 @@
+"""Random traffic against random budgets: every request gets what it would get alone, and invariants hold.
+
+FakeRunner's answers depend on every KV slot a request reads, so agreement with a run alone means that no
+block was shared too early, written by two, or kept too short.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from runtime_builders import FakeRunner, make_engine_config, make_request
+
+from stoker_runtime.engine.engine import Engine
+from stoker_runtime.messages import AddRequest, FinishReason, RequestOutput
+
+VOCAB_SIZE = 12  # small, so that eos, stop tokens and repeated prefixes are common
+EOS = 0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the step before which it arrives, and the step before which its client leaves, if ever."""
+
+    request: AddRequest
+    at_step: int
+    abort_at_step: int | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Budgets of one engine."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    extra_budget: int
+    prefix_caching: bool
+
+    def engine(self, runner: FakeRunner) -> Engine:
+        """An engine with these budgets around a fresh runner."""
+        config = make_engine_config(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_seqs + self.extra_budget,
+            prefix_caching=self.prefix_caching,
+        )
+        return Engine(runner, config, hash_key=b"k" * 16)
+
+    def runner(self) -> FakeRunner:
+        """A runner with this many blocks."""
+        return FakeRunner(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            vocab_size=VOCAB_SIZE,
+            max_model_len=48,
+            eos_token_ids=(EOS,),
+        )
+
+
+machines = st.builds(
+    Machine,
+    num_blocks=st.integers(1, 40),
+    block_size=st.integers(1, 5),
+    max_num_seqs=st.integers(1, 6),
+    extra_budget=st.integers(0, 20),
+    prefix_caching=st.sampled_from([True, True, True, False]),
+)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[Arrival]:
+    """Up to ten requests; their prompts are cuts of one text, with or without an own end."""
+    text = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=4, max_size=24))
+    drawn = []
+    for index in range(draw(st.integers(2, 10))):
+        cut = draw(st.sampled_from([len(text), len(text), len(text) // 2, 0]))
+        own = draw(st.sampled_from([[], [], [1], [2, 3, 4, 5]]))
+        prompt = text[:cut] + own
+        max_tokens = draw(st.integers(1, 16))
+        request = make_request(
+            prompt,
+            request_id=f"r{index}",
+            cache_salt=draw(st.sampled_from(["", "", "tenant"])),
+            max_tokens=max_tokens,
+            min_tokens=draw(st.integers(0, max_tokens)),
+            ignore_eos=draw(st.booleans()),
+            stop_token_ids=draw(st.sampled_from([(), (1,), (2, 3)])),
+            temperature=draw(st.sampled_from([0.0, 1.0])),
+            seed=draw(st.integers(0, 3)),
+        )
+        at_step = draw(st.integers(0, 8))
+        abort_after = draw(st.none() | st.integers(0, 8))
+        drawn.append(Arrival(request, at_step, None if abort_after is None else at_step + abort_after))
+    return drawn
+
+
+def run(engine: Engine, traffic: list[Arrival]) -> dict[str, list[RequestOutput]]:
+    """Feed the engine as the arrivals say, checking it after every step, until nothing is left."""
+    outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
+    last_event = max(arrival.abort_at_step or arrival.at_step for arrival in traffic)
+    # Nothing may need more: each step brings the oldest request at least one token forward.
+    max_steps = (
+        last_event
+        + 2
+        + sum(
+            len(arrival.request.prompt_token_ids) + arrival.request.sampling.max_tokens + 1
+            for arrival in traffic
+        )
+    )
+    for number in range(max_steps):
+        for arrival in traffic:
+            if arrival.at_step == number:
+                engine.add(arrival.request)
+            if arrival.abort_at_step == number:
+                engine.abort(arrival.request.request_id)
+        for output in engine.step().outputs:
+            outputs[output.request_id].append(output)
+        engine.scheduler.check()
+        if number > last_event and not engine.has_work:
+            break
+    assert not engine.has_work, f"requests are left after {max_steps} steps"
+    return outputs
+
+
+def tokens_of(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+@settings(max_examples=400, deadline=None)
+@given(machine=machines, traffic=arrivals())
+def test_every_request_gets_what_it_would_get_alone(machine: Machine, traffic: list[Arrival]) -> None:
+    runner = machine.runner()
+    engine = machine.engine(runner)
+    outputs = run(engine, traffic)
+
+    stats = engine.scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (0, 0, 0.0)
+    event(f"preempted: {stats.num_preemptions > 0}, shared: {stats.prefix_hits > 0}")
+    for plan in runner.plans:
+        assert plan.num_tokens <= machine.max_num_seqs + machine.extra_budget
+        assert len(plan.requests) <= machine.max_num_seqs
+    for arrival in traffic:
+        request_id = arrival.request.request_id
+        got = outputs[request_id]
+        assert [output.finish_reason is None for output in got[:-1]] == [True] * (len(got) - 1)
+        alone = run(machine.engine(machine.runner()), [Arrival(arrival.request, 0, None)])[request_id]
+        if got[-1].finish_reason is FinishReason.ABORT:
+            assert tokens_of(got) == tokens_of(alone)[: len(tokens_of(got))]
+        else:
+            assert tokens_of(got) == tokens_of(alone)
+            assert (got[-1].finish_reason, got[-1].error) == (alone[-1].finish_reason, alone[-1].error)
+
+
+@settings(max_examples=100, deadline=None)
+@given(machine=machines, traffic=arrivals())
+def test_only_the_newest_request_of_a_step_is_in_the_middle_of_its_prompt(
+    machine: Machine, traffic: list[Arrival]
+) -> None:
+    runner = machine.runner()
+    run(machine.engine(runner), [Arrival(arrival.request, arrival.at_step, None) for arrival in traffic])
+    computed: dict[str, int] = {}
+    for plan in runner.plans:
+        for item in plan.requests:
+            # It goes on where it stopped, or starts again after a prefix because it was preempted.
+            goes_on = item.num_computed_tokens == computed.get(item.request_id, 0)
+            assert goes_on or item.num_computed_tokens % machine.block_size == 0
+            computed[item.request_id] = item.num_computed_tokens + len(item.token_ids)
+        assert all(item.samples for item in plan.requests[:-1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts=st.lists(st.integers(1, 40), min_size=2, max_size=6), extra_budget=st.integers(0, 10))
+def test_decodes_keep_their_pace_while_long_prompts_arrive(prompts: list[int], extra_budget: int) -> None:
+    runner = FakeRunner(num_blocks=200, max_model_len=200)
+    config = make_engine_config(max_num_seqs=8, max_num_batched_tokens=8 + extra_budget)
+    engine = Engine(runner, config, hash_key=b"k" * 16)
+    engine.add(make_request([1], request_id="stream", max_tokens=100))
+    engine.step()
+    for number, length in enumerate(prompts):
+        engine.add(make_request([number + 2] * length, request_id=f"prompt-{number}", max_tokens=4))
+    num_steps = 0
+    while engine.scheduler.stats().num_running + engine.scheduler.stats().num_waiting > 1:
+        ids = [output.request_id for output in engine.step().outputs]
+        assert "stream" in ids
+        num_steps += 1
+    assert num_steps <= sum(prompts) + 4 * len(prompts)
