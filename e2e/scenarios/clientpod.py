@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scenarios.files import BENCH
 from scenarios.kube import Kube, Object
 from scenarios.waiting import eventually
 
-REPOSITORY = Path(__file__).parents[2]
 NAME = "clients"
 RESTRICTED: Object = {
     "allowPrivilegeEscalation": False,
@@ -85,9 +85,8 @@ def start(kube: Kube, namespace: str, image: str) -> ClientPod:
 
 def script_files() -> dict[str, Path]:
     """The scripts by their path inside the pod's folder."""
-    bench = REPOSITORY / "bench"
-    files = {f"loadgen/{file.name}": file for file in sorted((bench / "loadgen").glob("*.py"))}
-    return {"load.py": bench / "load.py", "ask.py": Path(__file__).with_name("ask.py"), **files}
+    files = {f"loadgen/{file.name}": file for file in sorted((BENCH / "loadgen").glob("*.py"))}
+    return {"load.py": BENCH / "load.py", "ask.py": Path(__file__).with_name("ask.py"), **files}
 
 
 def scripts(namespace: str) -> Object:

@@ -9,7 +9,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import yaml
 from lightkube import KubeConfig
@@ -39,7 +39,8 @@ _CLUSTER_SCOPED = {"Namespace", "Node", "CustomResourceDefinition"}
 class HasKubectl(Protocol):
     """What knows where the API server is: a cluster, or a control plane without nodes."""
 
-    kubeconfig: Path
+    @property
+    def kubeconfig(self) -> Path: ...
 
     def kubectl(self, *args: str) -> list[str]: ...
 
@@ -67,8 +68,10 @@ class Kube:
         self._http = http_client(config, ConnectionParams(trust_env=False))
         self._cluster = cluster
 
-    def close(self) -> None:
-        """Close the connections."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._http.close()
 
     def request(self, method: str, path: str, body: object = None, **params: Any) -> Any:

@@ -69,11 +69,8 @@ def installed(name: str) -> Iterator[Platform]:
         for archive in archives.values():
             cluster.load_image(archive)
         product.install_chart(cluster, archives)
-        kube = Kube(cluster)
-        try:
+        with Kube(cluster) as kube:
             yield Platform(cluster, kube, archives)
-        finally:
-            kube.close()
     finally:
         if not os.environ.get("STOKER_E2E_KEEP"):
             cluster.down()

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.clientpod import REPOSITORY
+from scenarios.files import EXAMPLES
 from scenarios.kube import Kube, load_manifests
 from scenarios.models import Model
 from scenarios.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
-
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -22,7 +20,6 @@ def test_example_is_accepted_and_gets_its_children(file: Path, kube: Kube, names
     wanted = [
         found["metadata"]["name"] for found in load_manifests(file) if found["kind"] == "ModelDeployment"
     ]
-    assert wanted, f"{file.name} has no ModelDeployment"
     for name in wanted:
         model = Model(kube, namespace, name)
 

@@ -9,7 +9,8 @@ import pytest
 import product
 from scenarios import manifests, models
 from scenarios.audit import AuditLog, Write
-from scenarios.clientpod import REPOSITORY, ClientPod
+from scenarios.clientpod import ClientPod
+from scenarios.files import EXAMPLE
 from scenarios.kube import Kube, Object, is_true, load_manifests, path
 from scenarios.models import Model
 from scenarios.platform import Platform, names, temporary_namespace
@@ -17,7 +18,6 @@ from scenarios.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-EXAMPLE = REPOSITORY / "examples" / "smollm2.yaml"
 CAUSE_WITHIN_S = 5.0  # a cause that a pod shows is in the status this soon
 IDLE_S = 60.0
 

@@ -1,7 +1,7 @@
 """The bar: whatever the cluster goes through, no request that a client sends through the Service fails.
 
 Short requests and long streams arrive at random moments (open loop, fixed seed), each on a new connection,
-none ever retried, while the ModelDeployment is rolled three times, scaled to three and back, and its node drained.
+none ever retried, while the ModelDeployment is rolled thrice, scaled to three and back, and its node drained.
 """
 
 from __future__ import annotations

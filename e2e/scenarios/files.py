@@ -1,0 +1,13 @@
+"""Where the repository keeps what scenarios and integration tests put on an API server."""
+
+from __future__ import annotations
+
+from product import CHART, REPOSITORY
+
+__all__ = ["BENCH", "CHART", "CRD_FILE", "EXAMPLE", "EXAMPLES", "GOLDEN"]
+
+BENCH = REPOSITORY / "bench"
+CRD_FILE = REPOSITORY / "crds" / "modeldeployments.yaml"
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+EXAMPLE = REPOSITORY / "examples" / "smollm2.yaml"
+GOLDEN = sorted((REPOSITORY / "tests" / "operator" / "golden").glob("*.yaml"))

@@ -1,0 +1,35 @@
+"""A real API server with the CRD on it; one for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from cluster import ControlPlane, control_plane
+from scenarios.files import CRD_FILE
+from scenarios.kube import Kube, is_true
+from scenarios.waiting import eventually
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    """etcd and an API server on loopback."""
+    with control_plane() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kube(plane: ControlPlane) -> Iterator[Kube]:
+    """A client of an API server that knows ModelDeployments."""
+    crd = yaml.safe_load(CRD_FILE.read_text())
+    name = crd["metadata"]["name"]
+    with Kube(plane) as client:
+        client.apply(crd)
+
+        def is_served() -> bool:
+            return is_true(client.get("CustomResourceDefinition", name), "Established")
+
+        eventually("the CRD is established", is_served, 30)
+        yield client
