@@ -1,0 +1,137 @@
+"""Writes Kubernetes Events about a ModelDeployment, one for each happening, counted when it comes again.
+
+Events tell a person what went on; conditions carry the state. So an Event that cannot be written is logged
+and counted as dropped, and never fails a pass.
+"""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.errors import AlreadyExists, ApiError, ApiUnreachable, NotFound
+from stoker_operator.cluster.resources import EVENTS
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+MAX_REMEMBERED = 4096
+MAX_NOTE_LENGTH = 1024  # the API's limit
+
+
+@dataclass(frozen=True)
+class EventText:
+    """What an Event says.
+
+    Args:
+        type: Normal or Warning.
+        reason: CamelCase, stable.
+        action: what the operator did, CamelCase.
+        note: for a person.
+    """
+
+    type: str
+    reason: str
+    action: str
+    note: str
+
+
+class EventRecorder:
+    """Writes Events.
+
+    Args:
+        client: the API.
+        clock: the time.
+        instance: name of this process.
+        on_drop: called when an Event was lost.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        clock: Callable[[], datetime],
+        instance: str,
+        on_drop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._instance = instance
+        self._on_drop = on_drop
+        self._counts: OrderedDict[str, int] = OrderedDict()
+
+    async def record(self, about: Object, text: EventText) -> None:
+        """Write one Event about an object, or count it once more."""
+        name = _name(about, text)
+        namespace = about["metadata"]["namespace"]
+        try:
+            count = self._counts.get(name, 0)
+            if count == 0 or not await self._count(namespace, name, count + 1):
+                await self._create(about, text, name)
+        except (ApiError, ApiUnreachable) as error:
+            logger.warning("event %s was not written: %s", text.reason, error)
+            self._on_drop()
+
+    async def _create(self, about: Object, text: EventText, name: str) -> None:
+        namespace = about["metadata"]["namespace"]
+        try:
+            await self._client.create(EVENTS, self._manifest(about, text, name))
+        except AlreadyExists:
+            # Written before this process started.
+            live = await self._client.get(EVENTS, namespace, name)
+            seen = int((live.get("series") or {}).get("count") or 1)
+            await self._count(namespace, name, seen + 1)
+        else:
+            self._remember(name, 1)
+
+    async def _count(self, namespace: str, name: str, count: int) -> bool:
+        series = {"count": count, "lastObservedTime": self._now()}
+        try:
+            await self._client.merge_patch(EVENTS, namespace, name, {"series": series})
+        except NotFound:
+            return False  # the API server drops Events after an hour
+        self._remember(name, count)
+        return True
+
+    def _manifest(self, about: Object, text: EventText, name: str) -> Object:
+        metadata = about["metadata"]
+        regarding = {
+            "apiVersion": about["apiVersion"],
+            "kind": about["kind"],
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        }
+        return {
+            "apiVersion": EVENTS.api_version,
+            "kind": EVENTS.kind,
+            "metadata": {"name": name, "namespace": metadata["namespace"]},
+            "eventTime": self._now(),
+            "reportingController": "stoker.dev/operator",
+            "reportingInstance": self._instance,
+            "type": text.type,
+            "reason": text.reason,
+            "action": text.action,
+            "note": text.note[:MAX_NOTE_LENGTH],
+            "regarding": regarding,
+        }
+
+    def _remember(self, name: str, count: int) -> None:
+        self._counts[name] = count
+        self._counts.move_to_end(name)
+        if len(self._counts) > MAX_REMEMBERED:
+            self._counts.popitem(last=False)
+
+    def _now(self) -> str:
+        return self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _name(about: Object, text: EventText) -> str:
+    """The same happening has the same name, also after a restart."""
+    metadata = about["metadata"]
+    parts = "\0".join((metadata["uid"], text.type, text.reason, text.action, text.note))
+    return f"{metadata['name'][:180]}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"

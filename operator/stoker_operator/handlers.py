@@ -1,0 +1,108 @@
+"""What kopf does for us: logs in, watches ModelDeployments, answers the liveness probe, handles signals.
+
+The handlers decide nothing: an event becomes a key in the queue. Only ``on.event`` is used, because kopf's
+change handlers write annotations and its daemons, timers and delete handlers add finalizers.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import kopf
+
+from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
+from stoker_operator.cluster.transport import Credentials
+
+AddKey = Callable[[tuple[str, str]], None]
+Health = Callable[[], dict[str, Any]]
+
+
+class EndlessBackoff:
+    """Pauses between kopf's retries in seconds, without end: an outage is no reason to restart."""
+
+    def __iter__(self) -> Iterator[float]:
+        """1, 2, 4, ... up to 30 again and again."""
+        pause = 1.0
+        while True:
+            yield pause
+            pause = min(pause * 2, 30.0)
+
+
+def settings() -> kopf.OperatorSettings:
+    """Settings of kopf: no Events, no annotations, no scan for new kinds, no peering."""
+    result = kopf.OperatorSettings()
+    result.posting.enabled = False
+    result.scanning.disabled = True
+    result.peering.standalone = True
+    result.networking.request_timeout = 15.0
+    result.networking.error_backoffs = EndlessBackoff()
+    result.watching.server_timeout = 300
+    result.process.ultimate_exiting_timeout = 20.0
+    return result
+
+
+def connection_info() -> kopf.ConnectionInfo:
+    """Credentials of the service account we run under, else of the kubeconfig.
+
+    Raises:
+        kopf.LoginError: there is neither.
+    """
+    options = settings()
+    found = kopf.login_with_service_account(settings=options) or kopf.login_with_kubeconfig(settings=options)
+    if found is None:
+        raise kopf.LoginError("no Kubernetes credentials: no service account and no kubeconfig (KUBECONFIG)")
+    return found
+
+
+def login() -> Credentials:
+    """The same credentials for our own API client."""
+    found = connection_info()
+    tls = found.as_ssl_context() if found.server.startswith("https:") else None
+    return Credentials(found.server, found.as_http_headers(), tls, found.proxy_url)
+
+
+def registry(add_key: AddKey, health: Health, stop: Callable[[], None]) -> kopf.OperatorRegistry:
+    """The handlers.
+
+    Args:
+        add_key: puts (namespace, name) of a ModelDeployment on the queue.
+        health: what the liveness probe shows; raises when the process should be restarted.
+        stop: called when the process is told to end, while tasks may still finish.
+    """
+    result = kopf.OperatorRegistry()
+
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        return connection_info()
+
+    async def enqueue(namespace: str | None, name: str | None, **_: Any) -> None:
+        add_key((namespace or "", name or ""))
+
+    async def report(**_: Any) -> dict[str, Any]:
+        return health()
+
+    async def clean_up(**_: Any) -> None:
+        stop()
+
+    kopf.on.login(registry=result, id="login", errors=kopf.ErrorsMode.PERMANENT)(log_in)
+    kopf.on.event(
+        MODEL_DEPLOYMENTS.group,
+        MODEL_DEPLOYMENTS.version,
+        MODEL_DEPLOYMENTS.plural,
+        registry=result,
+        id="enqueue",
+    )(enqueue)
+    kopf.on.probe(registry=result, id="operator", errors=kopf.ErrorsMode.PERMANENT)(report)
+    kopf.on.cleanup(registry=result, id="stop")(clean_up)
+    return result
+
+
+def run(
+    handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], liveness_endpoint: str
+) -> Awaitable[None]:
+    """The loop of kopf; ends after SIGTERM or SIGINT, raises when one of its tasks died."""
+    return kopf.operator(
+        registry=handlers,
+        settings=settings(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        liveness_endpoint=liveness_endpoint,
+    )

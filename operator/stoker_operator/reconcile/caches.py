@@ -1,0 +1,162 @@
+"""The caches behind reconcile passes: which kinds are followed, and what one ModelDeployment sees of them."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stoker_operator.api.labels import DEPLOYMENT
+from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
+from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
+from stoker_operator.informer.store import Store
+from stoker_operator.observed import Node, Observed, Reading, Refusal
+
+Object = dict[str, Any]
+Key = tuple[str, str]
+
+CHILDREN = (PODS, SERVICES, PDBS)
+
+
+class Caches:
+    """A store for each kind, the reflectors that fill them, and the objects that only stand in our way.
+
+    Args:
+        source: lists and watches.
+        namespaces: which to follow; empty for the whole cluster.
+        changed: called with the key of a ModelDeployment that something happened to.
+        rng: spreads watch timeouts and back-off.
+        observer: told about restarts of watches.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        namespaces: tuple[str, ...],
+        changed: Callable[[Key], None],
+        rng: random.Random,
+        observer: WatchObserver | None = None,
+    ) -> None:
+        self._changed = changed
+        self._nodes: dict[str, Node] = {}
+        # Objects without our label that hold a name we need: no watch covers them.
+        self._in_the_way: dict[Key, dict[tuple[str, str], Object]] = {}
+        self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=_trim_node)}
+        self.stores |= {kind: Store(index=_owner_keys) for kind in CHILDREN}
+        self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
+        self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
+        self.stores[NODES].subscribe(self._node_changed)
+        for kind in CHILDREN:
+            self.stores[kind].subscribe(self._child_changed)
+        self.reflectors = [
+            Reflector(source, scope, self.stores[scope.resource], rng, observer=observer)
+            for scope in _scopes(namespaces)
+        ]
+
+    def unsynced(self) -> list[str]:
+        """The kinds whose first list has not come yet."""
+        waiting = {r.scope.resource.plural for r in self.reflectors if not r.synced.is_set()}
+        return sorted(waiting)
+
+    def keys(self) -> list[Key]:
+        """Keys of all ModelDeployments."""
+        return self.stores[MODEL_DEPLOYMENTS].all_keys()
+
+    def model(self, key: Key) -> Object | None:
+        """The ModelDeployment as last seen."""
+        return self.stores[MODEL_DEPLOYMENTS].get(*key)
+
+    def observe(
+        self,
+        key: Key,
+        model: Object,
+        readings: Mapping[str, Reading] | None = None,
+        refusals: tuple[Refusal, ...] = (),
+    ) -> Observed:
+        """A snapshot of everything that belongs to one ModelDeployment."""
+        in_the_way = self._in_the_way.get(key, {})
+        pods = self.stores[PODS].indexed(key)
+        pods += [obj for (plural, _), obj in sorted(in_the_way.items()) if plural == PODS.plural]
+        nodes = {name: self._nodes[name] for name in map(_node_name, pods) if name in self._nodes}
+        return Observed(
+            model=model,
+            pods=tuple(pods),
+            service=self._child(SERVICES, key),
+            budget=self._child(PDBS, key),
+            nodes=nodes,
+            readings=readings or {},
+            refusals=refusals,
+        )
+
+    def in_the_way(self, key: Key) -> list[tuple[str, str]]:
+        """(plural, name) of the objects that hold a name this ModelDeployment needs."""
+        return sorted(self._in_the_way.get(key, {}))
+
+    def block(self, key: Key, resource: Resource, obj: Object) -> None:
+        """Remember an object that holds a name we need."""
+        self._in_the_way.setdefault(key, {})[(resource.plural, obj["metadata"]["name"])] = obj
+
+    def unblock(self, key: Key) -> None:
+        """Forget what was in the way; the next pass looks again."""
+        self._in_the_way.pop(key, None)
+
+    def _child(self, resource: Resource, key: Key) -> Object | None:
+        found = self.stores[resource].get(*key)
+        return found if found is not None else self._in_the_way.get(key, {}).get((resource.plural, key[1]))
+
+    def _model_changed(self, model: Object) -> None:
+        metadata = model["metadata"]
+        self._changed((metadata["namespace"], metadata["name"]))
+
+    def _child_changed(self, child: Object) -> None:
+        for key in _owner_keys(child):
+            self._changed(key)
+
+    def _node_changed(self, node: Object) -> None:
+        name = node["metadata"]["name"]
+        held = self.stores[NODES].get("", name)
+        now = None if held is None else _as_node(held)
+        if self._nodes.get(name) == now:
+            return  # a heartbeat
+        if now is None:
+            self._nodes.pop(name, None)
+        else:
+            self._nodes[name] = now
+        for pod in self.stores[PODS].indexed(("", name)):
+            self._child_changed(pod)
+
+
+def _scopes(namespaces: tuple[str, ...]) -> list[Scope]:
+    where: tuple[str | None, ...] = namespaces or (None,)
+    result = [Scope(MODEL_DEPLOYMENTS, namespace) for namespace in where]
+    result += [Scope(kind, namespace, DEPLOYMENT) for kind in CHILDREN for namespace in where]
+    # Nodes belong to the whole cluster, which an operator of single namespaces may not be allowed to read.
+    return [*result, Scope(NODES, required=not namespaces)]
+
+
+def _owner_keys(child: Object) -> list[Key]:
+    metadata = child["metadata"]
+    owner = (metadata.get("labels") or {}).get(DEPLOYMENT)
+    return [(metadata.get("namespace") or "", owner)] if owner else []
+
+
+def _node_keys(pod: Object) -> list[Key]:
+    """Index key of the pod's node; no ModelDeployment has an empty namespace, so the two never meet."""
+    return [("", _node_name(pod))] if _node_name(pod) else []
+
+
+def _node_name(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
+def _trim_node(node: Object) -> Object:
+    """A node's status lists its images: megabytes in a cluster, and nobody here reads them."""
+    metadata = {name: node["metadata"].get(name) for name in ("name", "uid", "resourceVersion")}
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready = [condition for condition in conditions if condition.get("type") == "Ready"]
+    unschedulable = bool((node.get("spec") or {}).get("unschedulable"))
+    return {"metadata": metadata, "spec": {"unschedulable": unschedulable}, "status": {"conditions": ready}}
+
+
+def _as_node(node: Object) -> Node:
+    conditions = node["status"]["conditions"]
+    is_ready = all(condition.get("status") == "True" for condition in conditions)
+    return Node(is_schedulable=not node["spec"]["unschedulable"], is_ready=is_ready)
