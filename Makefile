@@ -21,11 +21,13 @@ else
 TORCH_ARGS :=
 endif
 
+# Image builds read these, too.
+export STOKER_WHEELS TORCH_INDEX_URL
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install lock fmt lint test test-fast
+.PHONY: help install lock fmt lint test test-fast images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -46,20 +48,32 @@ lock: ## re-pin the dependencies (after an edit of pyproject.toml)
 	$(LOCK) --extra operator --output-file requirements/operator.txt
 	$(LOCK) --extra runtime --output-file requirements/runtime.txt
 	$(LOCK) --extra runtime --extra operator --extra dev --output-file requirements/dev.txt
+	sed -n '/^\[build-system\]/,/^$$/s/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile --quiet --generate-hashes \
+	    --python-version 3.11 --no-header --output-file requirements/build.txt -
 
 fmt: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix --select I .
 
-lint: install ## ruff, mypy, import-linter, shellcheck
+lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifest against the API's schemas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
+	$(BIN)/python e2e/check_manifests.py
 
 test: install ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu"
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x
+
+images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
+	$(BIN)/python e2e/product.py
+
+demo: install ## a cluster, the chart, a model, a streamed answer; run it again at any time
+	$(BIN)/python e2e/demo.py up
+
+demo-down: install ## remove the demo's cluster and all it left
+	$(BIN)/python e2e/demo.py down

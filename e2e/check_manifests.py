@@ -1,0 +1,173 @@
+"""Check every manifest we ship against the API it is meant for; part of `make lint`.
+
+The chart is linted and rendered with several settings; each result and each file of examples/ is validated:
+Kubernetes' own objects against its published schemas, ModelDeployments against our CRD, and unknown fields
+are refused in both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+from cluster import ClusterError, build
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHART = REPOSITORY / "charts" / "stoker"
+CRD = REPOSITORY / "crds" / "modeldeployments.yaml"
+KUBERNETES = "1.37"
+# Kinds of other projects' CRDs, for which no schema is at hand.
+FOREIGN_KINDS = frozenset({"PodMonitor"})
+RENDERINGS: Mapping[str, tuple[str, ...]] = {
+    "defaults": (),
+    "two namespaces": ("namespaces={team-a,team-b}", "allowFileSources=true"),
+    "monitored": ("monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.team=ml"),
+    "no CRD, no RBAC": ("crds.install=false", "rbac.create=false", "serviceAccount.name=ours"),
+    "placed": (
+        "imagePullSecrets[0].name=pull",
+        "nodeSelector.pool=system",
+        "tolerations[0].operator=Exists",
+        "priorityClassName=system-cluster-critical",
+        "extraEnv[0].name=HTTPS_PROXY",
+        "extraEnv[0].value=http://proxy:3128",
+        "podAnnotations.a=b",
+        "podLabels.c=d",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that the API server would refuse."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+def closed(schema: Any) -> Any:
+    """Return an OpenAPI schema that refuses fields it does not name, as strict validation does."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    has_fields = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    if has_fields and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+def modeldeployment_schema(crd: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of the served version of a CRD, unknown fields refused."""
+    (version,) = [version for version in crd["spec"]["versions"] if version["served"]]
+    schema: dict[str, Any] = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"].update(
+        apiVersion={"type": "string"}, kind={"type": "string"}, metadata={"type": "object"}
+    )
+    return schema
+
+
+def check(manifest: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with one manifest, if anything.
+
+    Args:
+        manifest: an object of any kind.
+        schema: what `modeldeployment_schema` returned.
+    """
+    kind = manifest.get("kind", "")
+    if kind in FOREIGN_KINDS:
+        return None
+    try:
+        if kind == "ModelDeployment":
+            jsonschema.validate(manifest, schema)
+        else:
+            kubernetes_validate.validate(dict(manifest), KUBERNETES, strict=True)
+    except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
+        path = ".".join(str(part) for part in error.absolute_path)
+        return f"{kind}: {path or 'object'}: {error.message}"
+    except kubernetes_validate.SchemaNotFoundError as error:
+        return str(error.message)
+    return None
+
+
+def documents(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a YAML stream, lists unfolded."""
+    for document in yaml.safe_load_all(text):
+        if document:
+            yield document
+
+
+def helm() -> str:
+    """Return a helm: the one on PATH, else the one that the test cluster's tools include."""
+    return shutil.which("helm") or build.ensure("charts")["helm"]
+
+
+def render(program: str, settings: tuple[str, ...]) -> str:
+    """Return the chart's manifests with some values set.
+
+    Raises:
+        ClusterError: helm refused; its output is in the text.
+    """
+    command = [program, "template", "stoker", str(CHART), "--namespace=stoker-system"]
+    for setting in settings:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"helm template {' '.join(settings)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def lint_chart(program: str) -> Iterator[Problem]:
+    """Yield what `helm lint --strict` finds."""
+    done = subprocess.run(
+        [program, "lint", "--strict", "--quiet", str(CHART)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        yield Problem("helm lint", done.stdout.strip())
+
+
+def problems() -> Iterator[Problem]:
+    """Yield every problem of the chart and the examples."""
+    schema = modeldeployment_schema(yaml.safe_load(CRD.read_text()))
+    program = helm()
+    yield from lint_chart(program)
+    sources = {f"chart ({name})": render(program, settings) for name, settings in RENDERINGS.items()}
+    sources |= {
+        f"examples/{path.name}": path.read_text() for path in sorted((REPOSITORY / "examples").glob("*.yaml"))
+    }
+    for where, text in sources.items():
+        for manifest in documents(text):
+            if what := check(manifest, schema):
+                yield Problem(where, what)
+
+
+def main() -> int:
+    """Print the problems; the exit status says whether there were any."""
+    try:
+        found = list(problems())
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

