@@ -1,0 +1,92 @@
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fakeapi.client import everything, put
+from fakeapi.core import FakeApi
+from fakeapi.faults import Fault
+from virtual_time import run_virtual
+
+from stoker_operator.cluster import events as module
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.events import EventRecorder, EventText
+
+STARTED = EventText("Normal", "PodCreated", "CreatePod", "created pod m-1")
+FAILED = EventText("Warning", "OutOfMemory", "Observe", "x" * 2000)
+
+
+class World:
+    def __init__(self) -> None:
+        self.api = FakeApi()
+        self.model = put(
+            self.api, "modeldeployments", {"metadata": {"name": "m", "namespace": "ns"}, "spec": {}}
+        )
+        self.dropped = 0
+        self.recorder = self.make_recorder()
+
+    def make_recorder(self) -> EventRecorder:
+        def drop() -> None:
+            self.dropped += 1
+
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        return EventRecorder(KubeClient(self.api), lambda: now, "pod-1", drop)
+
+    def record(self, text: EventText) -> None:
+        run_virtual(self.recorder.record(self.model, text))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return everything(self.api, "events")
+
+
+def test_the_first_time_is_an_event_and_every_further_time_a_count() -> None:
+    world = World()
+    for _ in range(3):
+        world.record(STARTED)
+    (event,) = world.events
+    assert event["regarding"]["uid"] == world.model["metadata"]["uid"]
+    assert (event["reason"], event["note"], event["type"]) == ("PodCreated", "created pod m-1", "Normal")
+    assert event["eventTime"] == "2026-01-01T00:00:00.000000Z"
+    assert event["series"] == {"count": 3, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}
+
+
+def test_different_happenings_are_different_events_and_long_notes_are_cut() -> None:
+    world = World()
+    world.record(STARTED)
+    world.record(FAILED)
+    assert sorted(event["reason"] for event in world.events) == ["OutOfMemory", "PodCreated"]
+    assert max(len(event["note"]) for event in world.events) == 1024
+
+
+def test_a_restarted_operator_goes_on_counting() -> None:
+    world = World()
+    world.record(STARTED)
+    world.record(STARTED)
+    world.recorder = world.make_recorder()
+    world.record(STARTED)
+    assert [event["series"]["count"] for event in world.events] == [3]
+
+
+def test_an_event_that_expired_is_written_anew() -> None:
+    world = World()
+    world.record(STARTED)
+    world.api.storage.delete("events", ("ns", world.events[0]["metadata"]["name"]))
+    world.record(STARTED)
+    assert ["series" in event for event in world.events] == [False]
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVER_ERROR, Fault.THROTTLED, Fault.CONFLICT, Fault.RESET_BEFORE])
+def test_a_failure_drops_the_event_visibly_and_raises_nothing(fault: Fault) -> None:
+    world = World()
+    world.api.injector = lambda call: fault if call.is_write else None
+    world.record(STARTED)
+    assert (world.dropped, world.events) == (1, [])
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
+    world = World()
+    for number in range(5):
+        world.record(EventText("Normal", "R", "A", f"note {number}"))
+    assert len(world.recorder._counts) == 2
+    assert len(world.events) == 5
