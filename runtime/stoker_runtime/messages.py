@@ -84,6 +84,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it, when finish_reason is stop
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache at first admission
+    queue_s: float | None = None  # with the first tokens: from AddRequest.arrival_s to first admission
     error: str | None = None
 
 

@@ -1,0 +1,66 @@
+"""Reading a request: its size, its type, its JSON."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.server.problems import invalid_body
+
+# A client that sends too much gets its answer only if we read on for a while: closing at once resets the
+# connection before it has looked.
+_DISCARD_FACTOR = 8
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+async def read_body(request: Request, model: type[BodyT], max_bytes: int) -> BodyT:
+    """Read and check a JSON body.
+
+    Raises:
+        RequestError: 413 too large, 415 not JSON, 400 anything else; names the field at fault.
+        ClientDisconnect: the client left in the middle of its body.
+    """
+    content_type = request.headers.get("content-type", "application/json")
+    kind = content_type.partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    data = await _read(request, max_bytes)
+    if not is_json:
+        raise RequestError(
+            f"the body is {kind or 'of no type'}; send JSON with the header Content-Type: application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    num_bytes = int(announced) if announced.isdecimal() else 0
+    if num_bytes > max_bytes * _DISCARD_FACTOR:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= max_bytes:
+            chunks.append(chunk)
+        elif size > max_bytes * _DISCARD_FACTOR:
+            break
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
+        f"the body is larger than {max_bytes} bytes, the limit of this server",
+        status=413,
+        code="request_too_large",
+    )

@@ -1,0 +1,104 @@
+"""The engine's process: started first, joined over a private Unix socket, and buried when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.errors import EngineDead
+from stoker_runtime.server.client import EngineClient
+
+logger = logging.getLogger(__name__)
+
+ENGINE_COMMAND = (sys.executable, "-m", "stoker_runtime.engine")
+# From the end of the connection to the end of the process, and from Shutdown to the end of both.
+_BURIAL_S = 5.0
+_GOODBYE_S = 10.0
+_READ_BUFFER_BYTES = 1024**2
+
+
+class EngineProcess:
+    """One engine process and its connection.
+
+    Args:
+        client: speaks with it.
+        config: what it serves.
+        command: the program; gets --socket and --config.
+    """
+
+    def __init__(
+        self, client: EngineClient, config: EngineConfig, command: Sequence[str] = ENGINE_COMMAND
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._command = command
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start it in the background; when it is gone, whatever the reason, the client knows."""
+        self._running = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ask it to exit, and kill it when it does not."""
+        assert self._running is not None
+        self._client.shutdown()
+        _, late = await asyncio.wait({self._running}, timeout=_GOODBYE_S)
+        if late:
+            logger.warning("the engine did not exit in time; killing it")
+            self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            self._client.die(EngineDead(await self._serve()))
+        except OSError as error:
+            self._client.die(EngineDead(f"it could not be started: {error}"))
+
+    async def _serve(self) -> str:
+        """Run the process to its end; return why it ended."""
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+        connected = asyncio.get_running_loop().create_future()
+
+        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if connected.done():
+                writer.close()  # one engine, one connection
+            else:
+                connected.set_result((reader, writer))
+
+        # The folder is for this user only, and with it the socket.
+        with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
+            path = Path(folder) / "engine.sock"
+            async with await asyncio.start_unix_server(on_connect, path, limit=_READ_BUFFER_BYTES):
+                process = await asyncio.create_subprocess_exec(
+                    *self._command, "--socket", str(path), "--config", self._config.to_json()
+                )
+                logger.info("started the engine", extra={"engine_pid": process.pid})
+                exited = asyncio.create_task(process.wait())
+                try:
+                    first: set[asyncio.Future[Any]] = {exited, connected}
+                    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                    reason = "it ended before it connected"
+                    if connected.done():
+                        reason = await self._client.run(*connected.result())
+                    await asyncio.wait({exited}, timeout=_BURIAL_S)
+                finally:
+                    if process.returncode is None:
+                        process.kill()
+                    status = await exited
+        return self._explain(reason, status)
+
+    def _explain(self, reason: str, status: int) -> str:
+        if self._client.failed is not None:
+            return reason
+        if status < 0:
+            name = signal.Signals(-status).name
+            hint = "; it may have run out of memory" if status == -signal.SIGKILL else ""
+            return f"{reason}; its process was ended by {name}{hint}"
+        return f"{reason}; its process ended with status {status}"

@@ -1,0 +1,95 @@
+"""The inference endpoints: a body becomes a generation, and its answer a response."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stoker_runtime.messages import EngineReady, SamplingParams
+from stoker_runtime.server.body import read_body
+from stoker_runtime.server.generation import Generation
+from stoker_runtime.server.prompt import TextRoom, check_length, check_token_ids
+from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody
+from stoker_runtime.server.respond import respond
+from stoker_runtime.server.sampling import chat_sampling, completion_sampling
+from stoker_runtime.server.serving import Serving
+from stoker_runtime.server.wire import ChatShape, CompletionShape, Head, Shape
+
+
+async def complete(serving: Serving, request: Request) -> Response:
+    """Answer POST /v1/completions."""
+    body = await read_body(request, CompletionBody, serving.config.max_request_bytes)
+    text, ready = _opened(serving, request, body)
+    sampling = completion_sampling(body, text.assets.generation_defaults, ready.vocab_size)
+    prompts = []
+    for prompt in body.prompt:
+        prompts.append(await _prompt_ids(text, prompt, ready.vocab_size))
+        check_length(len(prompts[-1]), serving.max_model_len, "prompt")
+    shape = CompletionShape(
+        _head(serving, "cmpl"),
+        text.token_bytes,
+        has_logprobs=body.logprobs is not None,
+        include_usage=_include_usage(body),
+    )
+    return await _generate(serving, request, body, _generation(body, prompts, sampling), shape)
+
+
+async def chat(serving: Serving, request: Request) -> Response:
+    """Answer POST /v1/chat/completions."""
+    body = await read_body(request, ChatBody, serving.config.max_request_bytes)
+    text, ready = _opened(serving, request, body)
+    sampling = chat_sampling(body, text.assets.generation_defaults, ready.vocab_size, serving.max_model_len)
+    prompt = await text.chat_ids(body.messages, extra=body.chat_template_kwargs)
+    check_length(len(prompt), serving.max_model_len, "messages")
+    shape = ChatShape(
+        _head(serving, "chatcmpl"),
+        text.token_bytes,
+        has_logprobs=bool(body.logprobs),
+        include_usage=_include_usage(body),
+    )
+    return await _generate(serving, request, body, _generation(body, [prompt], sampling), shape)
+
+
+def _opened(serving: Serving, request: Request, body: SamplingBody) -> tuple[TextRoom, EngineReady]:
+    request.state.record.user = body.user
+    serving.check_model(body.model)
+    return serving.loaded()
+
+
+def _head(serving: Serving, kind: str) -> Head:
+    return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), serving.config.served_model_names[0])
+
+
+def _include_usage(body: SamplingBody) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
+async def _prompt_ids(text: TextRoom, prompt: str | list[int], vocab_size: int) -> list[int]:
+    if isinstance(prompt, str):
+        return await text.prompt_ids(prompt)
+    check_token_ids(prompt, vocab_size, "prompt")
+    return prompt
+
+
+def _generation(body: SamplingBody, prompts: list[list[int]], sampling: SamplingParams) -> Generation:
+    return Generation(
+        prompts=prompts,
+        sampling=sampling,
+        n=body.n or 1,
+        stop=body.stop,
+        include_stop=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        cache_salt=body.cache_salt or "",
+    )
+
+
+async def _generate(
+    serving: Serving, request: Request, body: SamplingBody, generation: Generation, shape: Shape
+) -> Response:
+    answer = serving.start(generation, request.state.arrival_s)
+    return await respond(
+        request, answer, shape, is_stream=bool(body.stream), include_usage=_include_usage(body)
+    )

@@ -1,0 +1,219 @@
+"""What /metrics says, under vLLM's metric names: dashboards, scalers and pickers made for it work unchanged.
+
+Latencies are measured here, from a request's arrival to the moment its tokens reached this process; the
+engine's gauges and totals are read from its latest stats when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from stoker_runtime.messages import EngineReady, EngineStats
+
+_LABELS = ["model_name", "engine"]
+_ENGINE = "0"
+# Seconds. The edges are vLLM's, so that quantiles of both can be compared.
+_TTFT_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_ITL_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_LATENCY_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+
+
+def _token_buckets(max_model_len: int) -> list[float]:
+    """Return 1, 2, 5, 10, 20, ... up to the model's length."""
+    edges = [step * 10**power for power in range(9) for step in (1, 2, 5)]
+    return [float(edge) for edge in edges if edge <= max_model_len] or [1.0]
+
+
+_MAX_TOKENS = _token_buckets(1_000_000)
+
+
+class Metrics:
+    """All metrics of one server process, in a registry of its own.
+
+    Args:
+        model_name: the name answers carry; a label of every metric.
+        stats: returns the engine's latest stats.
+        ready: returns what the engine said of itself; None until it has.
+    """
+
+    def __init__(
+        self, model_name: str, stats: Callable[[], EngineStats], ready: Callable[[], EngineReady | None]
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(model_name, stats, ready))
+        self._labels = (model_name, _ENGINE)
+        self.ttft = self._histogram("time_to_first_token", "Arrival to the first token.", _TTFT_S)
+        self.itl = self._histogram("inter_token_latency", "Between two tokens of a request.", _ITL_S)
+        self.per_token = self._histogram(
+            "request_time_per_output_token", "Mean time per output token after the first.", _ITL_S
+        )
+        self.e2e = self._histogram("e2e_request_latency", "Arrival to the last token.", _LATENCY_S)
+        self.queue = self._histogram("request_queue_time", "Arrival to the first admission.", _LATENCY_S)
+        self.prefill = self._histogram(
+            "request_prefill_time", "First admission to the first token.", _LATENCY_S
+        )
+        self.decode = self._histogram("request_decode_time", "First to last token.", _LATENCY_S)
+        self.inference = self._histogram(
+            "request_inference_time", "First admission to the last token.", _LATENCY_S
+        )
+        self.prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens.", _MAX_TOKENS, unit="")
+        self.output_sizes = self._histogram(
+            "request_generation_tokens", "Output tokens.", _MAX_TOKENS, unit=""
+        )
+        self.prompt_tokens = self._counter(
+            "vllm:prompt_tokens", "Prompt tokens of requests that began to answer."
+        )
+        self.output_tokens = self._counter("vllm:generation_tokens", "Output tokens.")
+        self._success = Counter(
+            "vllm:request_success",
+            "Requests that ended, by how.",
+            [*_LABELS, "finished_reason"],
+            registry=self._registry,
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            self._success.labels(*self._labels, reason)
+        self._http = Counter(
+            "http_requests",
+            "HTTP requests answered.",
+            ["method", "handler", "status"],
+            registry=self._registry,
+        )
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], unit: str = "_seconds") -> Histogram:
+        metric = Histogram(
+            f"vllm:{name}{unit}", text, _LABELS, buckets=list(buckets), registry=self._registry
+        )
+        return metric.labels(*self._labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, _LABELS, registry=self._registry).labels(*self._labels)
+
+    def ended(self, reason: str) -> None:
+        """Count a request that ended: stop, length, abort or error."""
+        self._success.labels(*self._labels, reason).inc()
+
+    def answered(self, method: str, handler: str, status: int) -> None:
+        """Count an HTTP response."""
+        self._http.labels(method, handler, f"{status // 100}xx").inc()
+
+    def render(self) -> bytes:
+        """Return the text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class RequestTimer:
+    """Times one engine request.
+
+    Args:
+        metrics: where observations go.
+        arrival_s: when its HTTP request came, on the clock of the other times.
+        num_prompt_tokens: tokens of its prompt.
+    """
+
+    def __init__(self, metrics: Metrics, arrival_s: float, num_prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._arrival_s = arrival_s
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_output_tokens = 0
+        self._admitted_s: float | None = None
+        self._last_s = arrival_s
+        self._has_ended = False
+        self.first_s: float | None = None
+
+    def tokens(self, at_s: float, num_tokens: int, queue_s: float | None) -> None:
+        """Note output tokens that arrived at a time; queue_s comes with the first of them."""
+        if num_tokens == 0:
+            return
+        if queue_s is not None:
+            self._admitted_s = self._arrival_s + queue_s
+            self._metrics.queue.observe(queue_s)
+        if self.first_s is None:
+            self.first_s = at_s
+            self._metrics.ttft.observe(at_s - self._arrival_s)
+            self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            if self._admitted_s is not None:
+                self._metrics.prefill.observe(at_s - self._admitted_s)
+        else:
+            self._metrics.itl.observe((at_s - self._last_s) / num_tokens)
+        self._last_s = at_s
+        self._num_output_tokens += num_tokens
+        self._metrics.output_tokens.inc(num_tokens)
+
+    def end(self, reason: str) -> None:
+        """Note the end; later calls change nothing."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        metrics = self._metrics
+        metrics.ended(reason)
+        if reason not in ("stop", "length") or self.first_s is None:
+            return
+        metrics.e2e.observe(self._last_s - self._arrival_s)
+        metrics.decode.observe(self._last_s - self.first_s)
+        metrics.prompt_sizes.observe(self._num_prompt_tokens)
+        metrics.output_sizes.observe(self._num_output_tokens)
+        if self._num_output_tokens > 1:
+            metrics.per_token.observe((self._last_s - self.first_s) / (self._num_output_tokens - 1))
+        if self._admitted_s is not None:
+            metrics.inference.observe(self._last_s - self._admitted_s)
+
+
+class _EngineCollector(Collector):
+    """The engine's gauges and totals, read at scrape time."""
+
+    def __init__(
+        self, model_name: str, stats: Callable[[], EngineStats], ready: Callable[[], EngineReady | None]
+    ) -> None:
+        self._labels = [model_name, _ENGINE]
+        self._stats = stats
+        self._ready = ready
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families as of now."""
+        stats = self._stats()
+        gauges = (
+            ("vllm:num_requests_running", "Requests in the current step.", stats.num_running),
+            ("vllm:num_requests_waiting", "Requests waiting for admission.", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Used KV blocks of all, 0 to 1.", stats.kv_usage),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(name, text, labels=_LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        counters = (
+            ("vllm:num_preemptions", "Requests preempted to free KV blocks.", stats.num_preemptions),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                stats.prefix_queries,
+            ),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits),
+        )
+        for name, text, value in counters:
+            counter = CounterMetricFamily(name, text, labels=_LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        ready = self._ready()
+        if ready is not None:
+            info = GaugeMetricFamily(
+                "vllm:cache_config_info",
+                "The KV cache's shape.",
+                labels=[*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype"],
+            )
+            info.add_metric([*self._labels, str(ready.block_size), str(ready.num_blocks), ready.dtype], 1)
+            yield info

@@ -1,0 +1,100 @@
+"""Errors as clients see them: an OpenAI error body, its status and its headers. Pure but for the response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from stoker_runtime.errors import EngineDead, RequestError
+
+_CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "unsupported": "unsupported_parameter",
+    "json_invalid": "invalid_json",
+}
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    return {
+        "error": {
+            "message": str(error),
+            "type": error.error_type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the error as an HTTP response."""
+    all_headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        all_headers["retry-after"] = str(error.retry_after_s)
+    return Response(
+        msgspec.json.encode(error_body(error)),
+        status_code=error.status,
+        headers=all_headers,
+        media_type="application/json",
+    )
+
+
+def error_event(error: RequestError) -> bytes:
+    """Return the error as the last event of a stream. No [DONE] follows: the answer is not complete."""
+    return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
+
+
+def internal_error() -> RequestError:
+    """Return what a client learns of a failure of ours: nothing but that it was logged."""
+    return RequestError(
+        "the server failed to answer; its log has the details under this request's x-request-id",
+        status=500,
+        error_type="server_error",
+        code="internal_error",
+    )
+
+
+def unavailable(message: str, *, retry_after_s: int | None = 1, code: str = "unavailable") -> RequestError:
+    """Return a 503 that another replica, or this one a little later, may answer."""
+    return RequestError(
+        message, status=503, error_type="server_error", code=code, retry_after_s=retry_after_s
+    )
+
+
+def engine_dead(error: EngineDead) -> RequestError:
+    """Return what clients learn when the engine is gone."""
+    return unavailable(f"the engine stopped: {error}", code="engine_dead")
+
+
+def invalid_body(error: ValidationError) -> RequestError:
+    """Return the first problem of a body as an error that names the field and what is wrong with it."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    kind, message = problem["type"], problem["msg"]
+    param = field_path(problem["loc"]) or (problem.get("ctx") or {}).get("param")
+    code = _CODES.get(kind, "invalid_value")
+    if kind == "json_invalid":
+        return RequestError(f"the body is not valid JSON: {message.partition(': ')[2]}", code=code)
+    if param is None:
+        return RequestError("the body must be a JSON object", code=code)
+    if kind == "extra_forbidden":
+        text = f"`{param}` is not a parameter of this endpoint"
+    elif kind == "missing":
+        text = f"`{param}` is required"
+    elif kind in ("unsupported", "invalid"):
+        text = f"`{param}` {message}"
+    else:
+        text = f"`{param}`: {message[:1].lower()}{message[1:]}"
+    return RequestError(text, param=param, code=code)
+
+
+def field_path(location: tuple[int | str, ...]) -> str | None:
+    """Spell a field's place as a client would: ``messages[0].content``."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.lstrip(".") or None

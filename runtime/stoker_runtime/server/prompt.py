@@ -1,0 +1,129 @@
+"""A request's text as prompt tokens: chat template, tokenizer, checks. Large texts leave the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jinja2
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.server.detokenize import TokenBytes
+from stoker_runtime.server.protocol import Message
+from stoker_runtime.server.template import ChatTemplate
+from stoker_runtime.tokenizer_files import Assets
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# About a millisecond of tokenizing; a thread costs a fraction of that.
+INLINE_CHARS = 4096
+
+
+class TextRoom:
+    """The text side of the model being served.
+
+    Args:
+        assets: the model's tokenizer, chat template and special tokens.
+
+    Raises:
+        ModelError: reason UnsupportedModel; see TokenBytes.
+    """
+
+    def __init__(self, assets: Assets) -> None:
+        self.assets = assets
+        self.token_bytes = TokenBytes(assets.tokenizer)
+        self._template, self._no_template_reason = _compile(assets)
+        # One at a time: a second tokenizing thread would only take its core from the engine.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+
+    async def prompt_ids(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the tokens of a plain prompt."""
+        return await self._run(len(prompt), lambda: self._encode(prompt, add_special_tokens))
+
+    async def chat_ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the tokens of messages as the chat template renders them. It writes special tokens itself.
+
+        Raises:
+            RequestError: 400; the model has no chat template, or the template refuses the messages.
+        """
+        template = self._template
+        if template is None:
+            raise RequestError(self._no_template_reason, param="messages", code="no_chat_template")
+        plain = [
+            message.model_dump(include={"role", "content", "name"}, exclude_none=True) for message in messages
+        ]
+
+        def render_and_encode() -> list[int]:
+            text = template.render(plain, add_generation_prompt=add_generation_prompt, extra=extra)
+            return self._encode(text, add_special_tokens)
+
+        return await self._run(sum(len(message.content) for message in messages), render_and_encode)
+
+    async def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens included."""
+        decode = self.assets.tokenizer.decode
+        return await self._run(len(token_ids), lambda: str(decode(token_ids, skip_special_tokens=False)))
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # The batch call lets go of the interpreter lock while it works; the single one does not.
+        encodings = self.assets.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encodings[0].ids)
+
+    async def _run(self, size: int, work: Callable[[], T]) -> T:
+        if size <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _compile(assets: Assets) -> tuple[ChatTemplate | None, str]:
+    """Return the chat template, or why there is none: completions work without one."""
+    if assets.chat_template is None:
+        return None, "this model has no chat template; use /v1/completions"
+    try:
+        return ChatTemplate(assets.chat_template, assets.special_tokens), ""
+    except jinja2.TemplateError as error:
+        logger.warning("the model's chat template cannot be used: %s", error)
+        return None, f"this model's chat template cannot be used ({error}); use /v1/completions"
+
+
+def check_token_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        RequestError: 400.
+    """
+    highest = max(token_ids, default=0)
+    if highest >= vocab_size:
+        raise RequestError(
+            f"`{param}` holds token {highest}, but the vocabulary ends at {vocab_size - 1}",
+            param=param,
+            code="invalid_value",
+        )
+
+
+def check_length(num_tokens: int, max_model_len: int, param: str) -> None:
+    """Refuse a prompt that is empty or leaves no room for an answer.
+
+    Raises:
+        RequestError: 400; context_length_exceeded when it is too long.
+    """
+    if num_tokens == 0:
+        raise RequestError(f"`{param}` has no tokens", param=param, code="invalid_value")
+    if num_tokens >= max_model_len:
+        raise RequestError(
+            f"`{param}` has {num_tokens} tokens, but prompt and answer together may have {max_model_len}",
+            param=param,
+            code="context_length_exceeded",
+        )

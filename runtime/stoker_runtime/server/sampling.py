@@ -1,0 +1,92 @@
+"""A request's sampling fields, with the model's own defaults, as the engine takes them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.messages import SamplingParams
+from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody
+
+DEFAULT_COMPLETION_TOKENS = 16
+# Dividing logits by less than this overflows; the distribution is a single token well before.
+_GREEDY_BELOW = 1e-5
+
+
+def completion_sampling(
+    body: CompletionBody, defaults: Mapping[str, float], vocab_size: int
+) -> SamplingParams:
+    """Return how the tokens of a completion are chosen.
+
+    Args:
+        body: the request.
+        defaults: the model's generation defaults, by the request fields' names.
+        vocab_size: token ids are below it.
+
+    Raises:
+        RequestError: 400; a token id is beyond the vocabulary, or min_tokens is above max_tokens.
+    """
+    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    return _sampling(body, max_tokens, body.logprobs, defaults, vocab_size)
+
+
+def chat_sampling(
+    body: ChatBody, defaults: Mapping[str, float], vocab_size: int, max_model_len: int
+) -> SamplingParams:
+    """Return how the tokens of a chat answer are chosen; without a limit it may fill the model's length.
+
+    Raises:
+        RequestError: as completion_sampling.
+    """
+    max_tokens = body.max_completion_tokens or body.max_tokens or max_model_len
+    return _sampling(
+        body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None, defaults, vocab_size
+    )
+
+
+def _sampling(
+    body: SamplingBody,
+    max_tokens: int,
+    logprobs: int | None,
+    defaults: Mapping[str, float],
+    vocab_size: int,
+) -> SamplingParams:
+    _check_ids("logit_bias", body.logit_bias, vocab_size)
+    _check_ids("stop_token_ids", body.stop_token_ids or [], vocab_size)
+    if (body.min_tokens or 0) > max_tokens:
+        raise RequestError(
+            f"`min_tokens` is {body.min_tokens}, above the {max_tokens} tokens the answer may have",
+            param="min_tokens",
+            code="invalid_value",
+        )
+
+    def pick(value: float | None, name: str, fallback: float) -> float:
+        return defaults.get(name, fallback) if value is None else value
+
+    temperature = pick(body.temperature, "temperature", 1.0)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens or 0,
+        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+        top_p=pick(body.top_p, "top_p", 1.0),
+        top_k=max(0, int(pick(body.top_k, "top_k", 0))),
+        min_p=pick(body.min_p, "min_p", 0.0),
+        seed=None if body.seed is None else body.seed % 2**63,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=pick(body.repetition_penalty, "repetition_penalty", 1.0),
+        logit_bias=body.logit_bias,
+        stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+    )
+
+
+def _check_ids(param: str, token_ids: Mapping[int, float] | list[int], vocab_size: int) -> None:
+    wrong = [token_id for token_id in token_ids if token_id >= vocab_size]
+    if wrong:
+        raise RequestError(
+            f"`{param}` names token {wrong[0]}, but the vocabulary ends at {vocab_size - 1}",
+            param=param,
+            code="invalid_value",
+        )

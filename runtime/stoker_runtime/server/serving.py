@@ -1,0 +1,225 @@
+"""What the routes share: the engine, the model's text side, the limits, and requests on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from stoker_runtime.config import ServerConfig
+from stoker_runtime.errors import EngineDead, RequestError
+from stoker_runtime.messages import EngineReady
+from stoker_runtime.server.client import EngineClient, Ticket
+from stoker_runtime.server.generation import Choice, Delta, Generation, Usage, add_requests, usage
+from stoker_runtime.server.metrics import Metrics, RequestTimer
+from stoker_runtime.server.problems import engine_dead, unavailable
+from stoker_runtime.server.prompt import TextRoom
+
+
+class Serving:
+    """One model being served.
+
+    Args:
+        config: names and limits.
+        client: the connection to the engine.
+        max_running: requests the engine runs side by side at most.
+    """
+
+    def __init__(self, config: ServerConfig, client: EngineClient, max_running: int) -> None:
+        self.config = config
+        self.client = client
+        self.max_running = max_running
+        self.metrics = Metrics(config.served_model_names[0], lambda: client.stats, lambda: client.ready)
+        self.text: TextRoom | None = None  # set once the tokenizer is loaded
+        self.is_draining = False
+        self.in_flight = 0  # HTTP inference requests not yet fully answered
+        self.is_idle = asyncio.Event()
+        self.is_idle.set()
+        self.started_at = int(time.time())
+
+    @property
+    def not_ready_reason(self) -> str | None:
+        """Why new requests should go elsewhere; None when they should come."""
+        if self.client.dead is not None:
+            return "EngineDead"
+        if self.is_draining:
+            return "Draining"
+        if self.client.ready is None or self.text is None:
+            return "LoadingModel"
+        return None if self.client.is_healthy else "EngineSilent"
+
+    def loaded(self) -> tuple[TextRoom, EngineReady]:
+        """Return the text side and what the engine said of itself.
+
+        Raises:
+            RequestError: 503; the model is still loading, or the engine is gone.
+        """
+        if self.client.dead is not None:
+            raise engine_dead(self.client.dead)
+        if self.text is None or self.client.ready is None:
+            raise unavailable("the model is still loading", retry_after_s=5, code="loading")
+        return self.text, self.client.ready
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens that one request may have: the model's length, or all of the KV cache.
+
+        Only known once the engine is ready.
+        """
+        ready = self.client.ready
+        assert ready is not None
+        return min(ready.max_model_len, ready.num_blocks * ready.block_size)
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not served here.
+
+        Raises:
+            RequestError: 404, model_not_found.
+        """
+        if name is not None and name not in self.config.served_model_names:
+            raise RequestError(
+                f"there is no model {name!r} here, but {', '.join(self.config.served_model_names)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def entered(self) -> None:
+        """Count an inference request in."""
+        self.in_flight += 1
+        self.is_idle.clear()
+
+    def left(self) -> None:
+        """Count an inference request out, once it is fully answered or its client is gone."""
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self.is_idle.set()
+
+    def admit(self, num_requests: int) -> None:
+        """Refuse what would have to wait behind a full queue.
+
+        Raises:
+            RequestError: 429, with a Retry-After; 400 for a request that alone is more than the queue takes.
+        """
+        stats, limit = self.client.stats, self.config.max_queue
+        if num_requests > self.max_running + limit:
+            raise RequestError(
+                f"prompts times `n` is {num_requests}; at most {self.max_running + limit} may run and wait",
+                param="n",
+                code="invalid_value",
+            )
+        # While nobody waits, the engine may take as many as it can run; once it lets some wait, what it runs
+        # now is all it can.
+        running = stats.num_running if stats.num_waiting else self.max_running
+        if self.client.num_live + num_requests - running > limit:
+            raise RequestError(
+                f"{limit} requests are waiting already; try again a little later",
+                status=429,
+                error_type="rate_limit_error",
+                code="queue_full",
+                retry_after_s=1,
+            )
+
+    def start(self, generation: Generation, arrival_s: float) -> Answer:
+        """Send a generation to the engine.
+
+        Args:
+            generation: what to generate.
+            arrival_s: time.monotonic() when the HTTP request came.
+
+        Raises:
+            RequestError: 429 or 400, see admit; 503 when there is no engine.
+        """
+        text, _ = self.loaded()
+        self.admit(generation.num_choices)
+        requests = add_requests(generation, uuid.uuid4().hex, self.max_model_len, arrival_s)
+        try:
+            ticket = self.client.submit(requests)
+        except EngineDead as error:
+            raise engine_dead(error) from error
+        choices = [Choice(index, generation, text.token_bytes) for index in range(len(requests))]
+        timers = [
+            RequestTimer(self.metrics, arrival_s, len(request.prompt_token_ids)) for request in requests
+        ]
+        return Answer(generation, ticket, choices, timers)
+
+
+@dataclass
+class Record:
+    """What the log line at a request's end tells."""
+
+    user: str | None = None
+    is_stream: bool = False
+    usage: Usage | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+    ttft_s: float | None = None
+    error: str | None = None
+
+
+class Answer:
+    """One HTTP request's generation on its way. Close it whatever happens: that frees the engine's KV."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        ticket: Ticket,
+        choices: Sequence[Choice],
+        timers: Sequence[RequestTimer],
+    ) -> None:
+        self._generation = generation
+        self._ticket = ticket
+        self._timers = timers
+        self.choices = list(choices)
+
+    async def deltas(self) -> AsyncIterator[list[Delta]]:
+        """Yield what each step added, until every choice has ended.
+
+        Raises:
+            RequestError: the engine failed this request, died, or is shutting down.
+        """
+        try:
+            async for arrived in self._ticket:
+                deltas = []
+                for index, output, at_s in arrived:
+                    choice, timer = self.choices[index], self._timers[index]
+                    if choice.finish_reason is not None:
+                        continue  # tokens behind a stop string, computed before the engine heard of it
+                    before = choice.num_output_tokens
+                    delta = choice.take(output)
+                    deltas.append(delta)
+                    timer.tokens(at_s, choice.num_output_tokens - before, output.queue_s)
+                    if delta.finish_reason is not None:
+                        timer.end(delta.finish_reason)
+                        self._ticket.abort(index)
+                yield deltas
+        except EngineDead as error:
+            self._end("error")
+            raise engine_dead(error) from error
+        except RequestError:
+            self._end("error")
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give up what has not ended. No effect on a finished answer."""
+        self._ticket.close()
+        self._end("abort")
+
+    def _end(self, reason: str) -> None:
+        for timer in self._timers:
+            timer.end(reason)
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return usage(self._generation, self.choices)
+
+    def describe(self, record: Record, arrival_s: float) -> None:
+        """Note what has been answered so far for the log."""
+        first = min((timer.first_s for timer in self._timers if timer.first_s is not None), default=None)
+        record.ttft_s = None if first is None else round(first - arrival_s, 4)
+        record.usage = self.usage
+        record.finish_reasons = [choice.finish_reason or "abort" for choice in self.choices]

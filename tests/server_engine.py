@@ -1,0 +1,277 @@
+"""An engine without a model, for the server's tests: speaks the frames of the real one over any stream."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+import msgspec
+from fastapi import FastAPI
+from server_builders import make_assets
+
+from stoker_runtime.config import ServerConfig
+from stoker_runtime.errors import EngineDead
+from stoker_runtime.messages import (
+    HEADER_BYTES,
+    AbortRequest,
+    AddRequest,
+    EngineReady,
+    EngineStats,
+    Event,
+    FinishReason,
+    RequestOutput,
+    Shutdown,
+    StepOutputs,
+    TokenLogprob,
+    decode_command,
+    encode_frame,
+    frame_length,
+)
+from stoker_runtime.server.app import create_app
+from stoker_runtime.server.client import EngineClient
+from stoker_runtime.server.prompt import TextRoom
+from stoker_runtime.server.serving import Serving
+from stoker_runtime.tokenizer_files import Assets
+
+DEADLINE_S = 20.0
+
+
+def make_ready(**changes: object) -> EngineReady:
+    """What a small CPU engine says of itself."""
+    defaults: dict[str, object] = {
+        "max_model_len": 256,
+        "num_blocks": 64,
+        "block_size": 16,
+        "vocab_size": 512,
+        "device": "cpu",
+        "dtype": "float32",
+        "eos_token_ids": (257,),
+        "weights_bytes": 0,
+        "kv_cache_bytes": 0,
+        "load_s": 0.0,
+    }
+    return EngineReady(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class _Live:
+    request: AddRequest
+    tokens: list[int]  # still to give
+    num_given: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """Answers each request with a script, one token per step; steps only while `may_step` is set.
+
+    Args:
+        reply: the tokens of a request's answer; default: its prompt again, then end-of-sequence.
+        ready: what it says of itself.
+        max_running: the rest waits.
+    """
+
+    reply: Callable[[AddRequest], list[int]] | None = None
+    ready: EngineReady = field(default_factory=make_ready)
+    max_running: int = 64
+    errors: dict[int, str] = field(default_factory=dict)  # by number of the request: an error as its answer
+    added: list[AddRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.may_step = asyncio.Event()
+        self.may_step.set()
+        self.changed = asyncio.Event()
+        self._live: dict[str, _Live] = {}
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended; a real engine holds KV for them."""
+        return len(self._live)
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until its other end says Shutdown or closes."""
+        self._writer = writer
+        self.send(self.ready)
+        stepping = asyncio.create_task(self._step_forever())
+        try:
+            while True:
+                size = frame_length(await reader.readexactly(HEADER_BYTES))
+                command = decode_command(await reader.readexactly(size))
+                match command:
+                    case AddRequest():
+                        self._add(command)
+                    case AbortRequest():
+                        self.aborted.append(command.request_id)
+                        self._live.pop(command.request_id, None)
+                        self.send_stats()
+                    case Shutdown():
+                        return
+                self.changed.set()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            stepping.cancel()
+            await asyncio.gather(stepping, return_exceptions=True)
+            writer.close()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something that commands change holds."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    def send(self, event: Event) -> None:
+        """Send one event."""
+        assert self._writer is not None
+        self._writer.write(encode_frame(event))
+
+    def send_stats(self) -> None:
+        """Send a heartbeat with the current stats."""
+        self.send(StepOutputs(outputs=[], stats=self.stats()))
+
+    def stats(self) -> EngineStats:
+        """Return gauges as of now."""
+        running = min(len(self._live), self.max_running)
+        waiting = len(self._live) - running
+        return EngineStats(num_running=running, num_waiting=waiting, kv_usage=running / self.max_running)
+
+    def close(self) -> None:
+        """End the connection as a crash would."""
+        assert self._writer is not None
+        self._writer.close()
+
+    def _add(self, request: AddRequest) -> None:
+        eos = list(self.ready.eos_token_ids[:1])
+        tokens = (self.reply or (lambda r: [*r.prompt_token_ids, *eos]))(request)
+        error = self.errors.get(len(self.added))
+        self.added.append(request)
+        if error is not None:
+            output = RequestOutput(
+                request_id=request.request_id, finish_reason=FinishReason.ERROR, error=error
+            )
+            self.send(StepOutputs(outputs=[output], stats=self.stats()))
+            return
+        self._live[request.request_id] = _Live(request, tokens)
+        if not self.may_step.is_set():
+            self.send_stats()
+
+    async def _step_forever(self) -> None:
+        while True:
+            await self.may_step.wait()
+            if not self._live:
+                self.changed.clear()
+                await self.changed.wait()
+                continue
+            running = list(self._live.values())[: self.max_running]
+            outputs = [self._next(live) for live in running]
+            self.send(StepOutputs(outputs=outputs, stats=self.stats()))
+            self.changed.set()
+            await asyncio.sleep(0)
+
+    def _next(self, live: _Live) -> RequestOutput:
+        request, sampling = live.request, live.request.sampling
+        token = live.tokens.pop(0) if live.tokens else 0
+        live.num_given += 1
+        ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.ready.eos_token_ids)}
+        reason = stop_token = None
+        if token in ends:
+            reason, stop_token = FinishReason.STOP, token
+        elif live.num_given >= sampling.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            del self._live[request.request_id]
+        logprobs = []
+        if sampling.logprobs is not None:
+            top = [((token + rank) % 256, -0.5 - rank) for rank in range(sampling.logprobs)]
+            logprobs = [TokenLogprob(token_id=token, logprob=-0.5, top=top)]
+        return RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token],
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=stop_token,
+            num_cached_tokens=len(request.prompt_token_ids) // 2 if live.num_given == 1 else 0,
+            queue_s=0.25 if live.num_given == 1 else None,
+        )
+
+
+@dataclass
+class Stack:
+    """A server over a fake engine, in one process."""
+
+    app: FastAPI
+    serving: Serving
+    engine: FakeEngine
+    http: httpx2.AsyncClient
+    assets: Assets
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        return list(self.assets.tokenizer.encode(text).ids)
+
+    def say(self, *answers: str) -> None:
+        """Let the engine answer with these texts in turn, each to its end-of-sequence token."""
+        eos = self.engine.ready.eos_token_ids[0]
+        scripts = [[*self.ids(answer), eos] for answer in answers]
+        self.engine.reply = lambda request: list(scripts[(len(self.engine.added)) % len(scripts)])
+
+
+async def connected_client(engine: FakeEngine) -> tuple[EngineClient, list[asyncio.Task[None]]]:
+    """Join a client and an engine by a socket pair; the tasks run until either end closes."""
+    ours, theirs = socket.socketpair()
+    client = EngineClient()
+
+    async def serve_client() -> None:
+        reason = await client.run(*await asyncio.open_connection(sock=ours))
+        client.die(EngineDead(reason))
+
+    async def serve_engine() -> None:
+        await engine.run(*await asyncio.open_connection(sock=theirs))
+
+    tasks = [asyncio.create_task(serve_client()), asyncio.create_task(serve_engine())]
+    async with asyncio.timeout(DEADLINE_S):
+        await client.is_ready.wait()
+    return client, tasks
+
+
+@asynccontextmanager
+async def running_stack(
+    engine: FakeEngine | None = None,
+    assets: Assets | None = None,
+    config: ServerConfig | None = None,
+) -> AsyncIterator[Stack]:
+    """Run a server over a fake engine, with a client that calls it without a network."""
+    engine = engine or FakeEngine()
+    assets = assets or make_assets()
+    config = config or make_server_config()
+    client, tasks = await connected_client(engine)
+    serving = Serving(config, client, engine.max_running)
+    serving.text = TextRoom(assets)
+    app = create_app(serving)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=True)
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://stoker") as http:
+            yield Stack(app, serving, engine, http, assets)
+    finally:
+        client.shutdown()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def make_server_config(**changes: object) -> ServerConfig:
+    """A configuration with one model called tiny."""
+    defaults: dict[str, object] = {"served_model_names": ("tiny",), "host": "127.0.0.1", "port": 0}
+    return ServerConfig(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def events_of(body: str) -> list[object]:
+    """Parse server-sent events; the last one of a whole stream is the text [DONE]."""
+    blocks = [block.removeprefix("data: ") for block in body.split("\n\n") if block]
+    return [block if block == "[DONE]" else msgspec.json.decode(block) for block in blocks]
