@@ -176,6 +176,8 @@ class Rollout(ApiModel):
 
     model_config = checked(
         (
+            # The API server also tries the rule on the whole default, before it fills in what is inside.
+            "!has(self.maxSurge) || !has(self.maxUnavailable) || "
             "!((self.maxSurge == 0 || self.maxSurge == '0%') && "
             "(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))",
             "spec.rollout.maxSurge and spec.rollout.maxUnavailable must not both be 0: "
