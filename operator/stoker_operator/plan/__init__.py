@@ -1,1 +1,16 @@
 """What to do next: `plan(wanted, observed, now)` compares what is wanted with what was observed. Pure."""
+
+from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
+from stoker_operator.plan.planner import name_conflict, plan
+
+__all__ = [
+    "Action",
+    "Apply",
+    "CreatePod",
+    "DeleteBudget",
+    "DeletePod",
+    "Plan",
+    "StopServing",
+    "name_conflict",
+    "plan",
+]

@@ -9,7 +9,7 @@ from stoker_operator.observed import Manifest
 
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create a pod under a name that no pod has. If one has it after all, change nothing: the cache was stale."""
+    """Create a pod under a name that no pod has. If one has it after all, change nothing."""
 
     name: str
     manifest: Manifest

@@ -1,0 +1,156 @@
+"""Groups as a rollout sees them: what each observed pod amounts to, without Kubernetes' spelling.
+
+A group is one replica: pods that share the label ``stoker.dev/group``. Its leader answers HTTP, so the
+leader's readiness is the group's; a group with a failed pod has failed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from stoker_operator.api import labels
+from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.observed import Manifest, Node, Observed
+
+
+@dataclass(frozen=True, slots=True)
+class PodRef:
+    """Enough of a pod to act on it."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One replica.
+
+    Args:
+        name: the group's, which is its leader's.
+        revision: what it was made from.
+        pods: those that are not yet terminating.
+        is_ready: its leader is ready.
+        was_started: its engine answered at least once since it last (re)started; one that never did has no
+            requests.
+        is_serving: its Service may send requests to it.
+        is_failed: a pod ended for good, or its node is gone.
+        is_leaving: its node is cordoned.
+        is_terminating: all its pods have been deleted already.
+        created_at: of its leader.
+        failed_at: when it failed; created_at if nothing tells.
+        num_restarts: failed predecessors in a row.
+        draining_since: when it stopped serving.
+        num_in_flight: requests not fully answered; None when unknown.
+    """
+
+    name: str
+    revision: str
+    pods: tuple[PodRef, ...]
+    is_ready: bool
+    was_started: bool
+    is_serving: bool
+    is_failed: bool
+    is_leaving: bool
+    is_terminating: bool
+    created_at: datetime
+    failed_at: datetime
+    num_restarts: int = 0
+    draining_since: datetime | None = None
+    num_in_flight: int | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it counts as a replica: it exists, has not failed and does not drain."""
+        return not (self.is_terminating or self.is_failed) and self.is_serving
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it answers requests that come through the Service."""
+        return self.is_live and self.is_ready
+
+
+def groups(observed: Observed, uid: str) -> list[Group]:
+    """Return the groups that belong to the ModelDeployment with this uid, oldest first."""
+    members: dict[str, list[Manifest]] = defaultdict(list)
+    for pod in observed.pods:
+        if is_owned_by(pod, uid):
+            own = pod["metadata"].get("labels", {})
+            members[own.get(labels.POD_GROUP, pod["metadata"]["name"])].append(pod)
+    found = [_group(name, pods, observed) for name, pods in members.items()]
+    return sorted(found, key=lambda group: (group.created_at, group.name))
+
+
+def is_pod_ready(pod: Manifest) -> bool:
+    """Whether a pod's Ready condition holds."""
+    return _condition(pod, "Ready").get("status") == "True"
+
+
+def is_terminating(pod: Manifest) -> bool:
+    """Whether a pod was deleted and only finishes."""
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def parse_time(text: str) -> datetime:
+    """Read an RFC 3339 time as Kubernetes writes it."""
+    return datetime.fromisoformat(text)
+
+
+def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
+    leader = next((pod for pod in pods if pod["metadata"]["name"] == name), pods[0])
+    metadata = leader["metadata"]
+    own, notes = metadata.get("labels", {}), metadata.get("annotations", {})
+    created_at = parse_time(metadata["creationTimestamp"])
+    draining = notes.get(labels.DRAINING_SINCE)
+    reading = observed.readings.get(metadata["uid"])
+    staying = [pod for pod in pods if not is_terminating(pod)]
+    return Group(
+        name=name,
+        revision=own.get(labels.REVISION, ""),
+        pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
+        is_ready=is_pod_ready(leader),
+        was_started=_was_started(leader),
+        is_serving=own.get(labels.SERVING) == "true",
+        is_failed=any(_has_failed(pod, observed.nodes) for pod in staying),
+        is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
+        is_terminating=not staying,
+        created_at=created_at,
+        failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
+        num_restarts=int(notes.get(labels.RESTARTS, "0")),
+        draining_since=parse_time(draining) if draining else None,
+        num_in_flight=reading.num_in_flight if reading else None,
+    )
+
+
+def _has_failed(pod: Manifest, nodes: Mapping[str, Node]) -> bool:
+    # Succeeded is no success: an engine has no reason to end.
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded") or not _node(pod, nodes).is_ready
+
+
+def _node(pod: Manifest, nodes: Mapping[str, Node]) -> Node:
+    return nodes.get(pod["spec"].get("nodeName", ""), Node())
+
+
+def _was_started(pod: Manifest) -> bool:
+    return any(
+        status["name"] == labels.ENGINE_CONTAINER and bool(status.get("started"))
+        for status in pod.get("status", {}).get("containerStatuses", ())
+    )
+
+
+def _ended_at(pod: Manifest, otherwise: datetime) -> datetime:
+    """Return when a pod ended: its last container's end, else its last change of readiness."""
+    times = [
+        status["state"]["terminated"].get("finishedAt")
+        for status in pod.get("status", {}).get("containerStatuses", ())
+        if "terminated" in status.get("state", {})
+    ]
+    times.append(_condition(pod, "Ready").get("lastTransitionTime"))
+    return max((parse_time(time) for time in times if time), default=otherwise)
+
+
+def _condition(pod: Manifest, kind: str) -> Manifest:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return next((condition for condition in conditions if condition["type"] == kind), {})

@@ -1,0 +1,135 @@
+"""`plan(wanted, observed, now)`: the ordered actions that bring the cluster closer to what is wanted. Pure.
+
+Children that all replicas share come first, then new pods, then drains, then deletions. A pod leaves in three
+steps, each its own plan: it stops serving, it answers what it has, it is deleted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from stoker_operator.api import labels
+from stoker_operator.desired import Wanted
+from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.desired.pod import named_pod
+from stoker_operator.observed import Manifest, Observed
+from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
+from stoker_operator.plan.drift import drift
+from stoker_operator.plan.groups import Group, groups
+from stoker_operator.plan.revisions import Revision, target_revision
+from stoker_operator.plan.rollout import Decision, Limits, decide
+
+# After a pod stops serving, nodes may send it requests until they all know; only then does an empty engine
+# mean that nothing more comes. Endpoint changes reach nodes within a second or two as a rule.
+SETTLE_S = 3.0
+DRAIN_POLL_S = 1.0
+
+
+def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
+    """Decide what to do next.
+
+    Args:
+        wanted: what should exist.
+        observed: what the caches hold, with the requests in flight of draining pods where they are known.
+        now: the time, with a time zone.
+
+    Returns:
+        Nothing to do but at most waiting, once the cluster is as wanted.
+    """
+    model = wanted.model
+    if model.is_deleting:
+        return Plan()
+    all_groups = groups(observed, model.uid)
+    target = target_revision(wanted, observed, all_groups)
+    limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable)
+    decision = decide(all_groups, target.revision, limits, now)
+    draining = [
+        group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
+    ]
+    finished, drain_waits = _finished(draining, model.spec.pod.termination_grace_period_seconds, now)
+    actions: list[Action] = [
+        *_shared(wanted, observed),
+        *_creations(wanted, observed, target, decision),
+        *_stops(decision, now),
+        *(DeletePod(ref.name, ref.uid, "Failed") for group in decision.removals for ref in group.pods),
+        *finished,
+    ]
+    waits = [drain_waits] if drain_waits is not None else []
+    if decision.wait_until is not None:
+        waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
+    uids = frozenset(group.pods[0].uid for group in draining)
+    return Plan(tuple(actions), min(waits, default=None), uids)
+
+
+def _shared(wanted: Wanted, observed: Observed) -> Iterator[Action]:
+    """Apply the Service and the PodDisruptionBudget where they differ; never touch somebody else's."""
+    uid = wanted.model.uid
+    for manifest, existing in ((wanted.service, observed.service), (wanted.budget, observed.budget)):
+        if existing is not None and not is_owned_by(existing, uid):
+            continue
+        if manifest is not None:
+            paths = drift(manifest, existing) if existing is not None else ["missing"]
+            if paths:
+                yield Apply(manifest, tuple(paths), "Missing" if existing is None else "Drift")
+        elif existing is not None and "deletionTimestamp" not in existing["metadata"]:
+            metadata = existing["metadata"]
+            yield DeleteBudget(metadata["name"], metadata["uid"], "NotNeeded")
+
+
+def _creations(
+    wanted: Wanted, observed: Observed, target: Revision, decision: Decision
+) -> Iterator[CreatePod]:
+    taken = {pod["metadata"]["name"] for pod in observed.pods}
+    prefix = f"{wanted.model.name}-{target.revision}"
+    free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
+    for num_restarts, name in zip(decision.starts, free, strict=False):
+        manifest = named_pod(target.template, name, target.revision, num_restarts)
+        yield CreatePod(name, manifest, "Replaced" if num_restarts else "Wanted")
+
+
+def _stops(decision: Decision, now: datetime) -> Iterator[StopServing | DeletePod]:
+    since = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    for group, reason in decision.stops:
+        for ref in group.pods:
+            if group.is_ready or group.was_started:
+                yield StopServing(ref.name, ref.uid, since, reason)
+            else:
+                yield DeletePod(ref.name, ref.uid, reason)
+
+
+def _finished(
+    draining: list[Group], deadline_s: float, now: datetime
+) -> tuple[list[DeletePod], float | None]:
+    """Return the deletions of groups that have drained, and when to look at the others again."""
+    deletions: list[DeletePod] = []
+    waits: list[float] = []
+    for group in draining:
+        since = group.draining_since or group.created_at
+        wait_s = (since + timedelta(seconds=SETTLE_S) - now).total_seconds()
+        is_late = (now - since).total_seconds() >= deadline_s
+        if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.was_started):
+            reason = "DrainDeadline" if is_late and group.num_in_flight else "Drained"
+            deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
+        else:
+            waits.append(max(wait_s, 0.0) or DRAIN_POLL_S)
+    return deletions, min(waits, default=None)
+
+
+def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
+    """Return what stands in our way under a name that we need, or None."""
+    uid = wanted.model.uid
+    found: list[tuple[str, Manifest | None, Any]] = [
+        ("Service", observed.service, wanted.service),
+        ("PodDisruptionBudget", observed.budget, wanted.budget),
+    ]
+    for kind, existing, manifest in found:
+        if manifest is not None and existing is not None and not is_owned_by(existing, uid):
+            return f"{kind} {existing['metadata']['name']} exists and does not belong to this {labels.KIND}"
+    for pod in observed.pods:
+        if not is_owned_by(pod, uid) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
+            name = pod["metadata"]["name"]
+            return f"Pod {name} carries the labels of this {labels.KIND} and does not belong to it"
+    return None

@@ -1,0 +1,145 @@
+"""Why a pod does not answer: the first thing that a person can act on, from what the pod itself shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from stoker_operator.api import labels
+from stoker_operator.observed import Manifest
+from stoker_operator.profiles import Cause, EngineProfile
+
+# Causes that time does not heal. They come first and make a ModelDeployment Stalled.
+STALLING = frozenset(
+    {
+        "ImagePullFailed",
+        "ModelNotFound",
+        "ModelAccessDenied",
+        "DownloadFailed",
+        "DiskFull",
+        "UnsupportedModel",
+        "InvalidModel",
+        "InvalidConfig",
+        "OutOfMemory",
+        "ContainerCrashed",
+        "EngineCrashed",
+    }
+)
+
+_PULL_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """How far a pod has come.
+
+    Args:
+        name: of the pod.
+        is_scheduled: a node was found.
+        is_loaded: its engine has the model and answers.
+        cause: why it does not answer; None when it does.
+    """
+
+    name: str
+    is_scheduled: bool
+    is_loaded: bool
+    cause: Cause | None
+
+
+def pod_state(pod: Manifest, profile: EngineProfile) -> PodState:
+    """Return how far a pod has come, and what holds it up."""
+    status = pod.get("status", {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
+    is_ready = conditions.get("Ready", {}).get("status") == "True"
+    scheduled = conditions.get("PodScheduled", {})
+    is_scheduled = scheduled.get("status") == "True" or "nodeName" in pod["spec"]
+    cause = None if is_ready else _cause(pod, scheduled, profile)
+    return PodState(pod["metadata"]["name"], is_scheduled, is_ready or _is_started(status), cause)
+
+
+def first_cause(states: Iterable[PodState]) -> Cause | None:
+    """Return the cause to show: one that time does not heal before one that is only progress."""
+    causes = [state.cause for state in states if state.cause is not None]
+    return min(causes, key=lambda cause: _URGENCY.get(cause.reason, 0), default=None)
+
+
+_URGENCY = {
+    "Unschedulable": 1,
+    "PodFailed": 2,
+    "LoadingModel": 3,
+    "DownloadingModel": 4,
+    "CreatingContainer": 5,
+}
+
+
+def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile) -> Cause:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if scheduled.get("status") == "False":
+        return Cause("Unschedulable", f"pod {name}: {scheduled.get('message', 'no node fits')}")
+    for container in _containers(status):
+        cause = _container_cause(name, container, profile)
+        if cause is not None:
+            return cause
+    if status.get("phase") == "Failed":
+        text = status.get("message") or status.get("reason") or "it ended"
+        return Cause("PodFailed", f"pod {name} failed: {text}")
+    return _progress(name, status)
+
+
+def _containers(status: Manifest) -> Iterator[Manifest]:
+    yield from status.get("initContainerStatuses", ())
+    yield from status.get("containerStatuses", ())
+
+
+def _container_cause(pod_name: str, container: Manifest, profile: EngineProfile) -> Cause | None:
+    state = container.get("state", {})
+    waiting = state.get("waiting", {})
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    where = f"pod {pod_name}, container {container['name']}"
+    if reason in _PULL_REASONS:
+        return Cause("ImagePullFailed", f"{where}: {message or reason}")
+    if reason in _CONFIG_REASONS:
+        return Cause("InvalidConfig", f"{where}: {message or reason}")
+    ended = state.get("terminated") or {}
+    if not ended and not container.get("started"):
+        # It was started again and has not answered since: what ended it last time is still the news.
+        ended = container.get("lastState", {}).get("terminated") or {}
+    if not ended or ended.get("exitCode") == 0:
+        return None
+    return _ended_cause(where, ended, profile)
+
+
+def _ended_cause(where: str, ended: dict[str, Any], profile: EngineProfile) -> Cause:
+    if ended.get("reason") == "OOMKilled":
+        text = "it used more memory than its limit: raise spec.pod.resources.limits.memory"
+        return Cause("OutOfMemory", f"{where}: {text}")
+    message = ended.get("message", "")
+    told = profile.read_termination(message)
+    if told is not None:
+        return Cause(told.reason, f"{where}: {told.message}")
+    lines = message.strip().splitlines()
+    last = lines[-1] if lines else "it left no log"
+    return Cause("ContainerCrashed", f"{where}: exit status {ended.get('exitCode')}: {last}")
+
+
+def _progress(name: str, status: Manifest) -> Cause:
+    for container in status.get("initContainerStatuses", ()):
+        if container["name"] == labels.FETCH_CONTAINER and "running" in container.get("state", {}):
+            return Cause("DownloadingModel", f"pod {name} downloads the model")
+    for container in status.get("containerStatuses", ()):
+        if container["name"] == labels.ENGINE_CONTAINER and "running" in container.get("state", {}):
+            if container.get("started"):
+                return Cause("NotReady", f"pod {name} was ready and does not answer now")
+            return Cause("LoadingModel", f"pod {name} loads the model")
+    return Cause("CreatingContainer", f"pod {name} is being created")
+
+
+def _is_started(status: Manifest) -> bool:
+    return any(
+        container["name"] == labels.ENGINE_CONTAINER and bool(container.get("started"))
+        for container in status.get("containerStatuses", ())
+    )

@@ -1,0 +1,240 @@
+"""`status(...)`: the whole status, built anew each time from the ModelDeployment and what was observed.
+
+Conditions follow kstatus: Ready always stands there; Reconciling and Stalled are True only while something
+is unusual. Ready speaks of the current generation alone: as long as older pods answer in its place, it is
+False and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from stoker_operator.api import InvalidSpec, ModelDeployment, labels
+from stoker_operator.config import OperatorConfig
+from stoker_operator.desired import Wanted
+from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.observed import Manifest, Observed
+from stoker_operator.plan import name_conflict
+from stoker_operator.plan.groups import Group, groups, is_terminating
+from stoker_operator.profiles import Cause, profile_of
+from stoker_operator.status.causes import STALLING, PodState, first_cause, pod_state
+
+_MAX_MESSAGE_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Aspect:
+    """A condition without its generation and time."""
+
+    type: str
+    status: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What all conditions are made from."""
+
+    model: ModelDeployment
+    live: list[Group]
+    updated: list[Group]
+    states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
+    num_leftover: int  # pods that should be gone and are not yet
+
+    @property
+    def num_answering(self) -> int:
+        """Replicas of the current revision that answer."""
+        return sum(group.is_available for group in self.updated)
+
+    @property
+    def num_other_answering(self) -> int:
+        """Replicas of other revisions that answer."""
+        return sum(group.is_available for group in self.live) - self.num_answering
+
+
+def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: datetime) -> dict[str, Any]:
+    """Return the status that a ModelDeployment should have.
+
+    Args:
+        wanted: what should exist.
+        observed: what the caches hold, after this pass's writes.
+        config: for the cluster's domain.
+        now: the time, for conditions whose status changes.
+    """
+    model = wanted.model
+    all_groups = groups(observed, model.uid)
+    live = [group for group in all_groups if group.is_live]
+    updated = [group for group in live if group.revision == wanted.revision]
+    view = _View(model, live, updated, _states(wanted, observed), _num_leftover(observed, model, live))
+    blocked = _blocked(wanted, observed)
+    aspects = [
+        _ready(view, blocked),
+        *_progress(view, blocked),
+        _scheduled(view),
+        _loaded(view),
+    ]
+    port = model.spec.service.port
+    address = f"http://{model.name}.{model.namespace}.svc.{config.cluster_domain}"
+    return {
+        "observedGeneration": model.generation,
+        "conditions": _dated(aspects, observed.model, model.generation, now),
+        "url": address if port == 80 else f"{address}:{port}",
+        "revision": wanted.revision,
+        "replicas": len(live),
+        "readyReplicas": sum(group.is_available for group in live),
+        "updatedReplicas": len(updated),
+        "selector": labels.selector_text(model.name),
+    }
+
+
+def invalid_status(model: Manifest, error: InvalidSpec, now: datetime) -> dict[str, Any]:
+    """Return the status of a ModelDeployment that cannot be served as it is written; its pods stay.
+
+    Args:
+        model: the object as stored.
+        error: what is wrong.
+        now: the time.
+    """
+    generation = model["metadata"].get("generation", 1)
+    cause = Cause("InvalidSpec", str(error))
+    aspects = [
+        _Aspect("Ready", "False", cause),
+        _Aspect("Reconciling", "False", cause),
+        _Aspect("Stalled", "True", cause),
+    ]
+    kept = [
+        condition
+        for condition in model.get("status", {}).get("conditions", ())
+        if condition["type"] in ("Scheduled", "ModelLoaded")
+    ]
+    return {
+        **model.get("status", {}),
+        "observedGeneration": generation,
+        "conditions": _dated(aspects, model, generation, now) + kept,
+        "selector": labels.selector_text(model["metadata"]["name"]),
+    }
+
+
+def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
+    uid, profile = wanted.model.uid, profile_of(wanted.model.spec)
+    owned = [pod for pod in observed.pods if is_owned_by(pod, uid) and not is_terminating(pod)]
+    updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
+    return [pod_state(pod, profile) for pod in updated or owned]
+
+
+def _num_leftover(observed: Observed, model: ModelDeployment, live: list[Group]) -> int:
+    owned = sum(is_owned_by(pod, model.uid) for pod in observed.pods)
+    return owned - sum(len(group.pods) for group in live)
+
+
+def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
+    """Return what keeps us from writing what we want."""
+    conflict = name_conflict(wanted, observed)
+    if conflict is not None:
+        return Cause("NameConflict", f"{conflict}: delete it or rename one of them")
+    if observed.refusals:
+        refusal = observed.refusals[0]
+        return Cause("Refused", f"the API server refuses {refusal.what}: {refusal.message}")
+    return None
+
+
+def _ready(view: _View, blocked: Cause | None) -> _Aspect:
+    model, wanted = view.model, view.model.num_wanted
+    if model.spec.suspend:
+        return _Aspect("Ready", "False", Cause("Suspended", "spec.suspend is true: no pods are wanted"))
+    if view.num_answering >= wanted and blocked is None:
+        text = f"{view.num_answering} of {wanted} replicas answer" if wanted else "no replicas are wanted"
+        return _Aspect("Ready", "True", Cause("Ready" if wanted else "ScaledToZero", text))
+    return _Aspect("Ready", "False", blocked or _why_not_ready(view))
+
+
+def _why_not_ready(view: _View) -> Cause:
+    counts = f"{view.num_answering} of {view.model.num_wanted} replicas answer"
+    others = view.num_other_answering
+    if others:
+        counts += (
+            f", {others} of an older revision still serve"
+            if others > 1
+            else ", 1 of an older revision still serves"
+        )
+    if view.model.spec.rollout.paused and not view.updated and view.live:
+        return Cause("Paused", f"spec.rollout.paused is true: {counts}")
+    cause = first_cause(view.states)
+    if cause is not None:
+        return Cause(cause.reason, f"{counts}: {cause.message}")
+    return Cause("RollingOut", counts)
+
+
+def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
+    model = view.model
+    stalled = blocked
+    if stalled is None and not model.spec.suspend and view.num_answering < model.num_wanted:
+        cause = first_cause(view.states)
+        if cause is not None and cause.reason in STALLING:
+            stalled = cause
+    none = Cause("AsExpected", "nothing stands in the way")
+    is_settled = (
+        view.num_answering >= model.num_wanted
+        and len(view.live) == model.num_wanted
+        and not view.num_leftover
+    )
+    if stalled is not None:
+        reconciling = _Aspect("Reconciling", "False", Cause(stalled.reason, "see Stalled"))
+    elif is_settled:
+        reconciling = _Aspect("Reconciling", "False", Cause("AsExpected", "all is as wanted"))
+    elif view.num_answering >= model.num_wanted:
+        text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
+        reconciling = _Aspect("Reconciling", "True", Cause("RemovingPods", text))
+    else:
+        cause = _why_not_ready(view)
+        paused = cause.reason == "Paused"
+        reconciling = _Aspect("Reconciling", "False" if paused else "True", cause)
+    return [reconciling, _Aspect("Stalled", "False" if stalled is None else "True", stalled or none)]
+
+
+def _scheduled(view: _View) -> _Aspect:
+    waiting = [state for state in view.states if not state.is_scheduled]
+    for state in waiting:
+        if state.cause is not None and state.cause.reason == "Unschedulable":
+            return _Aspect("Scheduled", "False", state.cause)
+    if waiting:
+        return _Aspect("Scheduled", "Unknown", Cause("Scheduling", f"{len(waiting)} pods wait for a node"))
+    if not view.states:
+        return _Aspect("Scheduled", "Unknown", Cause("NoPods", "there are no pods"))
+    return _Aspect("Scheduled", "True", Cause("Scheduled", "every pod has a node"))
+
+
+def _loaded(view: _View) -> _Aspect:
+    num_loaded = sum(state.is_loaded for state in view.states)
+    if not view.states:
+        return _Aspect("ModelLoaded", "Unknown", Cause("NoPods", "there are no pods"))
+    if num_loaded:
+        text = f"{num_loaded} of {len(view.states)} pods have loaded the model"
+        return _Aspect("ModelLoaded", "True", Cause("Loaded", text))
+    return _Aspect(
+        "ModelLoaded", "False", first_cause(view.states) or Cause("LoadingModel", "no pod has it yet")
+    )
+
+
+def _dated(aspects: list[_Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:
+    """Add generation and time: the time moves only when a condition's status does."""
+    before = {condition["type"]: condition for condition in stored.get("status", {}).get("conditions", ())}
+    conditions = []
+    for aspect in aspects:
+        old = before.get(aspect.type, {})
+        is_same = old.get("status") == aspect.status
+        conditions.append(
+            {
+                "type": aspect.type,
+                "status": aspect.status,
+                "observedGeneration": generation,
+                "lastTransitionTime": old["lastTransitionTime"]
+                if is_same
+                else now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "reason": aspect.cause.reason,
+                "message": aspect.cause.message[:_MAX_MESSAGE_LENGTH],
+            }
+        )
+    return conditions

@@ -1,0 +1,72 @@
+"""Which Events tell a person what happened in a pass. Each says one thing once; the shell counts repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stoker_operator.observed import Manifest
+from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes Event about a ModelDeployment.
+
+    Args:
+        type: Normal or Warning.
+        reason: CamelCase, stable.
+        action: what the operator did, CamelCase.
+        note: for a person.
+    """
+
+    type: str
+    reason: str
+    action: str
+    note: str
+
+
+def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:
+    """Return the Events of one pass.
+
+    Args:
+        before: the status that was stored.
+        after: the status that is right now.
+        actions: what the pass did.
+    """
+    return [*_of_actions(actions), *_of_conditions(before, after)]
+
+
+def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
+    for action in actions:
+        if isinstance(action, CreatePod):
+            yield Event("Normal", "PodCreated", "CreatePod", f"created pod {action.name} ({action.reason})")
+        elif isinstance(action, StopServing):
+            note = f"pod {action.name} serves no new requests ({action.reason})"
+            yield Event("Normal", "PodDraining", "DrainPod", note)
+        elif isinstance(action, DeletePod):
+            kind = "Warning" if action.reason in ("Failed", "DrainDeadline") else "Normal"
+            yield Event(kind, "PodDeleted", "DeletePod", f"deleted pod {action.name} ({action.reason})")
+        elif isinstance(action, Apply) and action.reason == "Drift":
+            name = f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
+            yield Event("Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}")
+        elif isinstance(action, DeleteBudget):
+            yield Event(
+                "Normal", "BudgetDeleted", "DeleteBudget", f"deleted PodDisruptionBudget {action.name}"
+            )
+
+
+def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:
+    old = {condition["type"]: condition for condition in before.get("conditions", ())}
+    new = {condition["type"]: condition for condition in after.get("conditions", ())}
+    ready, stalled = new.get("Ready", {}), new.get("Stalled", {})
+    if stalled.get("status") == "True" and _changed(old.get("Stalled", {}), stalled):
+        yield Event("Warning", stalled["reason"], "Reconcile", stalled["message"])
+    elif _changed(old.get("Ready", {}), ready):
+        kind = "Warning" if ready.get("reason") in ("Unschedulable", "NotReady", "PodFailed") else "Normal"
+        yield Event(kind, ready["reason"], "Reconcile", ready["message"])
+
+
+def _changed(old: Manifest, new: Manifest) -> bool:
+    """Whether the news is other than last time; counts within the message are not news."""
+    return (old.get("status"), old.get("reason")) != (new.get("status"), new.get("reason"))
