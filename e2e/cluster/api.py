@@ -39,7 +39,7 @@ class Cluster(Protocol):
         """Names of the nodes that run, the one with the control plane first."""
 
     def load_image(self, archive: Path) -> None:
-        """Put the images of an OCI archive on every node."""
+        """Put the images of an archive (OCI, or as `docker save` writes it) on every node."""
 
     def add_node(self) -> str:
         """Add one worker and wait until it is Ready. Images loaded before are on it, too."""

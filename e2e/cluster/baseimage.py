@@ -6,7 +6,6 @@ place.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import tempfile
@@ -76,9 +75,7 @@ def ensure() -> BaseImage:
     base = BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
     packages.ensure({name: packages.IMAGE_PROGRAMS[name] for name in ("buildah", "debootstrap")})
     folder = cache_dir() / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".base.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with host.locked(folder / ".base.lock"):
         if not buildah.has_image(base.tag):
             with step(f"bootstrap a {distribution} {codename} base image (first time only)"):
                 bootstrap(base, distribution, codename)

@@ -6,7 +6,6 @@ for a finished one and two runs at once do not disturb each other.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import host
 from cluster.api import ClusterError
 from cluster.progress import say, step
 from cluster.versions import Tool, cache_dir, load_tools, tools_of
@@ -124,9 +124,7 @@ def run_compiler(command: list[str], tool: Tool) -> None:
 def compile_tool(tool: Tool) -> Path:
     """Compile one tool into the cache and return its folder; a second caller waits for the first."""
     goal = target(tool)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    with open(goal.parent / f".{tool.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with host.locked(goal.parent / f".{tool.name}.lock"):
         if goal.is_dir():
             return goal
         work = Path(tempfile.mkdtemp(prefix=f".{tool.name}-", dir=goal.parent))

@@ -92,7 +92,7 @@ def kubeconfig(ctx: click.Context) -> None:
 )
 @click.pass_context
 def load(ctx: click.Context, archives: tuple[Path, ...]) -> None:
-    """Put the images of OCI archives on every node."""
+    """Put the images of archives (OCI, or from `docker save`) on every node."""
     cluster = cluster_of(ctx)
     for archive in archives:
         cluster.load_image(archive)

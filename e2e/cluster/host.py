@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.api import ClusterError
@@ -59,6 +61,15 @@ def wait_for(what: str, is_true: Condition, timeout_s: float, hint: Callable[[],
         if time.monotonic() > deadline:
             raise ClusterError(f"{what} did not happen within {timeout_s:.0f} s. {hint()}".rstrip())
         time.sleep(POLL_S)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which stays; wait for whoever holds it now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def tail(path: Path, max_bytes: int = 3000) -> str:

@@ -1,4 +1,4 @@
-"""Builds container images and puts them into OCI archives, with or without a Docker engine and a registry.
+"""Builds container images and puts them into archives, with or without a Docker engine and a registry.
 
 An image is built from a list of files, and only those are in its build context. So a hash over the
 Dockerfile, the files, the build arguments and the base decides whether the archive of an earlier build is
@@ -7,7 +7,6 @@ still right.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -98,7 +97,7 @@ def build(image: Image) -> Path:
     """Build an image unless the same content was built before.
 
     Returns:
-        An OCI archive (a Docker archive where a Docker engine built it; nodes take both).
+        An archive as `docker save` writes it.
 
     Raises:
         ClusterError: a prerequisite is missing or the build failed, with the end of its output.
@@ -108,9 +107,7 @@ def build(image: Image) -> Path:
     if image.base_arg and not with_docker:
         base = baseimage.ensure()
     archive = archive_path(image, image_key(image, base.key if base else "public"))
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with open(archive.parent / f".{archive.stem}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with host.locked(archive_path(image, "build").with_suffix(".lock")):
         if archive.exists():
             archive.touch()
             return archive
@@ -154,7 +151,7 @@ def docker_build(tag: str, context: Path, build_args: Mapping[str, str], archive
     partial.rename(archive)
 
 
-def forget_older(archive: Path, image: Image, keep: int = 3) -> None:
+def forget_older(archive: Path, image: Image, keep: int = 2) -> None:
     """Delete all but the newest few archives of the same tag: each is hundreds of megabytes."""
     siblings = archive_path(image, "*")
     found = sorted(siblings.parent.glob(siblings.name), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from cluster.host import run
+from cluster.host import locked, run
 from cluster.plan import ClusterPlan, NodePlan
+from cluster.versions import cache_dir
 
 FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"), Path("/var/log/containers"))
+
+LOCK = cache_dir() / "locks" / "fixed-folders"
 
 
 def own_folder(node: NodePlan, fixed: Path) -> Path:
@@ -37,26 +40,29 @@ def joined(pid: int, command: list[str]) -> list[str]:
 
 def prepare(plan: ClusterPlan, node: NodePlan) -> None:
     """Make the node's folders, and the fixed ones where the host has none, to have something to lie over."""
-    for fixed in FIXED_FOLDERS:
-        own_folder(node, fixed).mkdir(parents=True)
-        if not fixed.exists():
-            # Written first: a crash between the two lines leaves a note too many, and not a folder too many.
-            note_of_made(plan, fixed)
-            fixed.mkdir()
+    with locked(LOCK):
+        for fixed in FIXED_FOLDERS:
+            own_folder(node, fixed).mkdir(parents=True)
+            if not fixed.exists():
+                # Noted first: a crash between the two leaves a note too many, and not a folder too many.
+                with open(notes_of_made(plan), "a") as notes:
+                    notes.write(f"{fixed}\n")
+                fixed.mkdir()
 
 
-def note_of_made(plan: ClusterPlan, fixed: Path) -> None:
-    """Remember on disk that a folder of the host was made for this cluster."""
-    with open(plan.run_dir / "made-folders", "a") as notes:
-        notes.write(f"{fixed}\n")
+def notes_of_made(plan: ClusterPlan) -> Path:
+    """Where the clusters of this machine remember together which fixed folders they made."""
+    return plan.run_root / ".made-folders"
 
 
 def remove_made(plan: ClusterPlan) -> None:
-    """Remove the folders that were made on the host, unless another cluster uses them or they got content."""
-    notes = plan.run_dir / "made-folders"
-    others = [path for path in plan.run_root.glob("*") if path != plan.run_dir]
-    if not notes.exists() or others:
-        return
-    for name in dict.fromkeys(notes.read_text().split()):
-        if name in map(str, FIXED_FOLDERS) and Path(name).is_dir():
-            run(["rmdir", "--ignore-fail-on-non-empty", name])
+    """Remove the fixed folders that were made, unless another cluster uses them or they got content."""
+    notes = notes_of_made(plan)
+    with locked(LOCK):
+        others = [path for path in plan.run_root.glob("[!.]*") if path != plan.run_dir]
+        if not notes.exists() or others:
+            return
+        for name in dict.fromkeys(notes.read_text().split()):
+            if Path(name).is_dir():
+                run(["rmdir", "--ignore-fail-on-non-empty", name])
+        notes.unlink()

@@ -7,7 +7,6 @@ the controllers, the kubelets and DNS. `down` is in teardown.py and needs nothin
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import shutil
 import socket
@@ -72,10 +71,7 @@ class NativeCluster:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other commands on the same cluster out."""
-        folder = cache_dir() / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"cluster-{self.name}", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with host.locked(cache_dir() / "locks" / f"cluster-{self.name}"):
             yield
 
     # Changing it.

@@ -82,7 +82,7 @@ class NodeDaemons:
         self._start("kube-proxy", flags.kube_proxy(self.binaries["kube-proxy"], self.node))
 
     def import_image(self, archive: str) -> None:
-        """Put the images of an OCI archive into this node's store."""
+        """Put the images of an archive into this node's store."""
         host.run(self._ctr("images", "import", archive), timeout_s=300)
 
     def is_running(self) -> bool:

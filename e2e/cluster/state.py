@@ -17,7 +17,7 @@ class State:
         next_index: of the next node to be added; an index is never used twice.
         gpus_per_node: what each node claims to have of nvidia.com/gpu.
         host_port: where the API server answers on the host's loopback.
-        archives: OCI archives that every node holds, in the order they were loaded.
+        archives: image archives that every node holds, in the order they were loaded.
         is_ready: whether `up` came to its end.
     """
 
