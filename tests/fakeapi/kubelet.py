@@ -1,0 +1,154 @@
+"""Scheduler and kubelets of the fake cluster: single steps for tests that stage a moment, or all by itself."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fakeapi.client import delete, everything, get, put
+from fakeapi.core import FakeApi
+from virtual_time import pass_time
+
+Object = dict[str, Any]
+
+
+class Kubelet:
+    """Moves pods through their lives.
+
+    Args:
+        api: where pods are.
+        is_broken: pods that crash instead of becoming ready.
+        in_flight: requests that a pod (by name) reports; none by default.
+    """
+
+    def __init__(
+        self,
+        api: FakeApi,
+        is_broken: Callable[[Object], bool] = lambda pod: False,
+        in_flight: Callable[[str], int] = lambda name: 0,
+    ) -> None:
+        self.api = api
+        self.is_broken = is_broken
+        self.in_flight = in_flight
+        self._addresses = itertools.count(1)
+
+    def add_node(self, name: str, unschedulable: bool = False, ready: bool = True) -> None:
+        """Create a node, or change it."""
+        condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
+        spec = {"unschedulable": True} if unschedulable else {"unschedulable": None}
+        put(
+            self.api,
+            "nodes",
+            {"metadata": {"name": name}, "spec": spec, "status": {"conditions": [condition]}},
+            "kubelet",
+        )
+
+    async def run(self, period_s: float = 0.25) -> None:
+        """Do every pod's next step, again and again, until cancelled."""
+        while True:
+            await pass_time(period_s)
+            for pod in everything(self.api, "pods"):
+                self.advance(pod)
+
+    def advance(self, pod: Object) -> None:
+        """Do the next step of one pod."""
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        status = pod["status"]
+        if "deletionTimestamp" in pod["metadata"]:
+            delete(self.api, "pods", name, namespace, grace_s=0)
+        elif status["phase"] in ("Succeeded", "Failed"):
+            return
+        elif not pod["spec"].get("nodeName"):
+            node = next((n for n in everything(self.api, "nodes") if not n["spec"].get("unschedulable")), None)
+            if node is not None:
+                self.schedule(name, node["metadata"]["name"], namespace)
+        elif status["phase"] == "Pending":
+            self.start(name, namespace)
+        elif self.is_broken(pod):
+            self.crash(name, namespace)
+        elif not is_ready(pod):
+            self.make_ready(name, namespace)
+
+    def schedule(self, name: str, node: str = "node-0", namespace: str = "default") -> None:
+        """Bind the pod to a node."""
+        conditions = [{"type": "PodScheduled", "status": "True"}]
+        self._set(name, namespace, {"conditions": conditions}, {"nodeName": node})
+
+    def refuse_to_schedule(self, name: str, message: str, namespace: str = "default") -> None:
+        """Say that no node fits."""
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        self._set(name, namespace, {"conditions": [condition]})
+
+    def start(self, name: str, namespace: str = "default") -> None:
+        """Start the containers."""
+        self._run(name, namespace, ready=False)
+
+    def make_ready(self, name: str, namespace: str = "default") -> None:
+        """Let the readiness probe succeed."""
+        self._run(name, namespace, ready=True)
+
+    def crash(self, name: str, namespace: str = "default", reason: str = "Error", message: str = "") -> None:
+        """Let the engine die; the kubelet waits before it starts it again."""
+        terminated = {"exitCode": 1, "reason": reason, "message": message}
+        waiting = {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
+        container = {
+            "name": "engine",
+            "ready": False,
+            "restartCount": 3,
+            "state": {"waiting": waiting},
+            "lastState": {"terminated": terminated},
+        }
+        self._set(name, namespace, {"containerStatuses": [container], "conditions": _conditions(False)})
+
+    def fail(self, name: str, namespace: str = "default", reason: str = "Evicted") -> None:
+        """End the pod as a whole, as an eviction does."""
+        self._set(name, namespace, {"phase": "Failed", "reason": reason, "conditions": _conditions(False)})
+
+    async def read(self, urls: Mapping[str, str]) -> dict[str, bytes]:
+        """Answer as the pods would; see ``cluster.inflight.InFlightReader``."""
+        result = {}
+        for key, url in urls.items():
+            host = url.split("/")[2].split(":")[0]
+            for pod in everything(self.api, "pods"):
+                if pod["status"].get("podIP") == host and is_ready(pod):
+                    result[key] = b'{"in_flight": %d}' % self.in_flight(pod["metadata"]["name"])
+        return result
+
+    def _run(self, name: str, namespace: str, ready: bool) -> None:
+        pod = get(self.api, "pods", name, namespace)
+        assert pod is not None
+        container = {"name": "engine", "ready": ready, "restartCount": 0, "state": {"running": {}}}
+        status = {
+            "phase": "Running",
+            "podIP": pod["status"].get("podIP") or f"10.244.0.{next(self._addresses)}",
+            "containerStatuses": [container],
+            "conditions": _conditions(ready),
+        }
+        self._set(name, namespace, status)
+
+    def _set(self, name: str, namespace: str, status: Object, spec: Object | None = None) -> None:
+        body: Object = {"metadata": {"name": name, "namespace": namespace}, "status": status}
+        if spec is not None:
+            body["spec"] = spec
+        put(self.api, "pods", body, "kubelet")
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether the Ready condition holds."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def is_serving(pod: Object) -> bool:
+    """Whether the Service would send requests to the pod."""
+    labels = pod["metadata"].get("labels") or {}
+    gone = "deletionTimestamp" in pod["metadata"]
+    return is_ready(pod) and not gone and labels.get("stoker.dev/serving") == "true"
+
+
+def _conditions(ready: bool) -> list[Object]:
+    text = "True" if ready else "False"
+    return [
+        {"type": "PodScheduled", "status": "True"},
+        {"type": "ContainersReady", "status": text},
+        {"type": "Ready", "status": text},
+    ]
