@@ -22,11 +22,10 @@ import uvloop
 
 from loadgen import client, prompts
 from loadgen.client import Target
-from loadgen.process import Server, memory, serving
+from loadgen.process import NAME, Server, memory, serving
 from loadgen.results import Distribution, Outcome, Summary, distribution, table
 from loadgen.run import Load, run
 
-NAME = "bench"
 PROMPT_TOKENS = 64
 OUTPUT_TOKENS = 64
 JOIN_BATCH = 16
@@ -67,7 +66,10 @@ def main(
     serve_args: tuple[str, ...],
 ) -> None:
     """Benchmark the runtime; SERVE_ARGS (after `--`) go to `stoker-runtime serve`."""
-    report = uvloop.run(measure(model or smollm2(), levels, starts, serve_args))
+    try:
+        report = uvloop.run(measure(model or smollm2(), levels, starts, serve_args))
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
     text = json.dumps(report, indent=2)
     if json_path is not None:
         json_path.write_text(text + "\n")

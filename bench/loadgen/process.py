@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
+NAME = "bench"  # what the model is called, whichever it is
 READY_POLL_S = 0.02
 STOP_TIMEOUT_S = 40.0
 
@@ -48,7 +49,7 @@ async def serving(
     """
     port = _free_port()
     command = [sys.executable, "-m", "stoker_runtime", "serve", "--model", str(model), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--shutdown-delay-s", "0", *extra_args]
+    command += ["--port", str(port), "--shutdown-delay-s", "0", "--served-model-name", NAME, *extra_args]
     start_s = time.perf_counter()
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     try:

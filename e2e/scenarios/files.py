@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from product import CHART, REPOSITORY
 
-__all__ = ["BENCH", "CHART", "CRD_FILE", "EXAMPLE", "EXAMPLES", "GOLDEN"]
+__all__ = ["BAD_MODELDEPLOYMENTS", "BENCH", "CHART", "CRD_FILE", "EXAMPLE", "EXAMPLES", "GOLDEN"]
 
+BAD_MODELDEPLOYMENTS = REPOSITORY / "tests" / "operator" / "bad_modeldeployments.yaml"
 BENCH = REPOSITORY / "bench"
 CRD_FILE = REPOSITORY / "crds" / "modeldeployments.yaml"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))

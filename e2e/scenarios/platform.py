@@ -16,7 +16,7 @@ from scenarios.kube import Kube, Object, is_true
 from scenarios.waiting import eventually
 
 NUM_NODES = 2
-GPUS_PER_NODE = 4
+GPUS_PER_NODE = 1  # so that "one too many" is three pods, not nine
 DEPLOYMENT_LABEL = "stoker.dev/deployment"
 LEADERS = "stoker.dev/role=leader"
 

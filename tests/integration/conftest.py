@@ -29,7 +29,10 @@ def kube(plane: ControlPlane) -> Iterator[Kube]:
         client.apply(crd)
 
         def is_served() -> bool:
-            return is_true(client.get("CustomResourceDefinition", name), "Established")
+            is_established = is_true(client.get("CustomResourceDefinition", name), "Established")
+            return (
+                is_established and "apis/stoker.dev/v1alpha1" in client.request("GET", "/openapi/v3")["paths"]
+            )
 
-        eventually("the CRD is established", is_served, 30)
+        eventually("the CRD is established and described", is_served, 30)
         yield client

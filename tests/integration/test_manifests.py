@@ -25,7 +25,8 @@ def accepts(kube: Kube, text: str) -> None:
     for manifest in yaml.safe_load_all(text):
         if manifest and "namespace" in manifest["metadata"]:
             kube.apply(namespace_manifest(manifest["metadata"]["namespace"], "privileged"))
-    kube.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
+    how = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
+    kube.kubectl("apply", *how, "--filename=-", text=text)
 
 
 def test_there_are_examples_and_golden_manifests() -> None:
