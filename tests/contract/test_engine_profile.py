@@ -1,0 +1,129 @@
+"""The operator's engine profile against the runtime itself: here the two packages meet in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stoker_operator.api import ModelDeployment, parse
+from stoker_operator.profiles import STOKER
+from stoker_runtime import __main__ as runtime
+from stoker_runtime import termination
+from stoker_runtime.config import EngineConfig, ServerConfig
+from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.messages import EngineStats
+from stoker_runtime.server.metrics import Metrics
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def modeldeployment(**spec: Any) -> ModelDeployment:
+    return parse(
+        {
+            "apiVersion": "stoker.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": "m", "namespace": "n", "uid": "u", "generation": 1},
+            "spec": {"model": {"source": "hf://org/name@v1"}} | spec,
+        }
+    )
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """Return what the runtime's own command line makes of container arguments; unknown flags raise."""
+    command = runtime.cli.commands[arguments[0]]
+    context = command.make_context(arguments[0], arguments[1:])
+    return context.params
+
+
+def configured(options: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
+    """Return the settings that the runtime derives, as `serve` does."""
+    options.pop("revision")
+    return runtime.configs(options.pop("model"), options.pop("log_level"), options)
+
+
+FULL_ENGINE = {
+    "dtype": "bfloat16",
+    "maxModelLen": 4096,
+    "maxNumSeqs": 32,
+    "maxNumBatchedTokens": 512,
+    "memoryFraction": "0.85",
+}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"engine": FULL_ENGINE}, id="every-engine-field"),
+        pytest.param({"accelerator": {"perPod": 0}}, id="cpu"),
+        pytest.param({"accelerator": {"resource": "nvidia.com/gpu", "perPod": 1}}, id="gpu"),
+        pytest.param({"pod": {"terminationGracePeriodSeconds": 600}}, id="long-grace"),
+    ],
+)
+def test_runtime_takes_the_arguments_of_serving(spec: dict[str, Any]) -> None:
+    options = parsed(STOKER.serve_args(modeldeployment(**spec), "/model"))
+    server, engine = runtime.configs(
+        options.pop("model"), options.pop("log_level"), options | {"revision": None}
+    )
+    assert engine.model == "/model"
+    assert server.served_model_names == ("m",)
+    assert server.port == STOKER.port
+
+
+def test_engine_fields_reach_the_engine() -> None:
+    arguments = STOKER.serve_args(modeldeployment(engine=FULL_ENGINE, accelerator={"perPod": 0}), "/model")
+    options = parsed(arguments)
+    _, engine = configured(options)
+    assert (engine.dtype, engine.device) == ("bfloat16", "cpu")
+    assert (engine.max_model_len, engine.max_num_seqs, engine.max_num_batched_tokens) == (4096, 32, 512)
+    assert engine.memory_fraction == pytest.approx(0.85)
+
+
+def test_shutdown_fits_into_the_grace_period() -> None:
+    model = modeldeployment(pod={"terminationGracePeriodSeconds": 120})
+    options = parsed(STOKER.serve_args(model, "/model"))
+    assert options["shutdown_delay_s"] + options["drain_timeout_s"] < 120
+
+
+def test_runtime_takes_the_arguments_of_fetching() -> None:
+    options = parsed(STOKER.fetch_args(modeldeployment(), "/cache"))
+    assert options["source"] == "hf://org/name@v1"
+    assert options["destination"] == Path("/cache")
+
+
+def test_operator_reads_what_a_failing_runtime_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "termination-log"
+    log.touch()
+    monkeypatch.setenv("STOKER_TERMINATION_LOG", str(log))
+    error = ModelError("no such model", reason="ModelNotFound")
+    termination.report(termination.reason_of(error), str(error))
+    cause = STOKER.read_termination(log.read_text())
+    assert cause is not None
+    assert (cause.reason, cause.message) == ("ModelNotFound", "no such model")
+
+
+def test_configuration_errors_have_the_reason_the_operator_knows() -> None:
+    assert termination.reason_of(ConfigError("x")) == "InvalidConfig"
+
+
+def test_metrics_the_operator_names_exist() -> None:
+    text = Metrics("m", EngineStats, lambda: None).render().decode()
+    for name in (STOKER.running_metric, STOKER.waiting_metric):
+        assert f"\n{name}{{" in text
+
+
+def test_in_flight_answer_is_understood() -> None:
+    assert STOKER.read_in_flight(json.dumps({"in_flight": 3, "draining": False}).encode()) == 3
+
+
+def test_paths_the_operator_probes_exist() -> None:
+    from stoker_runtime.server import app as server_app
+
+    source = Path(server_app.__file__).read_text()
+    for path in (STOKER.ready_path, STOKER.live_path, STOKER.in_flight_path):
+        assert f'"{path}"' in source
