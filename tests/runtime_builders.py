@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import SampledToken, ScheduledRequest, StepPlan, StepResult
@@ -20,9 +21,9 @@ _MASK = (1 << 61) - 1
 _ids = count()
 
 
-def make_sampling(max_tokens: int = 8, **options: object) -> SamplingParams:
+def make_sampling(max_tokens: int = 8, **options: Any) -> SamplingParams:
     """Greedy sampling parameters unless options say otherwise."""
-    return SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, **options})  # type: ignore[arg-type]
+    return SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, **options})
 
 
 def make_request(
@@ -31,21 +32,21 @@ def make_request(
     num_prompt_tokens: int = 3,
     request_id: str | None = None,
     cache_salt: str = "",
-    **sampling: object,
+    **sampling: Any,
 ) -> AddRequest:
     """A request with an id of its own and a prompt of 1, 2, 3, ... unless one is given."""
     return AddRequest(
         request_id=f"request-{next(_ids)}" if request_id is None else request_id,
         prompt_token_ids=list(range(1, num_prompt_tokens + 1)) if prompt is None else prompt,
-        sampling=make_sampling(**sampling),  # type: ignore[arg-type]
+        sampling=make_sampling(**sampling),
         cache_salt=cache_salt,
     )
 
 
-def make_engine_config(**options: object) -> EngineConfig:
+def make_engine_config(**options: Any) -> EngineConfig:
     """An EngineConfig for the CPU with small budgets and a fixed seed."""
-    defaults: dict[str, object] = {"model": "/model", "device": "cpu", "max_num_seqs": 8, "seed": 0}
-    return EngineConfig(**{**defaults, **options})  # type: ignore[arg-type]
+    defaults: dict[str, Any] = {"model": "/model", "device": "cpu", "max_num_seqs": 8, "seed": 0}
+    return EngineConfig(**{**defaults, **options})
 
 
 @dataclass

@@ -7,6 +7,7 @@ the fix. 0 stands for "automatic" where a default depends on the device or the m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -144,6 +145,7 @@ class ServerConfig:
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITY = re.compile(rf"([0-9]{{1,30}}(?:\.[0-9]{{1,9}})?)({'|'.join(_UNITS)})")
 
 
 def parse_bytes(text: str, flag: str) -> int:
@@ -152,17 +154,10 @@ def parse_bytes(text: str, flag: str) -> int:
     Raises:
         ConfigError: the text is neither; names the flag.
     """
-    number = text.rstrip("kKMGTi")
-    unit = text[len(number) :]
-    try:
-        value = float(number) * _UNITS[unit]
-        if not 0 <= value < 2**63:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"{flag} is {text!r}; use a number of bytes or a quantity such as 512Mi or 2Gi"
-        ) from None
-    return int(value)
+    match = _QUANTITY.fullmatch(text)
+    if match is None or (value := int(float(match[1]) * _UNITS[match[2]])) >= 2**63:
+        raise ConfigError(f"{flag} is {text!r}; use bytes or a quantity such as 512Mi or 2Gi")
+    return value
 
 
 def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:

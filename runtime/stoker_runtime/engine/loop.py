@@ -12,7 +12,7 @@ HEARTBEAT_S = 1.0
 _GOODBYE_S = 5.0
 
 
-def run_loop(engine: Engine, connection: Connection, heartbeat_s: float = HEARTBEAT_S) -> None:
+def run_loop(engine: Engine, connection: Connection, heartbeat_s: float) -> None:
     """Serve until the server says Shutdown or closes its end.
 
     One StepOutputs is sent per step; without work one is sent every `heartbeat_s`. While the server does not

@@ -17,7 +17,7 @@ from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import Runner
 from stoker_runtime.engine.connection import Connection
 from stoker_runtime.engine.engine import Engine
-from stoker_runtime.engine.loop import run_loop
+from stoker_runtime.engine.loop import HEARTBEAT_S, run_loop
 from stoker_runtime.errors import StokerError
 from stoker_runtime.messages import EngineFailed
 
@@ -58,11 +58,19 @@ def main(load_runner: LoadRunner, arguments: Sequence[str] | None = None) -> int
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(options.socket)
         threading.Thread(target=_end_with_server, args=(sock.fileno(),), daemon=True).start()
-        return serve(Connection(sock), config, load_runner)
+        return serve(Connection(sock), config, lambda config: _load_for_good(config, load_runner))
 
 
-def serve(connection: Connection, config: EngineConfig, load_runner: LoadRunner) -> int:
+def serve(
+    connection: Connection, config: EngineConfig, load_runner: LoadRunner, heartbeat_s: float = HEARTBEAT_S
+) -> int:
     """Load the model and serve it over an open connection.
+
+    Args:
+        connection: to the server.
+        config: names the model.
+        load_runner: loads it.
+        heartbeat_s: how often an idle engine says that it is alive.
 
     Returns:
         The exit status. Whatever goes wrong is logged and told to the server as EngineFailed.
@@ -70,11 +78,8 @@ def serve(connection: Connection, config: EngineConfig, load_runner: LoadRunner)
     try:
         runner = load_runner(config)
         engine = Engine(runner, config)
-        # What is loaded stays for good; without this each full collection would walk it again.
-        gc.collect()
-        gc.freeze()
         connection.send(runner.ready())
-        run_loop(engine, connection)
+        run_loop(engine, connection, heartbeat_s)
     except Exception as error:
         is_expected = isinstance(error, StokerError)
         logger.error("the engine failed: %s", error, exc_info=None if is_expected else error)
@@ -83,6 +88,14 @@ def serve(connection: Connection, config: EngineConfig, load_runner: LoadRunner)
         _tell(connection, failed)
         return termination.exit_status(failed.reason)
     return 0
+
+
+def _load_for_good(config: EngineConfig, load_runner: LoadRunner) -> Runner:
+    """Load, then hide what was loaded from the garbage collector, which would walk it for nothing."""
+    runner = load_runner(config)
+    gc.collect()
+    gc.freeze()
+    return runner
 
 
 def _tell(connection: Connection, failed: EngineFailed) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from runtime_builders import make_request
@@ -31,7 +32,7 @@ def add(
     *,
     request_id: str,
     cache_salt: str = "",
-    **sampling: object,
+    **sampling: Any,
 ) -> None:
     tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
     command = make_request(tokens, request_id=request_id, cache_salt=cache_salt, **sampling)
@@ -250,7 +251,7 @@ def test_abort_all_ends_everything() -> None:
         pytest.param({}, 7, None, id="goes-on"),
     ],
 )
-def test_what_ends_a_request(sampling: dict[str, object], token_id: int, reason: FinishReason | None) -> None:
+def test_what_ends_a_request(sampling: dict[str, Any], token_id: int, reason: FinishReason | None) -> None:
     scheduler = make_scheduler()
     add(scheduler, 3, request_id="a", **sampling)
     _, (output,) = step(scheduler, token_id)

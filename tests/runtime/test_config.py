@@ -1,0 +1,122 @@
+from typing import Any
+
+import pytest
+
+from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig, ServerConfig, parse_bytes
+from stoker_runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param({"device": "tpu"}, "--device", id="device"),
+        pytest.param({"dtype": "int8"}, "--dtype", id="dtype"),
+        pytest.param({"log_level": "loud"}, "--log-level", id="log-level"),
+        pytest.param({"max_model_len": -1}, "--max-model-len", id="negative-length"),
+        pytest.param({"max_model_len": 1}, "--max-model-len", id="no-room-for-output"),
+        pytest.param({"max_num_seqs": -1}, "--max-num-seqs", id="negative-seqs"),
+        pytest.param({"max_num_batched_tokens": -1}, "--max-num-batched-tokens", id="negative-budget"),
+        pytest.param(
+            {"max_num_seqs": 9, "max_num_batched_tokens": 8}, "--max-num-batched-tokens", id="budget"
+        ),
+        pytest.param({"block_size": 0}, "--block-size", id="no-block"),
+        pytest.param({"block_size": 1025}, "--block-size", id="large-block"),
+        pytest.param({"memory_fraction": 0.0}, "--memory-fraction", id="no-memory"),
+        pytest.param({"memory_fraction": 1.1}, "--memory-fraction", id="more-than-all-memory"),
+        pytest.param({"memory_fraction": float("nan")}, "--memory-fraction", id="nan"),
+        pytest.param({"kv_cache_bytes": -1}, "--kv-cache-memory", id="kv"),
+        pytest.param({"num_threads": 0}, "--num-threads", id="threads"),
+        pytest.param({"seed": -1}, "--seed", id="seed"),
+    ],
+)
+def test_engine_setting_that_cannot_work_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        EngineConfig(model="/model", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param({"served_model_names": ()}, "--served-model-name", id="no-name"),
+        pytest.param({"served_model_names": ("a", " ")}, "--served-model-name", id="blank-name"),
+        pytest.param({"port": 65536}, "--port", id="port"),
+        pytest.param({"log_level": "loud"}, "--log-level", id="log-level"),
+        pytest.param({"max_queue": 0}, "--max-queue", id="queue"),
+        pytest.param({"max_request_bytes": 0}, "--max-request-bytes", id="body"),
+        pytest.param({"shutdown_delay_s": -1.0}, "--shutdown-delay-s", id="delay"),
+        pytest.param({"drain_timeout_s": float("nan")}, "--drain-timeout-s", id="nan"),
+    ],
+)
+def test_server_setting_that_cannot_work_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        ServerConfig(**{"served_model_names": ("m",), **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "seqs", "tokens"),
+    [
+        pytest.param({}, "cpu", 64, 256, id="cpu"),
+        pytest.param({}, "cuda:0", 256, 8192, id="cuda"),
+        pytest.param({"max_num_seqs": 512}, "cpu", 512, 512, id="budget-grows-with-seqs"),
+        pytest.param({"max_num_batched_tokens": 32}, "cpu", 32, 32, id="seqs-shrink-with-budget"),
+        pytest.param({"max_num_seqs": 3, "max_num_batched_tokens": 40}, "cuda", 3, 40, id="as-given"),
+    ],
+)
+def test_automatic_budgets_follow_the_device(
+    options: dict[str, Any], device: str, seqs: int, tokens: int
+) -> None:
+    config = EngineConfig(model="/model", **options).for_device(device)
+    assert (config.device, config.max_num_seqs, config.max_num_batched_tokens) == (
+        device.split(":")[0],
+        seqs,
+        tokens,
+    )
+    assert config.for_device(device) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "available", "wanted"),
+    [
+        pytest.param(0, 64 * 1024**3, MAX_CPU_KV_CACHE_BYTES, id="capped"),
+        pytest.param(0, 1000, 450, id="half-of-the-fraction"),
+        pytest.param(7, 1000, 7, id="as-given"),
+    ],
+)
+def test_kv_cache_on_a_cpu_leaves_room(given: int, available: int, wanted: int) -> None:
+    assert EngineConfig(model="/model", kv_cache_bytes=given).cpu_kv_cache_bytes(available) == wanted
+
+
+def test_engine_config_survives_the_way_to_its_process() -> None:
+    config = EngineConfig(
+        model="/models/größe", dtype="float32", max_model_len=99, seed=5, prefix_caching=False
+    )
+    assert EngineConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"model": 5}', '{"model": "/m", "block_size": "16"}'])
+def test_unreadable_engine_config_is_a_config_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        EngineConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("0", 0),
+        ("1073741824", 2**30),
+        ("512Mi", 512 * 2**20),
+        ("1.5Gi", 3 * 2**29),
+        ("2G", 2 * 10**9),
+        ("3k", 3000),
+    ],
+)
+def test_parse_bytes(text: str, wanted: int) -> None:
+    assert parse_bytes(text, "--flag") == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Gi", "-1", "1 Gi", "1gb", "1GiB", "nan", "inf", "1e300", "1MG", "1_0", "9999999999999Ti"]
+)
+def test_parse_bytes_refuses_what_is_not_an_amount(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--flag is .*512Mi"):
+        parse_bytes(text, "--flag")

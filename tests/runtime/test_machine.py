@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from stoker_runtime.machine import available_memory_bytes, usable_cpus
+
+GIB = 1024**3
+
+
+def make_root(tmp_path: Path, files: dict[str, str]) -> Path:
+    for name, text in {
+        "proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {8 * GIB // 1024} kB\n",
+        **files,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+V1_CPU = "sys/fs/cgroup/cpu"
+V1_MEMORY = "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        pytest.param({}, 8, id="no-cgroups"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, 8, id="v2-no-quota"
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "250000 100000"}, 2, id="v2-rounded-down"
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1, id="v2-half-a-cpu"
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/pod/container",
+                "sys/fs/cgroup/pod/cpu.max": "300000 100000",
+                "sys/fs/cgroup/pod/container/cpu.max": "max 100000",
+            },
+            3,
+            id="v2-limit-on-the-pod",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/outside/name", "sys/fs/cgroup/cpu.max": "400000 100000"},
+            4,
+            id="v2-path-of-another-namespace",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "5:cpuset:/a\n3:cpu,cpuacct:/a/b\n0::/",
+                f"{V1_CPU}/cpu.cfs_quota_us": "-1",
+                f"{V1_CPU}/cpu.cfs_period_us": "100000",
+                f"{V1_CPU}/a/b/cpu.cfs_quota_us": "200000",
+                f"{V1_CPU}/a/b/cpu.cfs_period_us": "100000",
+            },
+            2,
+            id="v1",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "9900000 100000"}, 8, id="affinity"
+        ),
+    ],
+)
+def test_usable_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
+    assert usable_cpus(make_root(tmp_path, files), affinity=8) == cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        pytest.param({}, 8 * GIB, id="no-cgroups"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/memory.max": str(2 * GIB),
+                "sys/fs/cgroup/memory.current": str(GIB),
+                "sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
+            },
+            3 * GIB // 2,
+            id="v2-page-cache-counts-as-free",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/memory.max": "max",
+                "sys/fs/cgroup/memory.current": str(GIB),
+            },
+            8 * GIB,
+            id="v2-no-limit",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "4:memory:/a",
+                f"{V1_MEMORY}/a/memory.limit_in_bytes": str(3 * GIB),
+                f"{V1_MEMORY}/a/memory.usage_in_bytes": str(GIB),
+                f"{V1_MEMORY}/a/memory.stat": "total_inactive_file 0\n",
+            },
+            2 * GIB,
+            id="v1",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/memory.max": str(GIB),
+                "sys/fs/cgroup/memory.current": str(2 * GIB),
+                "sys/fs/cgroup/memory.stat": "inactive_file 0",
+            },
+            0,
+            id="nothing-left",
+        ),
+    ],
+)
+def test_available_memory(tmp_path: Path, files: dict[str, str], available: int) -> None:
+    assert available_memory_bytes(make_root(tmp_path, files)) == available
+
+
+def test_kernel_without_memavailable_is_an_error_not_a_guess(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="MemAvailable"):
+        available_memory_bytes(make_root(tmp_path, {"proc/meminfo": "MemTotal: 9 kB\n"}))
+
+
+def test_this_machine_has_something_to_use() -> None:
+    assert usable_cpus() >= 1
+    assert available_memory_bytes() > 0
