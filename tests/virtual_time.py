@@ -45,8 +45,11 @@ def run_virtual(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def virtual_now() -> datetime:
-    """The wall clock that goes with the running loop's time."""
-    return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+    """The wall clock that goes with the running loop's time; where none runs, time has not begun."""
+    try:
+        return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+    except RuntimeError:
+        return EPOCH
 
 
 async def pass_time(seconds: float) -> None:

@@ -18,7 +18,7 @@ def put(api: FakeApi, plural: str, obj: Object, manager: str = "user") -> Object
     key = (metadata.get("namespace") or "", metadata["name"])
     stored = api.storage.get(plural, key)
     if stored is None:
-        full = {"apiVersion": kind.api_version, "kind": kind.kind, **obj}
+        full = {"apiVersion": kind.api_version, "kind": kind.kind, **merge({}, obj)}
         created = api.storage.insert(kind, full, own({}, {}, full, manager))
         if "status" not in obj:
             return created

@@ -39,7 +39,6 @@ class FakeApi:
         storage: the objects.
         latency_s: of every request; keep it positive in virtual time so that requests interleave.
         bookmark_s: how often an idle watch sends a bookmark.
-        gc_delay_s: how long the garbage collector takes to notice; None: only when it is called.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class FakeApi:
         storage: Storage | None = None,
         latency_s: float = 0.0,
         bookmark_s: float = 60.0,
-        gc_delay_s: float | None = None,
     ) -> None:
         self.storage = storage or Storage()
         self.calls: list[Call] = []
@@ -57,8 +55,6 @@ class FakeApi:
         self.hang: Callable[[], Awaitable[None]] = lambda: pass_time(5.0)
         self._latency_s = latency_s
         self._bookmark_s = bookmark_s
-        self._gc_delay_s = gc_delay_s
-        self._gc_planned = False
         self._pages: dict[str, tuple[str, list[Object]]] = {}
         self._tokens = itertools.count(1)
         self._changed: set[asyncio.Event] = set()
@@ -299,17 +295,9 @@ class FakeApi:
         # Every version is one line of history.
         return history[max(0, version + 1 - history[0].version) :] if history else []
 
-    def _wake(self, change: Change | None) -> None:
+    def _wake(self, _: Change | None) -> None:
         for event in self._changed:
             event.set()
-        if change is None or self._gc_delay_s is None or self._gc_planned or change.type == "MODIFIED":
-            return
-        self._gc_planned = True
-        asyncio.get_running_loop().call_later(self._gc_delay_s, self._collect)
-
-    def _collect(self) -> None:
-        self._gc_planned = False
-        self.storage.collect_garbage()
 
 
 def _check_identity(live: Object, body: Object) -> None:

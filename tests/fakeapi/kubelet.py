@@ -1,4 +1,4 @@
-"""Scheduler and kubelets of the fake cluster: single steps for tests that stage a moment, or all by itself."""
+"""Scheduler and kubelets of the fake cluster: single steps for tests that stage a moment, or all alone."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -43,9 +43,10 @@ class Kubelet:
         )
 
     async def run(self, period_s: float = 0.25) -> None:
-        """Do every pod's next step, again and again, until cancelled."""
+        """Do every pod's next step and collect garbage, again and again, until cancelled."""
         while True:
             await pass_time(period_s)
+            self.api.storage.collect_garbage()
             for pod in everything(self.api, "pods"):
                 self.advance(pod)
 
@@ -58,7 +59,9 @@ class Kubelet:
         elif status["phase"] in ("Succeeded", "Failed"):
             return
         elif not pod["spec"].get("nodeName"):
-            node = next((n for n in everything(self.api, "nodes") if not n["spec"].get("unschedulable")), None)
+            node = next(
+                (n for n in everything(self.api, "nodes") if not n["spec"].get("unschedulable")), None
+            )
             if node is not None:
                 self.schedule(name, node["metadata"]["name"], namespace)
         elif status["phase"] == "Pending":
@@ -93,6 +96,7 @@ class Kubelet:
         container = {
             "name": "engine",
             "ready": False,
+            "started": False,
             "restartCount": 3,
             "state": {"waiting": waiting},
             "lastState": {"terminated": terminated},
@@ -116,7 +120,8 @@ class Kubelet:
     def _run(self, name: str, namespace: str, ready: bool) -> None:
         pod = get(self.api, "pods", name, namespace)
         assert pod is not None
-        container = {"name": "engine", "ready": ready, "restartCount": 0, "state": {"running": {}}}
+        container = {"name": "engine", "ready": ready, "started": ready, "restartCount": 0}
+        container["state"] = {"running": {}}
         status = {
             "phase": "Running",
             "podIP": pod["status"].get("podIP") or f"10.244.0.{next(self._addresses)}",

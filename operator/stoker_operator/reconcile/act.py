@@ -25,10 +25,12 @@ class Outcome:
     """What came of a plan's actions.
 
     Args:
+        done: the actions that changed something.
         refusals: what the API server refused for good.
         is_blocked: whether a name we need is held by an object that is not ours.
     """
 
+    done: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     is_blocked: bool = False
 
@@ -52,17 +54,21 @@ class Actor:
             ApiError, ApiUnreachable: a call failed that may work later; the rest was not tried.
         """
         refusals: list[Refusal] = []
+        done: list[Action] = []
         is_blocked = False
         for action in actions:
             logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
             try:
-                is_blocked |= await self._one(key, model, action)
+                if await self._one(key, model, action):
+                    is_blocked = True
+                else:
+                    done.append(action)
             except ApiError as error:
                 if error.code not in REFUSED_CODES and not isinstance(error, Forbidden):
                     raise
                 logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
                 refusals.append(Refusal(_target(action), error.message))
-        return Outcome(tuple(refusals), is_blocked)
+        return Outcome(tuple(done), tuple(refusals), is_blocked)
 
     async def look_again(self, key: Key, model: Object) -> None:
         """Read what was in the way of earlier passes live; it may be gone by now."""

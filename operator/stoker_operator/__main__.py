@@ -1,0 +1,110 @@
+"""The command ``stoker-operator``: read the settings, build the parts from the bottom up, run.
+
+Exit status: 0 after SIGTERM or SIGINT; 1 when a part died; 2 when a setting cannot work.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+
+import click
+
+from stoker_operator import __version__, handlers, logs, telemetry
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.inflight import HttpInFlightReader
+from stoker_operator.cluster.transport import HttpTransport
+from stoker_operator.config import ConfigError, OperatorConfig
+from stoker_operator.metrics import Metrics
+from stoker_operator.reconcile.controller import Controller
+
+logger = logging.getLogger(__name__)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Run Stoker's control plane: ModelDeployments become serving pods."""
+
+
+@main.command()
+@click.option("--namespace", "-n", "namespaces", multiple=True, help="Serve this namespace; may be repeated.")
+@click.option("--all-namespaces", "-A", is_flag=True, help="Serve the whole cluster (the default).")
+@click.option("--runtime-image", help="Image of pods that name none.  [env: STOKER_RUNTIME_IMAGE]")
+@click.option(
+    "--allow-file-sources/--no-allow-file-sources",
+    default=None,
+    help="Let file:// models mount a folder of the node.  [env: STOKER_ALLOW_FILE_SOURCES]",
+)
+@click.option("--cluster-domain", help="DNS suffix of the cluster.  [env: STOKER_CLUSTER_DOMAIN]")
+@click.option("--log-level", help="debug, info, warning or error.  [env: STOKER_LOG_LEVEL]")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address of the two ports below.")  # noqa: S104
+@click.option("--health-port", default=8080, show_default=True, help="Liveness probe: GET /healthz.")
+@click.option("--metrics-port", default=8081, show_default=True, help="GET /metrics and GET /readyz.")
+def run(
+    namespaces: tuple[str, ...],
+    all_namespaces: bool,
+    host: str,
+    health_port: int,
+    metrics_port: int,
+    **given: str | bool | None,
+) -> None:
+    """Reconcile until told to stop.
+
+    Credentials come from the service account, else from the kubeconfig (KUBECONFIG). An option wins over
+    its variable; --namespace and --all-namespaces win over STOKER_WATCH_NAMESPACES.
+    """
+    if namespaces and all_namespaces:
+        raise click.UsageError("--namespace and --all-namespaces exclude each other")
+    env = dict(os.environ)
+    if namespaces or all_namespaces:
+        env["STOKER_WATCH_NAMESPACES"] = ",".join(namespaces)
+    for name, value in given.items():
+        if value is not None:
+            env[f"STOKER_{name.upper()}"] = str(value)
+    try:
+        config = OperatorConfig.from_env(env)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    logs.configure(config.log_level)
+    # What the imports left behind lives for ever: the garbage collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    try:
+        asyncio.run(serve(config, host, health_port, metrics_port))
+    except Exception:
+        logger.exception("the operator died")
+        raise SystemExit(1) from None
+
+
+async def serve(config: OperatorConfig, host: str, health_port: int, metrics_port: int) -> None:
+    """Run all parts; returns after a signal, raises when one of them died."""
+    metrics = Metrics()
+    transport = HttpTransport(handlers.login, observer=metrics)
+    in_flight = HttpInFlightReader()
+    client = KubeClient(transport)
+    controller = Controller(client, config, in_flight, metrics, instance=socket.gethostname())
+    page = telemetry.app(metrics.registry, controller.caches.unsynced)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(controller.run(), name="controller"),
+                group.create_task(telemetry.serve(page, host, metrics_port), name="telemetry"),
+            ]
+
+            def stop() -> None:
+                for task in tasks:
+                    task.cancel()
+
+            registry = handlers.registry(controller.queue.add, controller.health, stop)
+            endpoint = f"http://{host}:{health_port}/healthz"
+            await handlers.run(registry, config.watch_namespaces, endpoint)
+            stop()
+    finally:
+        await in_flight.close()
+        await transport.close()
+
+
+if __name__ == "__main__":
+    main(prog_name="stoker-operator")

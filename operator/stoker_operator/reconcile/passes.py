@@ -1,0 +1,149 @@
+"""One pass over one ModelDeployment: snapshot, decide purely, act, report."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from stoker_operator.api import InvalidSpec, ModelDeployment, parse
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.errors import NotFound
+from stoker_operator.cluster.events import EventRecorder, EventText
+from stoker_operator.cluster.inflight import InFlightReader
+from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
+from stoker_operator.config import OperatorConfig
+from stoker_operator.desired import Wanted, desired
+from stoker_operator.observed import Observed, Reading
+from stoker_operator.plan import Action, Plan, plan
+from stoker_operator.profiles import profile_of
+from stoker_operator.reconcile.act import Actor, Outcome
+from stoker_operator.reconcile.caches import Caches, Key
+from stoker_operator.retry import Backoff
+from stoker_operator.status import events, invalid_status, status
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+# Nothing tells us when a quota grew, a policy changed or a name became free.
+LOOK_AGAIN_S = 15.0
+
+
+class Reconciler:
+    """Makes the cluster what one ModelDeployment after another asks for.
+
+    Args:
+        client: the API.
+        caches: what is known of the cluster.
+        config: the operator's settings.
+        in_flight: asks draining pods for their requests.
+        recorder: writes Events.
+        clock: the time, for everything that plans and statuses say.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        caches: Caches,
+        config: OperatorConfig,
+        in_flight: InFlightReader,
+        recorder: EventRecorder,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._client = client
+        self._caches = caches
+        self._config = config
+        self._in_flight = in_flight
+        self._recorder = recorder
+        self._clock = clock
+        self._actor = Actor(client, caches)
+        # Passes in a row that changed something: a plan that never comes to rest is slowed down.
+        self._acting: dict[Key, int] = {}
+        self._acting_backoff = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
+
+    async def __call__(self, key: Key) -> float | None:
+        """Run one pass.
+
+        Returns:
+            seconds until the next pass is due, None when only an event can change anything.
+        """
+        model = self._caches.model(key)
+        if model is None or "deletionTimestamp" in model["metadata"]:
+            # The garbage collector deletes the children: what they need for that are our owner references.
+            self._caches.unblock(key)
+            self._acting.pop(key, None)
+            return None
+        try:
+            parsed = parse(model)
+            wanted = desired(parsed, self._config)
+        except InvalidSpec as error:
+            await self._report(model, invalid_status(model, error, self._clock()), ())
+            return None
+        await self._actor.look_again(key, model)
+        todo, observed = await self._plan(key, model, parsed, wanted)
+        outcome = await self._actor.act(key, model, todo.actions)
+        after = self._caches.observe(key, model, observed.readings, outcome.refusals)
+        await self._report(model, status(wanted, after, self._config, self._clock()), outcome.done)
+        return self._due(key, todo, outcome)
+
+    async def _plan(
+        self, key: Key, model: Object, parsed: ModelDeployment, wanted: Wanted
+    ) -> tuple[Plan, Observed]:
+        """Plan; when pods drain, ask them for their requests in flight and plan with that."""
+        observed = self._caches.observe(key, model)
+        todo = plan(wanted, observed, self._clock())
+        if todo.draining:
+            readings = await self._readings(parsed, observed, todo.draining)
+            observed = self._caches.observe(key, model, readings)
+            todo = plan(wanted, observed, self._clock())
+        return todo, observed
+
+    async def _readings(
+        self, parsed: ModelDeployment, observed: Observed, uids: frozenset[str]
+    ) -> dict[str, Reading]:
+        profile = profile_of(parsed.spec)
+        urls = {}
+        for pod in observed.pods:
+            uid, address = pod["metadata"]["uid"], (pod.get("status") or {}).get("podIP")
+            if uid in uids and address:
+                host = f"[{address}]" if ":" in address else address
+                urls[uid] = f"http://{host}:{profile.port}{profile.in_flight_path}"
+        bodies = await self._in_flight.read(urls)
+        readings = {uid: Reading(None) for uid in uids}
+        for uid, body in bodies.items():
+            try:
+                readings[uid] = Reading(profile.read_in_flight(body))
+            except ValueError as error:
+                logger.warning("pod %s: %s", uid, error)
+        return readings
+
+    async def _report(self, model: Object, wanted: Object, done: tuple[Action, ...]) -> None:
+        """Write the status if it changed, then what happened as Events."""
+        before = model.get("status") or {}
+        if wanted != before:
+            metadata = {name: model["metadata"][name] for name in ("name", "namespace", "uid")}
+            body = {
+                "apiVersion": MODEL_DEPLOYMENTS.api_version,
+                "kind": MODEL_DEPLOYMENTS.kind,
+                "metadata": metadata,
+                "status": wanted,
+            }
+            try:
+                written = await self._client.apply(MODEL_DEPLOYMENTS, body, "status")
+            except NotFound:
+                logger.info("the ModelDeployment was deleted meanwhile", extra={"key": metadata["name"]})
+                return
+            self._caches.stores[MODEL_DEPLOYMENTS].put(written)
+        for event in events(before, wanted, done):
+            text = EventText(event.type, event.reason, event.action, event.note)
+            await self._recorder.record(model, text)
+
+    def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
+        if outcome.refusals or outcome.is_blocked:
+            return LOOK_AGAIN_S
+        if not todo.actions:
+            self._acting.pop(key, None)
+            return todo.requeue_after_s
+        count = self._acting.get(key, 0) + 1
+        self._acting[key] = count
+        return self._acting_backoff.delay_s(count, 0.0)

@@ -1,0 +1,195 @@
+"""A cluster in memory with an operator in it, in virtual time; the operator may be killed at any call."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any
+
+from fakeapi.client import delete, everything, get, put
+from fakeapi.core import FakeApi
+from fakeapi.faults import Call
+from fakeapi.kubelet import Kubelet, is_serving
+from fakeapi.storage import Change, Storage
+from virtual_time import pass_time, until, virtual_now
+
+from stoker_operator.cluster.client import KubeClient, Reply
+from stoker_operator.config import OperatorConfig
+from stoker_operator.metrics import Metrics
+from stoker_operator.reconcile.controller import Controller
+
+Object = dict[str, Any]
+
+CONFIG = OperatorConfig(runtime_image="registry.example/stoker-runtime:test", allow_file_sources=True)
+NAME = "smol"
+
+
+class Link:
+    """The connection of one operator process: once that is dead, nothing of it reaches the server."""
+
+    def __init__(self, api: FakeApi) -> None:
+        self.is_dead = False
+        self._api = api
+
+    async def request(
+        self, method: str, path: str, params: Mapping[str, str], body: bytes | None, content_type: str
+    ) -> Reply:
+        if self.is_dead:
+            await asyncio.get_running_loop().create_future()
+        return await self._api.request(method, path, params, body, content_type)
+
+    async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing(self._api.stream(path, params)) as lines:
+            async for line in lines:
+                yield line
+
+
+class World:
+    """API server, kubelets and operator."""
+
+    def __init__(self) -> None:
+        self.api = FakeApi(Storage(virtual_now), latency_s=0.002)
+        self.kubelet = Kubelet(self.api)
+        self.num_starts = 0
+        self.controller: Controller | None = None
+        self.num_serving: list[int] = []
+        self.num_pods: list[int] = []
+        self._link: Link | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.api.on_crash = self.kill
+        self.api.storage.on_change(self._note)
+        self.kubelet.add_node("node-0")
+
+    @contextlib.asynccontextmanager
+    async def running(self, kubelet: bool = True) -> AsyncIterator["World"]:
+        """Everything runs while the block runs."""
+        tasks = [asyncio.create_task(self._supervise())]
+        if kubelet:
+            tasks.append(asyncio.create_task(self.kubelet.run()))
+        try:
+            yield self
+            for task in tasks:
+                assert not task.done(), task.exception()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def kill(self) -> None:
+        """SIGKILL: whatever the operator was doing, it does no more."""
+        if self._link is not None:
+            self._link.is_dead = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _supervise(self) -> None:
+        """Start the operator, and again from nothing whenever it was killed."""
+        while True:
+            self.num_starts += 1
+            self._link = Link(self.api)
+            rng = random.Random(self.num_starts)
+            self.controller = Controller(
+                KubeClient(self._link), CONFIG, self.kubelet, Metrics(), virtual_now, rng, "test"
+            )
+            self._task = asyncio.create_task(self.controller.run())
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                self._task.cancel()
+            if not self._task.cancelled():
+                self._task.result()
+            await pass_time(0.5)
+
+    def apply(self, name: str = NAME, **spec: Any) -> Object:
+        """What a user applies: this spec, merged into what is there."""
+        fresh: Object = {}
+        if get(self.api, "modeldeployments", name) is None:
+            fresh = {"model": {"source": "oci://registry.example/smol:1"}, "accelerator": {"perPod": 0}}
+        body = {"metadata": {"name": name, "namespace": "default"}, "spec": {**fresh, **spec}}
+        return put(self.api, "modeldeployments", body)
+
+    def delete(self, name: str = NAME) -> None:
+        """What a user deletes."""
+        delete(self.api, "modeldeployments", name)
+
+    def status(self, name: str = NAME) -> Object:
+        """The status as stored."""
+        model = get(self.api, "modeldeployments", name)
+        return {} if model is None else model.get("status") or {}
+
+    def condition(self, type_: str, name: str = NAME) -> Object:
+        """One condition, {} when it is absent."""
+        found = [c for c in self.status(name).get("conditions", []) if c["type"] == type_]
+        return found[0] if found else {}
+
+    def is_ready(self, name: str = NAME) -> bool:
+        """Whether Ready holds for the current generation."""
+        model = get(self.api, "modeldeployments", name)
+        ready = self.condition("Ready", name)
+        return (
+            model is not None
+            and ready.get("status") == "True"
+            and ready.get("observedGeneration") == model["metadata"]["generation"]
+        )
+
+    def pods(self) -> list[Object]:
+        """All pods."""
+        return everything(self.api, "pods")
+
+    def pod_names(self) -> list[str]:
+        """Names of all pods."""
+        return [pod["metadata"]["name"] for pod in self.pods()]
+
+    async def ready(self, name: str = NAME, deadline_s: float = 600.0) -> None:
+        """Wait for Ready."""
+        await until(lambda: self.is_ready(name), deadline_s, step_s=0.25)
+
+    async def settled(self, quiet_s: float = 30.0, deadline_s: float = 900.0) -> None:
+        """Wait until the operator has written nothing for so long."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + deadline_s
+        while True:
+            num_writes, num_starts = len(self.api.writes), self.num_starts
+            await pass_time(quiet_s)
+            if (num_writes, num_starts) == (len(self.api.writes), self.num_starts):
+                return
+            assert loop.time() < ends_at, "the operator never comes to rest"
+
+    def _note(self, change: Change) -> None:
+        if change.plural == "pods":
+            pods = self.pods()
+            self.num_serving.append(sum(map(is_serving, pods)))
+            self.num_pods.append(sum("deletionTimestamp" not in pod["metadata"] for pod in pods))
+
+    def picture(self) -> Object:
+        """All objects but Events, without what differs from run to run."""
+        result: Object = {}
+        for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets"):
+            for obj in everything(self.api, plural):
+                result[f"{plural}/{obj['metadata']['name']}"] = _normal(obj)
+        return result
+
+
+_VOLATILE = frozenset(
+    {"uid", "resourceVersion", "creationTimestamp", "lastTransitionTime", "clusterIP", "podIP", "generation"}
+)
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    return value
+
+
+def writes_of(world: World, start: int = 0) -> list[str]:
+    """The operator's writes as "METHOD last/parts", Events left out."""
+
+    def text(call: Call) -> str:
+        return f"{call.method} {'/'.join(call.path.split('/')[-2:])}"
+
+    return [text(call) for call in world.api.writes[start:] if "events.k8s.io" not in call.path]
+
+
+Predicate = Callable[[], object]
