@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def kind_config(name: str, num_nodes: int, folder: Path) -> str:
 def gpu_patch(amount: int) -> str:
     """The JSON patch that puts GPUs on a node without any."""
     paths = [f"/status/{field}/nvidia.com~1gpu" for field in ("capacity", "allocatable")]
-    return yaml.safe_dump([{"op": "add", "path": path, "value": str(amount)} for path in paths])
+    return json.dumps([{"op": "add", "path": path, "value": str(amount)} for path in paths])
 
 
 class KindCluster:
@@ -131,7 +132,7 @@ def why_not() -> str | None:
         return "there is no docker on PATH"
     if not host.succeeds(["docker", "info"], timeout_s=20):
         answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
-        return f"no Docker engine answers ({answer.stderr.strip().splitlines()[-1:] or 'no reason given'})"
+        return f"no Docker engine answers ({(answer.stderr.strip() or 'no reason given').splitlines()[-1]})"
     if shutil.which("kind") is None:
         return "Docker answers, and there is no kind on PATH (https://kind.sigs.k8s.io)"
     return None

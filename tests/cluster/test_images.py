@@ -1,0 +1,134 @@
+import configparser
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster import buildah, images
+from cluster.api import ClusterError
+from cluster.baseimage import release, sources
+from cluster.images import Image, context_files, forget_older, image_key, stage_context
+
+
+def make_image(folder: Path, **changes: object) -> Image:
+    """An image of two files; `folder` becomes its context."""
+    (folder / "src").mkdir(exist_ok=True)
+    (folder / "src" / "a.py").write_text("a")
+    (folder / "unrelated").write_text("u")
+    (folder / "Dockerfile").write_text("FROM scratch\n")
+    fields: dict[str, object] = {
+        "tag": "localhost/thing:1",
+        "dockerfile": folder / "Dockerfile",
+        "context": folder,
+        "files": ["src"],
+    }
+    return Image(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_only_listed_files_are_in_the_context(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    (tmp_path / "src" / "__pycache__").mkdir()
+    (tmp_path / "src" / "__pycache__" / "a.pyc").write_text("")
+    goal = tmp_path / "staged"
+    goal.mkdir()
+    stage_context(image, goal)
+    assert sorted(str(path.relative_to(goal)) for path in goal.rglob("*") if path.is_file()) == [
+        "Dockerfile",
+        "src/a.py",
+    ]
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="wants absent, which is not in"):
+        context_files(make_image(tmp_path, files=["absent"]))
+
+
+def test_key_ignores_what_does_not_go_in(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    before = image_key(image, "base")
+    (tmp_path / "unrelated").write_text("changed")
+    assert image_key(image, "base") == before
+
+
+def test_key_sees_every_ingredient(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    keys = [
+        image_key(image, "base"),
+        image_key(image, "another base"),
+        image_key(make_image(tmp_path, build_args={"A": "1"}), "base"),
+        image_key(make_image(tmp_path, tag="localhost/thing:2"), "base"),
+    ]
+    (tmp_path / "src" / "a.py").chmod(0o755)
+    keys.append(image_key(image, "base"))
+    (tmp_path / "src" / "a.py").write_text("changed")
+    keys.append(image_key(image, "base"))
+    (tmp_path / "Dockerfile").write_text("FROM other\n")
+    keys.append(image_key(image, "base"))
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("tag", ["thing:1", "localhost/thing", "registry.example/thing:1"])
+def test_tags_that_lead_to_a_registry_are_refused(tmp_path: Path, tag: str) -> None:
+    with pytest.raises(ClusterError, match="use localhost/NAME:VERSION"):
+        make_image(tmp_path, tag=tag)
+
+
+def test_newest_archives_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = make_image(tmp_path)
+    archives = [images.archive_path(image, key) for key in ("one", "two", "three")]
+    archives[0].parent.mkdir(parents=True)
+    for age, archive in enumerate(reversed(archives)):
+        archive.write_text("")
+        os.utime(archive, (1000 - age, 1000 - age))
+    forget_older(archives[-1], image)
+    assert [archive.exists() for archive in archives] == [False, True, True]
+
+
+def test_pip_inside_a_build_is_told_what_pip_outside_is_told(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    environment = {
+        "PIP_CERT": "/etc/ssl/certs/ca.crt",
+        "PIP_INDEX_URL": "https://index.example/simple",
+        "PIP_FIND_LINKS": f"{wheels} https://links.example {tmp_path}/absent",
+        "STOKER_WHEELS": str(wheels),
+    }
+    folders = buildah.wheel_folders(environment)
+    parser = configparser.ConfigParser()
+    parser.read_string(buildah.pip_conf(environment, folders))
+    assert folders == [wheels]
+    assert parser["global"]["cert"] == "/etc/ssl/certs/ca.crt"
+    assert parser["global"]["index-url"] == "https://index.example/simple"
+    assert parser["global"]["find-links"].split() == ["https://links.example", str(wheels)]
+
+
+def test_build_never_asks_a_registry_and_passes_arguments(tmp_path: Path) -> None:
+    command = buildah.build_command(
+        "localhost/a:1", tmp_path, {"BASE_IMAGE": "localhost/base:1"}, ["/x:/x:ro"]
+    )
+    assert "--pull-never" in command
+    assert "--build-arg=BASE_IMAGE=localhost/base:1" in command
+    assert "--volume=/x:/x:ro" in command
+    assert command[-1] == str(tmp_path)
+
+
+def test_base_follows_the_hosts_release() -> None:
+    assert release('ID=debian\nVERSION_CODENAME=bookworm\nNAME="Debian"\n') == ("debian", "bookworm")
+    with pytest.raises(ClusterError, match="this is fedora without a code name"):
+        release("ID=fedora\n")
+
+
+def test_base_takes_the_hosts_sources_of_its_own_distribution_only() -> None:
+    targets = (
+        "http://mirror.example/debian/ bookworm main Debian\n"
+        "http://mirror.example/debian/ bookworm main Debian\n"
+        "http://mirror.example/security/ bookworm-security main Debian\n"
+        "https://vendor.example/apt/ stable main Vendor\n"
+        "file:/srv/local ./ main Debian\n"
+        "http://unsigned.example/ bookworm main\n"
+    )
+    assert sources(targets, "debian") == [
+        ("http://mirror.example/debian/", "bookworm", "main"),
+        ("http://mirror.example/security/", "bookworm-security", "main"),
+    ]
