@@ -149,6 +149,8 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
     Raises:
         ConfigError: a value cannot work; the text names the flag.
     """
+    if not model.strip():
+        raise ConfigError("--model is empty; give a folder, a .gguf file or hf://ORG/NAME")
     given = {name: value for name, value in options.items() if value is not None}
     names = given.pop("served_model_name") or (model,)
     given["port"] = _port(given["port"])

@@ -72,9 +72,9 @@ def test_defaults(model: Path, handed_over: list[tuple[ServerConfig, EngineConfi
 
 def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, EngineConfig]]) -> None:
     flags = """--served-model-name a --served-model-name b --host 127.0.0.1 --port 81 --device cpu
-    --dtype float32 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77 --block-size 8 --memory-fraction 0.5
-    --kv-cache-memory 1Gi --no-prefix-caching --num-threads 3 --max-queue 6 --max-request-bytes 1Mi
-    --shutdown-delay-s 1.5 --drain-timeout-s 7 --log-level debug --seed 4"""
+    --dtype float32 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77 --block-size 8
+    --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --num-threads 3 --max-queue 6
+    --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7 --log-level debug --seed 4"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
@@ -123,6 +123,7 @@ def test_environment_sets_what_flags_do_not(
     ("flags", "named"),
     [
         pytest.param([], "--model", id="no-model"),
+        pytest.param(["--model", ""], "--model", id="empty-model"),
         pytest.param(["--model", "m", "--port", "http"], "--port", id="port"),
         pytest.param(["--model", "m", "--port", "-5"], "--port", id="negative-port"),
         pytest.param(["--model", "m", "--device", "tpu"], "--device", id="device"),
@@ -213,7 +214,7 @@ def test_runs_as_a_module_without_loading_torch_or_a_web_framework() -> None:
 
 
 def test_sigterm_before_the_server_runs_ends_the_process(tmp_path: Path) -> None:
-    """A container's first process ignores SIGTERM unless it asks for it; a download must not outlive its pod."""
+    """As a container's first process it would ignore SIGTERM, and a download would outlive its pod."""
     with socket.socket() as hub:
         hub.bind(("127.0.0.1", 0))
         hub.listen()
