@@ -46,6 +46,7 @@ class Scheduler:
         self._budget = max_num_batched_tokens
         self._max_model_len = max_model_len
         self._pool = block_pool
+        self._capacity = block_pool.num_blocks * block_pool.block_size  # tokens
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()  # oldest first
         self._running: list[Request] = []  # oldest first
@@ -183,7 +184,7 @@ class Scheduler:
         Returns:
             False when it had to stop running itself: it was the newest, or the pool is too small for it.
         """
-        if self._pool.blocks_for(request.num_tokens) > self._pool.num_blocks:
+        if request.num_tokens > self._capacity:
             self._finish(request)
             self._ended.append(_end(request, FinishReason.ERROR, error=self._too_long_for_pool(request)))
             return False
@@ -193,7 +194,8 @@ class Scheduler:
             self._preempt(victim)
             if victim is request:
                 return False
-        request.block_ids += self._pool.take(needed)
+        if needed:
+            request.block_ids += self._pool.take(needed)
         return True
 
     def _admit(self, budget: int) -> list[ScheduledRequest]:
@@ -241,10 +243,10 @@ class Scheduler:
         before it attends, so the block is filled before it is read.
         """
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
-        if self._pool.is_caching:
-            full = end // self._pool.block_size
-            self._pool.extend_hashes(request.block_hashes, request.token_ids, full, request.cache_salt)
-            for index in range(start // self._pool.block_size, full):
+        filled = range(start // self._pool.block_size, end // self._pool.block_size)
+        if filled and self._pool.is_caching:
+            self._pool.extend_hashes(request.block_hashes, request.token_ids, filled.stop, request.cache_salt)
+            for index in filled:
                 self._pool.publish(request.block_ids[index], request.block_hashes[index])
         samples = end == request.num_tokens
         self._in_step.append((request, count, samples))
@@ -320,14 +322,13 @@ class Scheduler:
         if request.num_tokens >= self._max_model_len:
             limit = self._max_model_len - 1
             return f"the prompt has {request.num_tokens} tokens; at most {limit} leave room for output"
-        if self._pool.blocks_for(request.num_tokens) > self._pool.num_blocks:
+        if request.num_tokens > self._capacity:
             return self._too_long_for_pool(request)
         return None
 
     def _too_long_for_pool(self, request: Request) -> str:
-        capacity = self._pool.num_blocks * self._pool.block_size
         return (
-            f"the request has {request.num_tokens} tokens and the whole KV cache holds {capacity}; "
+            f"the request has {request.num_tokens} tokens and the whole KV cache holds {self._capacity}; "
             "shorten it, or serve the model with more --kv-cache-memory or --memory-fraction"
         )
 
