@@ -265,6 +265,13 @@ async def running_stack(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until something holds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0)
+
+
 def make_server_config(**changes: object) -> ServerConfig:
     """A configuration with one model called tiny."""
     defaults: dict[str, object] = {"served_model_names": ("tiny",), "host": "127.0.0.1", "port": 0}

@@ -219,6 +219,7 @@ def uvicorn_config(serving: Serving) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        log_level="warning",
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(_LAST_WORDS_S),

@@ -25,7 +25,8 @@ RENDER_LIMIT_S = 5.0
 MAX_RENDERED_CHARS = 16 * 1024**2
 _MAX_REPEATED = 1_000_000
 _MAX_WIDTH = 1000
-_LONG_FIELD = re.compile(r"\d{4,}|\*")
+# A width of four digits, a width that is an argument, or one that is a field of its own.
+_LONG_FIELD = re.compile(r"\d{4,}|\*|\{[^{}]*:[^{}]*\{")
 
 
 class ChatTemplate:
@@ -136,7 +137,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         # The odd names are the parent's: a template may pass a keyword called self.
         __self.check()
+        if isinstance(getattr(__obj, "__self__", None), str):
+            _check_width(max((value for value in args if isinstance(value, int)), default=0))
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapper = super().wrap_str_format(value)
+        if wrapper is not None:
+            _check_format(value.__self__)
+        return wrapper
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.check()

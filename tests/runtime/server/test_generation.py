@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+from runtime_builders import make_sampling
+from server_builders import make_byte_level_tokenizer
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.messages import FinishReason, RequestOutput, TokenLogprob
+from stoker_runtime.server.detokenize import TokenBytes
+from stoker_runtime.server.generation import (
+    Choice,
+    Delta,
+    Generation,
+    Usage,
+    WholeChoice,
+    add_requests,
+    usage,
+)
+
+TOKENIZER = make_byte_level_tokenizer()
+TOKEN_BYTES = TokenBytes(TOKENIZER)
+END = TOKENIZER.get_vocab()["<|end|>"]
+
+
+def ids(text: str) -> list[int]:
+    return list(TOKENIZER.encode(text).ids)
+
+
+def make_generation(prompts: list[list[int]] | None = None, **changes: object) -> Generation:
+    options: dict[str, object] = {"prompts": prompts or [[1, 2, 3]], "sampling": make_sampling(), **changes}
+    return Generation(**options)  # type: ignore[arg-type]
+
+
+def make_choice(**changes: object) -> Choice:
+    return Choice(0, make_generation(None, **changes), TOKEN_BYTES)
+
+
+def output(tokens: list[int], **changes: object) -> RequestOutput:
+    logprobs = [TokenLogprob(token_id=token, logprob=-1.0, top=[]) for token in tokens]
+    return RequestOutput(**{"request_id": "r", "token_ids": tokens, "logprobs": logprobs, **changes})  # type: ignore[arg-type]
+
+
+def ended_by(token: int) -> dict[str, object]:
+    return {"finish_reason": FinishReason.STOP, "stop_token_id": token}
+
+
+def test_a_generation_becomes_one_request_per_prompt_and_choice() -> None:
+    generation = make_generation([[1, 2], [3]], n=2, sampling=make_sampling(max_tokens=50, seed=7))
+
+    requests = add_requests(generation, "job", max_model_len=20, arrival_s=1.5)
+
+    assert [request.request_id for request in requests] == ["job-0", "job-1", "job-2", "job-3"]
+    assert [request.prompt_token_ids for request in requests] == [[1, 2], [1, 2], [3], [3]]
+    assert [request.sampling.seed for request in requests] == [7, 8, 7, 8]
+    assert [request.sampling.max_tokens for request in requests] == [18, 18, 19, 19]
+    assert {request.arrival_s for request in requests} == {1.5}
+
+
+def test_min_tokens_never_exceed_the_room_left() -> None:
+    generation = make_generation(sampling=make_sampling(max_tokens=50, min_tokens=30))
+
+    assert add_requests(generation, "job", 10, 0.0)[0].sampling.min_tokens == 7
+
+
+def test_without_a_seed_the_engine_draws_one_per_choice() -> None:
+    requests = add_requests(make_generation(n=2), "job", 20, 0.0)
+
+    assert [request.sampling.seed for request in requests] == [None, None]
+
+
+def test_a_choice_ends_with_its_end_of_sequence_token_which_gives_no_text() -> None:
+    choice = make_choice()
+
+    assert choice.take(output(ids("a"))) == Delta(0, "a")
+    assert choice.take(output([END], **ended_by(END))) == Delta(0, "", [], "stop")
+    assert choice.num_output_tokens == 2
+
+
+def test_the_ending_token_is_shown_when_stops_are_included() -> None:
+    choice = make_choice(include_stop=True, skip_special_tokens=False)
+
+    assert choice.take(output([*ids("a"), END], **ended_by(END))) == Delta(0, "a<|end|>", [], "stop")
+
+
+def test_a_choice_that_ran_out_of_tokens_flushes_what_it_held_back() -> None:
+    choice = make_choice(stop=("abc",))
+
+    assert choice.take(output(ids("ab"))) == Delta(0, "")
+    assert choice.take(output(ids("x\u00e9")[:-1], finish_reason=FinishReason.LENGTH)) == Delta(
+        0, "abx\ufffd", [], "length"
+    )
+
+
+def test_a_stop_string_ends_a_choice_that_the_engine_would_go_on_with() -> None:
+    choice = make_choice(stop=("bc",))
+
+    assert choice.take(output(ids("abcdef"))) == Delta(0, "a", [], "stop")
+    assert choice.finish_reason == "stop"
+    assert choice.num_output_tokens == 3
+
+
+def test_log_probabilities_come_with_the_text_of_their_tokens() -> None:
+    choice = make_choice(sampling=make_sampling(logprobs=0), stop=("bcd",))
+
+    first = choice.take(output(ids("ab")))
+    second = choice.take(output(ids("cx")))
+
+    assert [(token.logprob.token_id, token.text_offset) for token in first.tokens] == [(ids("a")[0], 0)]
+    assert [token.text_offset for token in second.tokens] == [1, 2, 3]
+
+
+def test_tokens_of_a_stop_string_are_not_shown() -> None:
+    choice = make_choice(sampling=make_sampling(logprobs=0), stop=("bc",))
+
+    deltas = [choice.take(output([token])) for token in ids("abc")]
+
+    assert [token.text_offset for delta in deltas for token in delta.tokens] == [0]
+
+
+def test_every_token_of_a_character_is_shown() -> None:
+    choice = make_choice(sampling=make_sampling(logprobs=0))
+
+    deltas = [choice.take(output([token])) for token in ids("\u4e2d")]
+    deltas.append(choice.take(output([END], **ended_by(END))))
+
+    assert [len(delta.tokens) for delta in deltas] == [0, 0, 3, 0]
+
+
+def test_an_error_of_one_request_is_a_500() -> None:
+    failed = RequestOutput(request_id="r", finish_reason=FinishReason.ERROR, error="logits are not finite")
+
+    with pytest.raises(RequestError, match="logits are not finite") as caught:
+        make_choice().take(failed)
+    assert caught.value.status == 500
+
+
+def test_a_request_the_engine_gave_up_is_a_503() -> None:
+    with pytest.raises(RequestError, match="shutting down") as caught:
+        make_choice().take(RequestOutput(request_id="r", finish_reason=FinishReason.ABORT))
+    assert caught.value.status == 503
+
+
+def test_usage_counts_a_prompt_once_and_all_its_choices() -> None:
+    generation = make_generation([[1, 2], [3]], n=2)
+    choices = [Choice(index, generation, TOKEN_BYTES) for index in range(4)]
+    for choice in choices:
+        choice.take(output(ids("ab"), num_cached_tokens=choice.index))
+        choice.take(output(ids("c")))
+
+    assert usage(generation, choices) == Usage(prompt_tokens=3, output_tokens=12, cached_tokens=2)
+
+
+def test_a_whole_choice_joins_its_deltas() -> None:
+    whole = WholeChoice(0)
+    for delta in (Delta(0, "a"), Delta(0, "b", [], "stop")):
+        whole.add(delta)
+
+    assert (whole.text, whole.finish_reason) == ("ab", "stop")

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.messages import SamplingParams
+from stoker_runtime.server.protocol import ChatBody, CompletionBody
+from stoker_runtime.server.sampling import chat_sampling, completion_sampling
+
+
+def completion(**fields: Any) -> SamplingParams:
+    defaults = fields.pop("defaults", {})
+    body = CompletionBody.model_validate({"model": "tiny", "prompt": "a", **fields})
+    return completion_sampling(body, defaults, vocab_size=100)
+
+
+def chat(**fields: Any) -> SamplingParams:
+    body = ChatBody.model_validate(
+        {"model": "tiny", "messages": [{"role": "user", "content": "a"}], **fields}
+    )
+    return chat_sampling(body, {}, vocab_size=100, max_model_len=256)
+
+
+def test_a_completion_without_fields_samples_as_openai_does() -> None:
+    assert completion() == SamplingParams(max_tokens=16, temperature=1.0, top_p=1.0)
+
+
+def test_every_field_reaches_the_engine() -> None:
+    params = completion(
+        max_tokens=9,
+        min_tokens=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        seed=3,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        repetition_penalty=1.1,
+        logit_bias={"7": -100},
+        stop_token_ids=[4, 4, 5],
+        ignore_eos=True,
+        logprobs=2,
+    )
+
+    assert params == SamplingParams(
+        max_tokens=9,
+        min_tokens=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        seed=3,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        repetition_penalty=1.1,
+        logit_bias={7: -100.0},
+        stop_token_ids=(4, 5),
+        ignore_eos=True,
+        logprobs=2,
+    )
+
+
+def test_the_models_own_defaults_give_way_to_the_request() -> None:
+    defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+
+    params = completion(defaults=defaults, top_p=0.5)
+
+    assert (params.temperature, params.top_k, params.top_p, params.repetition_penalty) == (0.6, 20, 0.5, 1.05)
+
+
+def test_a_temperature_too_small_to_divide_by_is_greedy() -> None:
+    assert completion(temperature=1e-12).temperature == 0.0
+
+
+@pytest.mark.parametrize("top_k", [-1, 0])
+def test_both_spellings_of_no_top_k_are_off(top_k: int) -> None:
+    assert completion(top_k=top_k).top_k == 0
+
+
+def test_a_negative_seed_is_a_seed() -> None:
+    assert completion(seed=-1).seed == 2**63 - 1
+
+
+def test_a_chat_may_fill_the_models_length() -> None:
+    assert chat().max_tokens == 256
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 5}],
+)
+def test_both_spellings_of_a_chats_limit_work(fields: dict[str, int]) -> None:
+    assert chat(**fields).max_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 3}, 3),
+    ],
+)
+def test_a_chats_log_probabilities(fields: dict[str, Any], want: int | None) -> None:
+    assert chat(**fields).logprobs == want
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logit_bias": {"100": 1}}, "logit_bias"),
+        ({"stop_token_ids": [100]}, "stop_token_ids"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        completion(**fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
