@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -113,24 +112,22 @@ def kill_node(ctx: click.Context, node: str) -> None:
     cluster_of(ctx).kill_node(node)
 
 
-@main.command("exec", context_settings={"ignore_unknown_options": True})
+@main.command("exec", context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def execute(ctx: click.Context, command: tuple[str, ...]) -> None:
     """Run a command in the network of the control-plane node, where Service addresses answer."""
     cluster = cluster_of(ctx)
     line = cluster.inside(*command)
-    sys.stdout.flush()
-    os.execvpe(line[0], line, {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)})
+    os.execvp(line[0], line)
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Run kubectl with the administrator's credentials."""
     line = cluster_of(ctx).kubectl(*args)
-    sys.stdout.flush()
     os.execv(line[0], line)
 
 

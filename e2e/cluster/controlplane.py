@@ -50,7 +50,7 @@ class ControlPlaneDaemons:
 
     def wait_for_api(self, api: ApiClient) -> None:
         """Wait until the API server serves, or say why it does not."""
-        self._wait("the API server", "kube-apiserver", api.is_ready, 60)
+        self._wait("the API server", ("etcd", "kube-apiserver"), api.is_ready, 60)
 
     def start_controllers(self) -> None:
         """Start controller manager and scheduler."""
@@ -72,7 +72,7 @@ class ControlPlaneDaemons:
         url = f"http://{self.plan.node(0).address}:8181/ready"
         script = f"import urllib.request as r; r.build_opener(r.ProxyHandler({{}})).open('{url}', timeout=2)"
         probe = network.enter(self.plan.node(0).netns, sys.executable, "-c", script)
-        self._wait("DNS", "coredns", lambda: host.succeeds(probe), 30)
+        self._wait("DNS", ("coredns",), lambda: host.succeeds(probe), 30)
 
     def _start(self, name: str, command: list[str], *, on_host: bool = False) -> None:
         start_daemon(
@@ -85,12 +85,15 @@ class ControlPlaneDaemons:
             path=SYSTEM_PATH,
         )
 
-    def _wait(self, what: str, daemon: str, is_true: host.Condition, timeout_s: float) -> None:
-        pid_file, log = self.plan.run_dir / f"{daemon}.pid", self.logs / f"{daemon}.log"
+    def _wait(self, what: str, daemons: tuple[str, ...], is_true: host.Condition, timeout_s: float) -> None:
+        """Wait for a condition, or for the first of the daemons to end."""
 
-        def is_settled() -> bool:
-            return is_true() or not is_running(pid_file)
+        def ended() -> list[str]:
+            return [name for name in daemons if not is_running(self.plan.run_dir / f"{name}.pid")]
 
-        host.wait_for(what, is_settled, timeout_s, lambda: host.tail(log))
-        if not is_true():
-            raise ClusterError(f"{daemon} ended. {host.tail(log)}")
+        def log() -> str:
+            return host.tail(self.logs / f"{(ended() or daemons)[-1]}.log")
+
+        host.wait_for(what, lambda: is_true() or bool(ended()), timeout_s, log)
+        if ended():
+            raise ClusterError(f"{' and '.join(ended())} ended. {log()}")

@@ -15,6 +15,14 @@ from cluster.versions import cache_dir
 
 FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"), Path("/var/log/containers"))
 
+TUNABLES = {
+    "vm/overcommit_memory": 1,
+    "vm/panic_on_oom": 0,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1_000_000,
+    "kernel/keys/root_maxbytes": 25_000_000,
+}
 LOCK = cache_dir() / "locks" / "fixed-folders"
 
 
@@ -33,13 +41,31 @@ def unshared(node: NodePlan, command: list[str]) -> list[str]:
     return ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", script, "sh", *command]
 
 
-def joined(pid: int, command: list[str]) -> list[str]:
-    """The command line that runs a command in the mount namespace of a process."""
-    return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--", *command]
+def joined(node: NodePlan, pid: int, command: list[str]) -> list[str]:
+    """The command line that runs a kubelet in the mount namespace of a process.
+
+    A kubelet sets a few kernel parameters, among them that the machine reboots after a kernel error. They
+    belong to the host, so the kubelet alone sees files that say what it wants; its other mounts stay shared.
+    """
+    binds = [
+        shlex.join(["mount", "--bind", str(tunable_file(node, name)), f"/proc/sys/{name}"])
+        for name in TUNABLES
+    ]
+    script = " && ".join(["mount --make-rprivate /proc", *binds, 'exec "$@"'])
+    apart = ["unshare", "--mount", "--propagation", "unchanged", "--", "sh", "-c", script, "sh"]
+    return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--", *apart, *command]
+
+
+def tunable_file(node: NodePlan, name: str) -> Path:
+    """The file that lies over a kernel parameter."""
+    return node.data_dir / "tunables" / name.replace("/", ".")
 
 
 def prepare(plan: ClusterPlan, node: NodePlan) -> None:
-    """Make the node's folders, and the fixed ones where the host has none, to have something to lie over."""
+    """Make the node's folders and files, and those fixed folders that the host lacks."""
+    (node.data_dir / "tunables").mkdir(parents=True)
+    for name, value in TUNABLES.items():
+        tunable_file(node, name).write_text(f"{value}\n")
     with locked(LOCK):
         for fixed in FIXED_FOLDERS:
             own_folder(node, fixed).mkdir(parents=True)

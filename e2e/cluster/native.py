@@ -226,6 +226,8 @@ def why_not() -> str | None:
         return "it needs Linux"
     if os.geteuid() != 0:
         return "it needs root (network namespaces, mounts, cgroups)"
+    if not cgroups.tracking_root().is_dir():
+        return "it needs cgroup version 2, or version 1 with a `pids` hierarchy, at /sys/fs/cgroup"
     if not build.is_built(tools_of("e2e", load_tools())) and (build.go_version() or (0, 0)) < build.MIN_GO:
         return f"it needs Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer on PATH to compile Kubernetes"
     if packages.missing(packages.CLUSTER_PROGRAMS) and shutil.which("apt-get") is None:

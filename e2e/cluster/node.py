@@ -78,7 +78,7 @@ class NodeDaemons:
         """Start kubelet and kube-proxy; the node becomes Ready on its own."""
         kubelet = flags.kubelet(self.binaries["kubelet"], self.files, self.node)
         containerd = int((self.node.run_dir / "containerd.pid").read_text())
-        self._start("kubelet", mounts.joined(containerd, kubelet))
+        self._start("kubelet", mounts.joined(self.node, containerd, kubelet))
         self._start("kube-proxy", flags.kube_proxy(self.binaries["kube-proxy"], self.node))
 
     def import_image(self, archive: str) -> None:

@@ -67,6 +67,16 @@ def test_node_mounts_its_own_folders_over_the_fixed_ones() -> None:
     )
 
 
+def test_kubelet_sees_the_kernel_parameters_it_wants_and_sets_none() -> None:
+    node = ClusterPlan("dev").node(1)
+    command = mounts.joined(node, 4711, ["kubelet"])
+    script = command[command.index("-c") + 1]
+    assert command[:2] == ["nsenter", "--mount=/proc/4711/ns/mnt"]
+    assert script.startswith("mount --make-rprivate /proc && ")
+    for name in mounts.TUNABLES:
+        assert f"mount --bind {mounts.tunable_file(node, name)} /proc/sys/{name}" in script
+
+
 def test_state_survives_a_round_trip(tmp_path: Path) -> None:
     assert state.load(tmp_path) is None
     written = State((0, 2), 3, 4, 40000, ("/a.tar",), is_ready=True)

@@ -10,7 +10,7 @@ from cluster import build as tools
 from cluster import cgroups, host, native, teardown
 from cluster.api import ClusterError
 from cluster.images import Image, build
-from cluster.mounts import FIXED_FOLDERS
+from cluster.mounts import FIXED_FOLDERS, TUNABLES
 from cluster.native import NativeCluster
 from cluster.plan import ClusterPlan
 
@@ -59,12 +59,20 @@ def leftovers(plan: ClusterPlan) -> list[str]:
     return found + [f"folder {folder}" for folder in (plan.run_dir, plan.data_dir) if folder.exists()]
 
 
+def kernel_parameters() -> dict[str, str]:
+    return {name: Path("/proc/sys", name).read_text() for name in TUNABLES}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[NativeCluster]:
+    before = kernel_parameters()
     cluster = NativeCluster(NAME)
-    cluster.up(num_nodes=2, gpus_per_node=2)
-    yield cluster
-    cluster.down()
+    try:
+        cluster.up(num_nodes=2, gpus_per_node=2)
+        assert kernel_parameters() == before
+        yield cluster
+    finally:
+        cluster.down()
 
 
 @pytest.fixture(scope="module")
