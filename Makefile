@@ -27,7 +27,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install lock fmt lint test test-fast images demo demo-down
+.PHONY: help install lock fmt lint test test-fast crd images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -68,6 +68,11 @@ test: install ## everything but `gpu`; what CI runs
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x
+
+crd: install ## regenerate the CRD, and the chart's copy of it
+	$(BIN)/python -m stoker_operator.api.crd > crds/.modeldeployments.yaml
+	mv crds/.modeldeployments.yaml crds/modeldeployments.yaml
+	cp crds/modeldeployments.yaml charts/stoker/files/modeldeployments.yaml
 
 images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py
