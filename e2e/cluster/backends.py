@@ -13,8 +13,8 @@ def open_cluster(name: str = DEFAULT_NAME, backend: str = "auto") -> Cluster:
     """A handle on a cluster, whether it is up or not.
 
     Args:
-        backend: "kind", "native", or "auto": kind where a Docker engine answers and kind is on PATH, else
-        native.
+        backend: "kind", "native", or "auto": kind where a Docker engine answers and kind is on PATH,
+            else native.
 
     Raises:
         ClusterError: this machine can run neither; the text says what each of them lacks.

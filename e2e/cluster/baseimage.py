@@ -54,7 +54,7 @@ def sources(targets: str, distribution: str) -> list[tuple[str, str, str]]:
 
     Args:
         targets: apt's index targets, one "ADDRESS SUITE COMPONENT ORIGIN" a line; origin is as the archive
-        signs it.
+            signs it.
     """
     found = []
     for line in targets.splitlines():

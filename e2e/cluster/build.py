@@ -93,6 +93,7 @@ def build_command(tool: Tool, package: str, output: Path) -> list[str]:
         "build",
         "-v",
         "-mod=readonly",
+        "-buildvcs=false",
         "-trimpath",
         "-ldflags",
         ldflags,

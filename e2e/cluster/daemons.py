@@ -30,7 +30,7 @@ def start_daemon(
         path: the PATH that it sees.
     """
     line = daemon_command(command, cgroup=cgroup, pid_file=folder / f"{name}.pid", netns=netns)
-    environment = {"PATH": path, "HOME": "/root", "GOMAXPROCS": os.environ.get("GOMAXPROCS", "")}
+    environment = {"PATH": path, "HOME": str(Path.home()), "GOMAXPROCS": os.environ.get("GOMAXPROCS", "")}
     with open(logs / f"{name}.log", "ab") as log:
         subprocess.run(
             line,

@@ -18,7 +18,7 @@ from cluster import build, flags, host, pki, render
 from cluster.api import ClusterError
 from cluster.apiclient import ApiClient
 from cluster.flags import ControlPlaneFiles
-from cluster.native import free_port
+from cluster.native import free_ports
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,12 @@ def child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def control_plane(*, controllers: bool = False, scheduler: bool = False) -> Iterator[ControlPlane]:
     """Run etcd and an API server, and with them what else is asked for.
 
+    Call it from a thread that lives as long as the context, such as the main one: the kernel ends the daemons
+    with the thread that started them.
+
     Args:
-        controllers: also kube-controller-manager (garbage collection, service accounts, endpoints,
-        autoscalers). scheduler: also kube-scheduler.
+        controllers: also kube-controller-manager: garbage collection, service accounts, autoscalers.
+        scheduler: also kube-scheduler.
 
     Yields:
         The API server, ready, with its built-in namespaces and roles.
@@ -90,7 +93,7 @@ def control_plane(*, controllers: bool = False, scheduler: bool = False) -> Iter
 
 def start_api(files: ControlPlaneFiles, binaries: build.Binaries, stack: ExitStack) -> ControlPlane:
     """Start etcd and the API server on free ports and wait until both serve."""
-    port, etcd_port, peer_port = free_port(), free_port(), free_port()
+    port, etcd_port, peer_port = free_ports(3)
     server, etcd_url = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{etcd_port}"
     secrets = pki.create(files.secrets, ["127.0.0.1"], {})
     for identity in secrets.tokens:

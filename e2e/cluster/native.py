@@ -12,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -148,7 +148,7 @@ class NativeCluster:
         return NodeDaemons(self.plan, self.plan.node(index), self.files, binaries)
 
     def _bring_up(self, binaries: build.Binaries, pause: Path, num_nodes: int, gpus_per_node: int) -> None:
-        state = State(tuple(range(num_nodes)), num_nodes, gpus_per_node, free_port(), (str(pause),))
+        state = State(tuple(range(num_nodes)), num_nodes, gpus_per_node, free_ports(1)[0], (str(pause),))
         self._write_files(state)
         for command in network.first_node(self.plan):
             host.run(command)
@@ -213,11 +213,13 @@ class NativeCluster:
                 api.advertise(node.name, "nvidia.com/gpu", gpus_per_node)
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(num_ports: int) -> list[int]:
+    """Different TCP ports of the loopback address that nobody listens on at this moment."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def why_not() -> str | None:

@@ -22,7 +22,7 @@ CLUSTER_PROGRAMS = {
     "mount": "mount",
     "setsid": "util-linux",
 }
-IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "cc": "gcc libc6-dev"}
+IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -43,8 +43,7 @@ def ensure(programs: dict[str, str]) -> None:
         programs: program -> the packages, separated by blanks, that bring it.
 
     Raises:
-        ClusterError: something is missing and cannot be installed from here; the text has the command to
-        type.
+        ClusterError: something is missing and cannot be installed from here; the text has the command.
     """
     absent = missing(programs)
     if not absent:

@@ -45,6 +45,42 @@ def test_daemon_joins_its_cgroup_before_anything_else_runs() -> None:
     assert command[-4:] == ["nsenter", "--net=/run/netns/stoker-dev-0", "kubelet", "--flag"]
 
 
+def test_version_2_cgroups_hand_their_controllers_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: [tmp_path])
+    cgroups.make("stoker-dev")
+    assert cgroups.tracking_root() == tmp_path
+    assert (tmp_path / "stoker-dev").is_dir()
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_version_1_cgroups_are_made_in_every_hierarchy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = [tmp_path / name for name in ("pids", "memory")]
+    for root in roots:
+        root.mkdir()
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: roots)
+    cgroups.make("stoker-dev/n0")
+    assert cgroups.tracking_root() == tmp_path / "pids"
+    assert all((root / "stoker-dev" / "n0").is_dir() for root in roots)
+
+
+def test_container_that_keeps_its_root_cgroup_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu\n")
+    (tmp_path / "cgroup.subtree_control").mkdir()
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: [tmp_path])
+    with pytest.raises(ClusterError, match="inside a container, move its processes"):
+        cgroups.make("stoker-dev")
+
+
 def test_pid_files_of_living_and_dead_processes(tmp_path: Path) -> None:
     pid_file = tmp_path / "a.pid"
     assert not daemons.is_running(pid_file)
