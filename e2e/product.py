@@ -104,7 +104,18 @@ def install_chart(
         command += ["--set-string" if name.startswith("podAnnotations") else "--set", f"{name}={value}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise ClusterError(f"helm could not install the chart:\n{done.stdout[-4000:]}")
+        raise ClusterError(
+            f"helm could not install the chart:\n{done.stdout[-2000:]}\n{operator_log(cluster)}"
+        )
+
+
+def operator_log(cluster: Cluster, num_lines: int = 5) -> str:
+    """Return the operator's last lines, or why there are none."""
+    command = cluster.kubectl(
+        "logs", f"--namespace={NAMESPACE}", f"deployment/{RELEASE}", f"--tail={num_lines}"
+    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return f"The operator's last lines:\n{done.stdout}"
 
 
 if __name__ == "__main__":
