@@ -33,6 +33,7 @@ from stoker_runtime.messages import (
 )
 from stoker_runtime.server.app import create_app
 from stoker_runtime.server.client import EngineClient
+from stoker_runtime.server.lifecycle import HttpServer, uvicorn_config
 from stoker_runtime.server.prompt import TextRoom
 from stoker_runtime.server.serving import Serving
 from stoker_runtime.tokenizer_files import Assets
@@ -263,6 +264,20 @@ async def running_stack(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def listening(stack: Stack) -> AsyncIterator[str]:
+    """Serve a stack on a loopback port, as the process does; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(uvicorn_config(stack.serving))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
 
 
 async def until(condition: Callable[[], bool]) -> None:

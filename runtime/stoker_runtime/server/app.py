@@ -28,7 +28,9 @@ _CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
 
 def create_app(serving: Serving) -> FastAPI:
     """Return the ASGI application that serves one model."""
-    app = FastAPI(title="Stoker runtime", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Stoker runtime", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     for routes in (_openai_routes(serving), _token_routes(serving), _operations_routes(serving)):
         app.include_router(routes)
     bodies: list[type[BaseModel]] = [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]

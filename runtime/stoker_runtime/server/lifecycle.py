@@ -85,7 +85,7 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         serving = Serving(self._config, client, self._max_running)
-        http = _Http(uvicorn_config(serving))
+        http = HttpServer(uvicorn_config(serving))
         serving_http = asyncio.create_task(http.serve(sockets=[listener]))
         loading = asyncio.create_task(self._load(serving))
         try:
@@ -158,7 +158,7 @@ class _Process:
             stopping.cancel()
             dying.cancel()
 
-    async def _drain(self, serving: Serving, http: _Http) -> None:
+    async def _drain(self, serving: Serving, http: HttpServer) -> None:
         """Stop being ready, go on serving while Services forget us, then finish what runs.
 
         Raises:
@@ -198,10 +198,11 @@ def cause_of_death(client: EngineClient) -> StokerError:
     return ModelError(failed.message, reason=failed.reason)
 
 
-class _Http(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Uvicorn without its signal handling: the drain is ours."""
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Leave signals alone."""
         return nullcontext()
 
     def close_listeners(self) -> None:

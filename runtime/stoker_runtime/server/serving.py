@@ -80,7 +80,7 @@ class Serving:
         """
         if name is not None and name not in self.config.served_model_names:
             raise RequestError(
-                f"there is no model {name!r} here, but {', '.join(self.config.served_model_names)}",
+                f"`model` {name!r} is not served here; {', '.join(self.config.served_model_names)} is",
                 status=404,
                 param="model",
                 code="model_not_found",
