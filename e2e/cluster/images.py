@@ -32,8 +32,8 @@ class Image:
         context: folder that `files` are relative to.
         files: files and folders that the Dockerfile may copy; nothing else is in the build context.
         build_args: values of the Dockerfile's ARGs.
-        base_arg: the ARG that names the base image. Without a Docker engine it gets the stand-in base made from
-            the host's own distribution; None for `FROM scratch`.
+        base_arg: the ARG that names the base image. Without a Docker engine it gets the stand-in base made
+            from the host's own distribution; None for `FROM scratch`.
     """
 
     tag: str
