@@ -27,7 +27,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install lock fmt lint test test-fast crd images demo demo-down
+.PHONY: help install lock fmt lint tools test test-fast crd images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -63,7 +63,10 @@ lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifes
 	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
 	$(BIN)/python e2e/check_manifests.py
 
-test: install ## everything but `gpu`; what CI runs
+tools: install ## build what the local cluster is made of (about 20 minutes the first time, then cached)
+	$(BIN)/python e2e/cluster build-tools
+
+test: install tools ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu"
 
 test-fast: install ## unit and component tests, for the inner loop
