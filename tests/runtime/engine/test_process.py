@@ -22,7 +22,7 @@ FAKE_ENGINE = Path(__file__).parents[2] / "fake_engine.py"
 
 @contextmanager
 def engine_process(
-    tmp_path: Path, **environment: str
+    tmp_path: Path, program: Path = FAKE_ENGINE, **environment: str
 ) -> Iterator[tuple[EnginePeer, subprocess.Popen[bytes]]]:
     """Start the engine process around FakeRunner and wait until it has connected."""
     address = tmp_path / "engine.sock"
@@ -30,7 +30,7 @@ def engine_process(
         listener.bind(str(address))
         listener.listen(1)
         listener.settimeout(DEADLINE_S)
-        command = [sys.executable, str(FAKE_ENGINE), "--socket", str(address)]
+        command = [sys.executable, str(program), "--socket", str(address)]
         command += ["--config", make_engine_config(block_size=4).to_json()]
         process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
         try:
@@ -78,6 +78,37 @@ def test_killed_engine_closes_the_socket(tmp_path: Path) -> None:
         while peer.sock.recv(65536):
             continue  # what it had sent before
         assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+
+TELL_ENVIRONMENT = """
+import os, sys
+from stoker_runtime.engine.process import main
+from stoker_runtime.errors import ModelError
+
+def load(config):
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    raise ModelError(" ".join([*map(os.environ.__getitem__, names), str("torch" in sys.modules)]))
+
+sys.exit(main(load))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        pytest.param({}, "1 PASSIVE False", id="default"),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE False", id="own-choice"),
+    ],
+)
+def test_openmp_is_set_before_torch_is_imported(
+    tmp_path: Path, environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "engine.py"
+    program.write_text(TELL_ENVIRONMENT)
+    with engine_process(tmp_path, program, **environment) as (peer, _process):
+        assert peer.read_failed().message == said
 
 
 def test_failed_load_is_told_with_its_reason_and_status(tmp_path: Path) -> None:
