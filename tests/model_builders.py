@@ -173,10 +173,14 @@ def write_gguf(
     writer.close()
 
 
+@cache
+def _gguf_names() -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 64)  # Qwen 3 has every tensor that a family has
+
+
 def gguf_name(name: str) -> str:
     """The name that llama.cpp's converter gives a Hugging Face tensor."""
-    architecture = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
-    found = architecture.get_name(name, try_suffixes=(".weight", ".bias"))
+    found = _gguf_names().get_name(name, try_suffixes=(".weight", ".bias"))
     assert found is not None, name
     return str(found)
 

@@ -1,0 +1,367 @@
+"""Tokenizers and templates out of Hugging Face directories and GGUF files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_builders import smollm2_path
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.tokenizer_files import load_assets, read_eos_token_ids
+
+CORPUS = [
+    "Hello world, it's 12345 o'clock and they'll say: don't!",
+    "  def main(argv):\n\n    return argv[0] + 2024\r\n",
+    "naïve café über straße 東京タワー Привет мир 🎉🎉 ½ ²",
+    "the theory of the thing that they thought there",
+] * 4
+SPECIALS = ["<|begin|>", "<|end|>", "<|turn|>"]
+
+
+def train(normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    """A byte-level BPE tokenizer over CORPUS, as a model's authors would have made it."""
+    tokenizer = Tokenizer(models.BPE())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=SPECIALS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return tokenizer
+
+
+def write_gguf_tokenizer(path: Path, tokenizer: Tokenizer, pre: str, **keys: Any) -> Path:
+    """Put a tokenizer's vocabulary and merges into a GGUF file; keys are further tokenizer.ggml.* values."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_tokenizer_model(str(keys.pop("model", "gpt2")))
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if token in SPECIALS else 1 for token, _ in vocabulary])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    for key, value in keys.items():
+        name = f"tokenizer.ggml.{key}"
+        writer.add_bool(name, value) if isinstance(value, bool) else writer.add_uint32(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def references() -> dict[str, Tokenizer]:
+    """Per pre-tokenizer name, a tokenizer that splits as the family's own files say."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    llama3_pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    qwen2 = Qwen2Tokenizer(vocab={"a": 0}, merges=[]).backend_tokenizer
+    assert TikTokenConverter(vocab_file="none").pattern == llama3_pattern
+    llama3_split = pre_tokenizers.Split(Regex(llama3_pattern), "isolated")
+    no_regex = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made = {
+        "gpt-2": train(None, byte_level),
+        "smollm": train(None, pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level])),
+        "llama-bpe": train(None, pre_tokenizers.Sequence([llama3_split, no_regex])),
+        "qwen2": train(qwen2.normalizer, qwen2.pre_tokenizer),
+    }
+    made["llama-bpe"].model.ignore_merges = True
+    return made
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokenizer, Tokenizer]]:
+    """Per pre-tokenizer name: the reference, and what load_assets makes of its GGUF file."""
+    folder = tmp_path_factory.mktemp("gguf")
+    pairs = {}
+    for pre, tokenizer in references().items():
+        path = write_gguf_tokenizer(
+            folder / f"{pre}.gguf", tokenizer, pre, eos_token_id=1, add_bos_token=False
+        )
+        pairs[pre] = (tokenizer, load_assets(path).tokenizer)
+    return pairs
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@given(text=st.one_of(st.text(max_size=40), st.lists(st.sampled_from([*CORPUS, *SPECIALS])).map("".join)))
+@settings(max_examples=60, deadline=None)
+def test_gguf_tokenizer_encodes_and_decodes_as_the_original(
+    pre: str, text: str, rebuilt: dict[str, tuple[Tokenizer, Tokenizer]]
+) -> None:
+    original, ours = rebuilt[pre]
+    ids = original.encode(text).ids
+    assert ours.encode(text).ids == ids
+    expected = original.normalizer.normalize_str(text) if original.normalizer else text
+    assert ours.decode(ids, skip_special_tokens=False) == expected
+
+
+def test_default_pre_tokenizer_splits_runs_of_punctuation_and_threes_of_digits(tmp_path: Path) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    path = write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, "default")
+    split = load_assets(path).tokenizer.pre_tokenizer
+    assert split is not None
+    assert [piece for piece, _ in split.pre_tokenize_str("Hi there!? 12345")] == [
+        "Hi",
+        "Ġthere",
+        "!?",
+        "Ġ",
+        "123",
+        "45",
+    ]
+
+
+def test_smollm2_file_has_the_tokenizer_of_its_release() -> None:
+    assets = load_assets(smollm2_path())
+    assert assets.eos_token_ids == (2,) == read_eos_token_ids(smollm2_path())
+    assert assets.special_tokens == {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
+    assert (assets.bos_token, assets.eos_token, assets.add_bos) == ("<|im_start|>", "<|im_end|>", False)
+    assert assets.max_position == 8192
+    assert assets.chat_template is not None
+    assert "<|im_start|>" in assets.chat_template
+    assert assets.tokenizer.get_vocab_size() == 49152
+    ids = assets.tokenizer.encode("<|im_start|>user\n42").ids
+    assert ids == [1, 4093, 198, 36, 34]  # digits one by one
+    assert assets.tokenizer.decode(ids) == "user\n42"  # special tokens are skipped on demand
+    assert load_assets(smollm2_path().parent).special_tokens == assets.special_tokens  # by its directory, too
+
+
+def test_gguf_prompts_get_bos_and_eos_as_the_file_says(tmp_path: Path) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    path = write_gguf_tokenizer(
+        tmp_path / "m.gguf",
+        tokenizer,
+        "gpt-2",
+        bos_token_id=0,
+        eos_token_id=1,
+        eot_token_id=2,
+        add_bos_token=True,
+        add_eos_token=True,
+    )
+    assets = load_assets(path)
+    ids = assets.tokenizer.encode("Hello").ids
+    assert (ids[0], ids[-1]) == (0, 1)
+    assert assets.tokenizer.encode("Hello", add_special_tokens=False).ids == ids[1:-1]
+    assert assets.add_bos
+    assert assets.eos_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        pytest.param({"model": "llama"}, "'llama'", id="sentencepiece"),
+        pytest.param({"pre": "tekken"}, "'tekken'", id="unknown-pre-tokenizer"),
+    ],
+)
+def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
+    keys: dict[str, str], word: str, tmp_path: Path
+) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    path = write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, **{"pre": "gpt-2", **keys})
+    with pytest.raises(ModelError, match=word) as caught:
+        load_assets(path)
+    assert caught.value.reason == "UnsupportedModel"
+
+
+def test_special_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    path = write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, "gpt-2", bos_token_id=9999)
+    with pytest.raises(ModelError, match="bos_token_id is 9999"):
+        load_assets(path)
+
+
+def test_bos_wanted_but_not_named_is_refused(tmp_path: Path) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    path = write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, "gpt-2", add_bos_token=True)
+    with pytest.raises(ModelError, match="bos_token"):
+        load_assets(path)
+
+
+def write_directory(folder: Path, **files: dict[str, Any]) -> Path:
+    """A Hugging Face directory with a tokenizer and the given JSON files."""
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<|begin|>", "$A"], special_tokens=[("<|begin|>", 0)]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_directory_gives_everything_that_its_files_say(tmp_path: Path) -> None:
+    folder = write_directory(
+        tmp_path,
+        config={"max_position_embeddings": 128, "eos_token_id": 1},
+        generation_config={"eos_token_id": [2, 1], "temperature": 0.6, "top_k": 20, "top_p": None, "seed": 3},
+        tokenizer_config={
+            "bos_token": {"content": "<|begin|>"},
+            "eos_token": "<|end|>",
+            "chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}],
+        },
+        special_tokens_map={"pad_token": "<|turn|>", "eos_token": "<|turn|>"},
+    )
+    assets = load_assets(folder)
+    assert assets.special_tokens == {
+        "bos_token": "<|begin|>",
+        "eos_token": "<|end|>",
+        "pad_token": "<|turn|>",
+    }
+    assert assets.eos_token_ids == (2, 1) == read_eos_token_ids(folder)
+    assert assets.generation_defaults == {"temperature": 0.6, "top_k": 20}
+    assert assets.max_position == 128
+    assert assets.add_bos
+    assert (assets.chat_template, assets.template_variants) == ("D", {"tool_use": "T"})
+    text = "they thought there " * 9
+    ids = assets.tokenizer.encode(text).ids
+    assert ids[0] == 0
+    assert assets.tokenizer.decode(ids) == text  # neither truncated nor padded
+
+
+def test_template_file_wins_over_the_configuration(tmp_path: Path) -> None:
+    folder = write_directory(tmp_path, tokenizer_config={"chat_template": "old"})
+    assert load_assets(folder).chat_template == "old"
+    (folder / "chat_template.jinja").write_text("new")
+    assert load_assets(folder).chat_template == "new"
+
+
+def test_template_in_a_json_file_of_its_own_is_found(tmp_path: Path) -> None:
+    assert load_assets(write_directory(tmp_path, chat_template={"chat_template": "X"})).chat_template == "X"
+
+
+def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None:
+    assets = load_assets(write_directory(tmp_path))
+    assert (assets.chat_template, assets.eos_token_ids, assets.max_position) == (None, (), 0)
+    assert assets.generation_defaults == {}
+    assert not assets.add_bos
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "word"),
+    [
+        pytest.param({"tokenizer.json": None}, "UnsupportedModel", "tokenizer.json", id="no-tokenizer"),
+        pytest.param({"tokenizer.json": "{}"}, "InvalidModel", "tokenizer.json", id="broken-tokenizer"),
+        pytest.param({"config.json": "{"}, "InvalidModel", "config.json", id="broken-json"),
+        pytest.param({"config.json": "[]"}, "InvalidModel", "not an object", id="json-of-another-kind"),
+        pytest.param(
+            {"tokenizer_config.json": '{"eos_token": "<|none|>"}'},
+            "InvalidModel",
+            "<|none|>",
+            id="unknown-eos",
+        ),
+        pytest.param(
+            {"tokenizer_config.json": '{"chat_template": [1]}'},
+            "InvalidModel",
+            "chat_template",
+            id="bad-template",
+        ),
+    ],
+)
+def test_broken_directories_are_refused(
+    damage: dict[str, str | None], reason: str, word: str, tmp_path: Path
+) -> None:
+    folder = write_directory(tmp_path)
+    for name, text in damage.items():
+        (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    with pytest.raises(ModelError) as caught:
+        load_assets(folder)
+    assert caught.value.reason == reason
+    assert word in str(caught.value)
+
+
+def test_nothing_there_is_model_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_assets(tmp_path / "none")
+    assert caught.value.reason == "ModelNotFound"
+
+
+def test_several_gguf_files_need_a_name(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"a\.gguf, b\.gguf"):
+        load_assets(tmp_path)
+
+
+def test_gguf_header_equals_what_the_gguf_package_reads(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("llama.numbers", [1, -2, 3])
+    writer.add_array("llama.words", ["eins", "zwei", "drei"])
+    writer.add_float64("llama.double", 0.1)
+    writer.add_int64("llama.negative", -5)
+    writer.add_bool("llama.flag", True)
+    writer.add_custom_alignment(64)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = {
+        key: value.contents()
+        for key, value in gguf.GGUFReader(path).fields.items()
+        if not key.startswith("GGUF.")
+    }
+    assert dict(read_gguf(path).metadata) == expected
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_gguf_headers_are_refused_or_read_never_worse(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder / "whole-header.gguf"
+    if not whole.exists():
+        tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+        write_gguf_tokenizer(whole, tokenizer, "gpt-2", eos_token_id=1)
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(300, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    damaged = folder / "damaged-header.gguf"
+    damaged.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    refusal = why_refused(damaged)
+    assert refusal is None or str(damaged) in refusal
+
+
+def why_refused(path: Path) -> str | None:
+    try:
+        read_gguf(path)
+    except ModelError as error:
+        return str(error)
+    return None
