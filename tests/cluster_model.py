@@ -1,0 +1,292 @@
+"""A tiny cluster that carries out plans: an API server, a kubelet that others move, and a cache that lags.
+
+The cache is a copy of the API server's objects that follows only when told to, but always holds what the
+operator's own writes returned, as the informers' stores do. Every action is checked on its way in.
+"""
+
+from __future__ import annotations
+
+import copy
+from datetime import datetime, timedelta
+from typing import Any
+
+from operator_builders import CONFIG, NOW, make_model, pod_status, stored, timestamp
+
+from stoker_operator.api import ModelDeployment, labels, parse
+from stoker_operator.desired import desired
+from stoker_operator.observed import Node, Observed, Reading
+from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
+
+Object = dict[str, Any]
+
+
+class ClusterModel:
+    """One ModelDeployment, its children and two or more nodes."""
+
+    def __init__(self, nodes: tuple[str, ...] = ("node-a", "node-b"), **spec: Any) -> None:
+        self.now: datetime = NOW
+        self.model = make_model(**spec)
+        self.pods: dict[str, Object] = {}
+        self.service: Object | None = None
+        self.budget: Object | None = None
+        self.nodes = {name: Node() for name in nodes}
+        self.in_flight: dict[str, int] = {}  # by uid
+        self.broken: set[str] = set()  # revisions whose engines never get ready
+        self.is_violated = False
+        self._num_created = 0
+        self.cached_model: Object = {}
+        self.cached_pods: dict[str, Object] = {}
+        self.cached_nodes: dict[str, Node] = {}
+        self.sync()
+
+    # The world moves.
+
+    def edit(self, **spec: Any) -> None:
+        """Change fields of the spec."""
+        self.model = copy.deepcopy(self.model)
+        self.model["spec"] |= spec
+        self.model["metadata"]["generation"] += 1
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += timedelta(seconds=seconds)
+
+    def set_node(self, name: str, **fields: bool) -> None:
+        """Cordon, lose or heal a node; pods of a lost one stop being ready."""
+        held = self.nodes[name]
+        is_schedulable = fields.get("is_schedulable", held.is_schedulable)
+        self.nodes[name] = Node(is_schedulable, fields.get("is_ready", held.is_ready))
+        if not self.nodes[name].is_ready:
+            for pod in self.alive():
+                if pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
+                    self._set_status(pod, "Running", is_ready=False, is_started=True)
+
+    def start(self, name: str) -> None:
+        """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
+        pod = self.pods[name]
+        if not pod["spec"].get("nodeName"):
+            free = [name for name, node in self.nodes.items() if node.is_schedulable and node.is_ready]
+            if not free:
+                return
+            pod = self._changed(name)
+            pod["spec"]["nodeName"] = free[len(self.pods) % len(free)]
+        if (
+            pod["status"]["phase"] in ("Failed", "Succeeded")
+            or not self.nodes[pod["spec"]["nodeName"]].is_ready
+        ):
+            return
+        works = revision_of(pod) not in self.broken
+        self._set_status(pod, "Running", is_ready=works, is_started=works)
+
+    def stumble(self, name: str, *, is_started: bool) -> None:
+        """Let a running pod stop being ready: a slow answer, or (not started) a crash."""
+        pod = self.pods[name]
+        if pod["status"]["phase"] == "Running":
+            self._set_status(pod, "Running", is_ready=False, is_started=is_started)
+            if not is_started:
+                self.in_flight.pop(uid_of(pod), None)
+
+    def fail(self, name: str) -> None:
+        """End a pod for good, as an eviction does."""
+        self._set_status(self.pods[name], "Failed", is_ready=False, is_started=False)
+        self.in_flight.pop(uid_of(self.pods[name]), None)
+
+    def finish(self, name: str) -> None:
+        """Let a terminating pod vanish."""
+        if is_terminating(self.pods[name]):
+            self.in_flight.pop(uid_of(self.pods.pop(name)), None)
+
+    def alive(self) -> list[Object]:
+        """Pods that are not on their way out, by name."""
+        return [pod for _, pod in sorted(self.pods.items()) if not is_terminating(pod)]
+
+    # The watches deliver.
+
+    def sync(self) -> None:
+        """Bring the whole cache up to date, as a restart does."""
+        self.cached_model = self.model
+        self.cached_pods = dict(self.pods)
+        self.cached_nodes = dict(self.nodes)
+
+    def sync_pod(self, name: str) -> None:
+        """Deliver what happened to one pod."""
+        if name in self.pods:
+            self.cached_pods[name] = self.pods[name]
+        else:
+            self.cached_pods.pop(name, None)
+
+    # The operator works.
+
+    def observed(self, readings: dict[str, Reading] | None = None) -> Observed:
+        """What the caches hold."""
+        pods = tuple(pod for _, pod in sorted(self.cached_pods.items()))
+        nodes, model = dict(self.cached_nodes), self.cached_model
+        return Observed(model, pods, self.service, self.budget, nodes, readings or {})
+
+    def next_plan(self) -> Plan:
+        """Plan as a pass does: a second time with readings when pods drain."""
+        wanted = desired(parse(self.cached_model), CONFIG)
+        todo = plan(wanted, self.observed(), self.now)
+        if not todo.draining:
+            return todo
+        return plan(wanted, self.observed({uid: self._reading(uid) for uid in todo.draining}), self.now)
+
+    def run_pass(self, *, max_writes: int | None = None, is_last_answer_lost: bool = False) -> Plan:
+        """Plan and act; stop early, after so many writes, when told to.
+
+        Args:
+            max_writes: None for all.
+            is_last_answer_lost: the last write happens, but the cache does not learn of it.
+        """
+        todo = self.next_plan()
+        again = self.next_plan()
+        self._require(again == todo, "the same observation makes another plan")
+        limits = parse(self.cached_model)
+        actions = todo.actions[:max_writes]
+        for index, action in enumerate(actions):
+            is_lost = is_last_answer_lost and index == len(actions) - 1
+            self._act(action, limits, is_lost=is_lost)
+        return todo
+
+    def _act(self, action: Action, limits: ModelDeployment, *, is_lost: bool) -> None:
+        if isinstance(action, CreatePod):
+            name = action.name
+            if name in self.pods:
+                # AlreadyExists: the operator reads what is there.
+                self._require(name not in self.cached_pods, "a second pod under a name that is known")
+            else:
+                self._create(action)
+                self._check_surge(limits)
+        elif isinstance(action, StopServing):
+            name = action.name
+            self._stop_serving(action, limits)
+        elif isinstance(action, DeletePod):
+            name = action.name
+            self._delete(action, limits)
+        else:
+            self._apply(action)
+            return
+        if not is_lost:
+            self.sync_pod(name)
+
+    def _apply(self, action: Apply | DeleteBudget) -> None:
+        if isinstance(action, DeleteBudget):
+            assert self.budget is not None
+            self.budget = None
+        elif action.manifest["kind"] == "Service":
+            self.service = stored(dict(action.manifest), "service")
+        else:
+            self.budget = stored(dict(action.manifest), "budget")
+
+    def _create(self, action: CreatePod) -> None:
+        self._num_created += 1
+        pod = copy.deepcopy(dict(action.manifest))
+        created = timestamp(self.now)
+        identity = {"uid": f"uid-{self._num_created}", "creationTimestamp": created}
+        pod["metadata"] = {**pod["metadata"], **identity}
+        pod["status"] = pod_status("Pending", created, is_ready=False, is_started=False)
+        self.pods[action.name] = pod
+
+    def _stop_serving(self, action: StopServing, limits: ModelDeployment) -> None:
+        pod = self.pods.get(action.name)
+        if pod is None or uid_of(pod) != action.uid:
+            return
+        before = self.num_available()
+        pod = self._changed(action.name)
+        pod["metadata"]["labels"][labels.SERVING] = "false"
+        pod["metadata"].setdefault("annotations", {})[labels.DRAINING_SINCE] = action.since
+        self._check_available(before, limits)
+
+    def _delete(self, action: DeletePod, limits: ModelDeployment) -> None:
+        pod = self.pods.get(action.name)
+        if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
+            return
+        before = self.num_available()
+        held = self.cached_pods[action.name]
+        self._require(not self._is_available(held, self.cached_nodes), "a pod that serves is deleted")
+        self._check_drained(held)
+        self._changed(action.name)["metadata"]["deletionTimestamp"] = timestamp(self.now)
+        self._check_available(before, limits)
+
+    # What must hold whatever happens.
+
+    def num_available(self) -> int:
+        """Pods that answer through the Service."""
+        return sum(self._is_available(pod, self.nodes) for pod in self.pods.values())
+
+    def num_live(self) -> int:
+        """Pods that count as replicas as far as the operator can know."""
+        return sum(self._is_live(pod, self.cached_nodes) for pod in self.cached_pods.values())
+
+    def _require(self, holds: bool, otherwise: str) -> None:
+        self.is_violated = self.is_violated or not holds
+        assert holds, otherwise
+
+    def _check_surge(self, limits: ModelDeployment) -> None:
+        num_live = self.num_live() + 1  # the new one is not cached yet
+        self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} pods are too many")
+
+    def _check_available(self, before: int, limits: ModelDeployment) -> None:
+        after, least = self.num_available(), limits.num_wanted - limits.max_unavailable
+        self._require(after == before or after >= least, f"{after} pods answer, {least} have to")
+
+    def _check_drained(self, pod: Object) -> None:
+        count = self.in_flight.get(uid_of(pod), 0)
+        since = pod["metadata"].get("annotations", {}).get(labels.DRAINING_SINCE)
+        grace = timedelta(seconds=pod["spec"]["terminationGracePeriodSeconds"])
+        is_late = since is not None and self.now - datetime.fromisoformat(since) >= grace
+        can_answer = (
+            self._is_intact(pod, self.cached_nodes) and pod["status"]["containerStatuses"][0]["started"]
+        )
+        self._require(not (count and can_answer) or is_late, f"{count} requests are cut off")
+
+    def _reading(self, uid: str) -> Reading:
+        pod = next((pod for pod in self.pods.values() if uid_of(pod) == uid), None)
+        if pod is None or not self._is_intact(pod, self.nodes) or pod["status"]["phase"] != "Running":
+            return Reading(None)
+        return Reading(self.in_flight.get(uid, 0))
+
+    @staticmethod
+    def _is_intact(pod: Object, nodes: dict[str, Node]) -> bool:
+        node = nodes.get(pod["spec"].get("nodeName", ""), Node())
+        has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
+        return not (has_ended or is_terminating(pod)) and node.is_ready
+
+    def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
+        return self._is_intact(pod, nodes) and pod["metadata"]["labels"][labels.SERVING] == "true"
+
+    def _is_available(self, pod: Object, nodes: dict[str, Node]) -> bool:
+        return self._is_live(pod, nodes) and is_ready(pod)
+
+    def _changed(self, name: str) -> Object:
+        """Replace a pod by a copy to change, so that the cache keeps what it has."""
+        self.pods[name] = copy.deepcopy(self.pods[name])
+        return self.pods[name]
+
+    def _set_status(self, pod: Object, phase: str, *, is_ready: bool, is_started: bool) -> None:
+        status = pod_status(phase, timestamp(self.now), is_ready, is_started)
+        self._changed(pod["metadata"]["name"])["status"] = status
+
+
+def uid_of(pod: Object) -> str:
+    """Return a pod's uid."""
+    uid: str = pod["metadata"]["uid"]
+    return uid
+
+
+def revision_of(pod: Object) -> str:
+    """Return the revision that a pod was made from."""
+    revision: str = pod["metadata"]["labels"][labels.REVISION]
+    return revision
+
+
+def is_terminating(pod: Object) -> bool:
+    """Tell whether a pod was deleted and only finishes."""
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def is_ready(pod: Object) -> bool:
+    """Tell whether a pod's Ready condition holds."""
+    return any(
+        entry["type"] == "Ready" and entry["status"] == "True" for entry in pod["status"]["conditions"]
+    )

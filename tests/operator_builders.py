@@ -1,0 +1,173 @@
+"""Builders for the operator's pure rooms: ModelDeployments and pods as the API server stores them."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from stoker_operator.api import labels, parse
+from stoker_operator.config import OperatorConfig
+from stoker_operator.desired import Wanted, desired
+from stoker_operator.desired.pod import named_pod
+from stoker_operator.observed import Node, Observed, Reading
+
+Object = dict[str, Any]
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+CONFIG = OperatorConfig(runtime_image="registry.example/stoker-runtime:1")
+SOURCE = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def timestamp(when: datetime) -> str:
+    """Return a time as Kubernetes writes it."""
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def ago(seconds: float) -> datetime:
+    """Return the time so many seconds before NOW."""
+    return NOW - timedelta(seconds=seconds)
+
+
+def make_model(
+    name: str = "smol",
+    *,
+    generation: int = 1,
+    uid: str = "uid-smol",
+    status: Object | None = None,
+    **spec: Any,
+) -> Object:
+    """Return a ModelDeployment of one replica on CPUs; `spec` replaces whole fields of its spec."""
+    fields: Object = {"model": {"source": SOURCE}, "accelerator": {"perPod": 0}, "replicas": 1, **spec}
+    metadata = {"name": name, "namespace": "team", "uid": uid, "generation": generation}
+    stored: Object = {
+        "apiVersion": labels.API_VERSION,
+        "kind": labels.KIND,
+        "metadata": {**metadata, "creationTimestamp": timestamp(ago(3600))},
+        "spec": fields,
+    }
+    return stored if status is None else {**stored, "status": status}
+
+
+def make_wanted(config: OperatorConfig = CONFIG, **spec: Any) -> Wanted:
+    """Return what should exist for `make_model(**spec)`."""
+    return desired(parse(make_model(**spec)), config)
+
+
+def make_pod(
+    wanted: Wanted,
+    ordinal: int = 0,
+    *,
+    is_ready: bool = True,
+    is_started: bool | None = None,
+    is_serving: bool = True,
+    draining_since: datetime | None = None,
+    phase: str = "Running",
+    node: str | None = "node-a",
+    created_at: datetime | None = None,
+    deleted_at: datetime | None = None,
+    num_restarts: int = 0,
+    status: Object | None = None,
+) -> Object:
+    """Return a pod of the wanted revision as the API server stores it.
+
+    Args:
+        wanted: what it was made from.
+        ordinal: last part of its name.
+        is_ready: its Ready condition.
+        is_started: whether its engine answered since it (re)started; like `is_ready` if not given.
+        is_serving: its label.
+        draining_since: its annotation.
+        phase: of the pod.
+        node: where it runs; None when it is not scheduled.
+        created_at: ten minutes ago if not given.
+        deleted_at: when its deletion was asked for.
+        num_restarts: failed predecessors, as its annotation says.
+        status: replaces fields of its status.
+    """
+    name = f"{wanted.model.name}-{wanted.revision}-{ordinal}"
+    pod = copy.deepcopy(named_pod(wanted.pod, name, wanted.revision, num_restarts))
+    created = timestamp(created_at or ago(600))
+    metadata = pod["metadata"]
+    metadata |= {"uid": f"uid-{name}", "creationTimestamp": created, "resourceVersion": "1"}
+    metadata["labels"][labels.SERVING] = "true" if is_serving else "false"
+    if draining_since is not None:
+        metadata["annotations"][labels.DRAINING_SINCE] = timestamp(draining_since)
+    if deleted_at is not None:
+        metadata["deletionTimestamp"] = timestamp(deleted_at)
+    if node is not None:
+        pod["spec"]["nodeName"] = node
+    pod["status"] = {**pod_status(phase, created, is_ready, is_ready if is_started is None else is_started)}
+    pod["status"] |= status or {}
+    return pod
+
+
+def pod_status(phase: str, since: str, is_ready: bool, is_started: bool) -> Object:
+    """Return the status of a pod whose engine runs, or ended when the phase says so."""
+    is_running = phase == "Running"
+    state: Object = {"waiting": {"reason": "PodInitializing"}}
+    if is_running:
+        state = {"running": {"startedAt": since}}
+    elif phase in ("Failed", "Succeeded"):
+        state = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": since}}
+    engine = {
+        "name": labels.ENGINE_CONTAINER,
+        "ready": is_ready,
+        "started": is_started,
+        "restartCount": 0,
+        "state": state,
+    }
+    ready = "True" if is_ready else "False"
+    conditions = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
+        {"type": "Initialized", "status": "True" if is_running else "False", "lastTransitionTime": since},
+        {"type": "Ready", "status": ready, "lastTransitionTime": since},
+    ]
+    address = {"podIP": "10.0.0.1"} if is_running else {}
+    return {
+        "phase": phase,
+        "startTime": since,
+        "conditions": conditions,
+        "containerStatuses": [engine],
+        **address,
+    }
+
+
+def make_observed(
+    wanted: Wanted,
+    *pods: Object,
+    model: Object | None = None,
+    service: Object | None = None,
+    budget: Object | None = None,
+    nodes: dict[str, Node] | None = None,
+    in_flight: dict[str, int | None] | None = None,
+) -> Observed:
+    """Return an observation in which the shared children are as wanted unless given.
+
+    Args:
+        wanted: what should exist.
+        pods: those that exist.
+        model: the stored ModelDeployment.
+        service: the Service, if it is not as wanted.
+        budget: the PodDisruptionBudget, if it is not as wanted.
+        nodes: by name.
+        in_flight: requests in flight by pod name.
+    """
+    uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
+    readings = {uids[name]: Reading(count) for name, count in (in_flight or {}).items()}
+    return Observed(
+        model=make_model() if model is None else model,
+        pods=pods,
+        service=stored(wanted.service, "service") if service is None else service,
+        budget=stored(wanted.budget, "budget") if budget is None and wanted.budget else budget,
+        nodes=nodes or {},
+        readings=readings,
+    )
+
+
+def stored(manifest: Object | None, kind: str) -> Object:
+    """Return a manifest as the API server has it after an apply."""
+    assert manifest is not None
+    held = copy.deepcopy(manifest)
+    held["metadata"] |= {"uid": f"uid-{kind}", "resourceVersion": "1"}
+    return held
