@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from fakeapi.client import delete, everything, get, put
@@ -13,6 +14,7 @@ from fakeapi.kubelet import Kubelet, is_serving
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time, until, virtual_now
 
+from stoker_operator.api import labels
 from stoker_operator.cluster.client import KubeClient, Reply
 from stoker_operator.config import OperatorConfig
 from stoker_operator.metrics import Metrics
@@ -45,20 +47,29 @@ class Link:
 
 
 class World:
-    """API server, kubelets and operator."""
+    """API server, kubelets and operator.
 
-    def __init__(self) -> None:
-        self.api = FakeApi(Storage(virtual_now), latency_s=0.002)
+    Args:
+        storage: what was in the cluster an hour ago, copied; None for one empty node.
+    """
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        # Time goes on: what is there already was there an hour ago.
+        self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
+        self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
         self.controller: Controller | None = None
         self.num_serving: list[int] = []
         self.num_pods: list[int] = []
+        self._may_run = asyncio.Event()
+        self._may_run.set()
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self.api.on_crash = self.kill
         self.api.storage.on_change(self._note)
-        self.kubelet.add_node("node-0")
+        if storage is None:
+            self.kubelet.add_node("node-0")
 
     @contextlib.asynccontextmanager
     async def running(self, kubelet: bool = True) -> AsyncIterator["World"]:
@@ -82,14 +93,24 @@ class World:
         if self._task is not None:
             self._task.cancel()
 
+    def stop(self) -> None:
+        """Kill the operator and do not start it again until ``restart``."""
+        self._may_run.clear()
+        self.kill()
+
+    def restart(self) -> None:
+        """Start the operator again."""
+        self._may_run.set()
+
     async def _supervise(self) -> None:
         """Start the operator, and again from nothing whenever it was killed."""
         while True:
+            await self._may_run.wait()
             self.num_starts += 1
             self._link = Link(self.api)
             rng = random.Random(self.num_starts)
             self.controller = Controller(
-                KubeClient(self._link), CONFIG, self.kubelet, Metrics(), virtual_now, rng, "test"
+                KubeClient(self._link), CONFIG, self.kubelet, Metrics(), self.clock, rng, "test"
             )
             self._task = asyncio.create_task(self.controller.run())
             try:
@@ -100,7 +121,7 @@ class World:
                 self._task.result()
             await pass_time(0.5)
 
-    def apply(self, name: str = NAME, **spec: Any) -> Object:
+    def apply(self, name: str = NAME, /, **spec: Any) -> Object:
         """What a user applies: this spec, merged into what is there."""
         fresh: Object = {}
         if get(self.api, "modeldeployments", name) is None:
@@ -159,15 +180,22 @@ class World:
         if change.plural == "pods":
             pods = self.pods()
             self.num_serving.append(sum(map(is_serving, pods)))
-            self.num_pods.append(sum("deletionTimestamp" not in pod["metadata"] for pod in pods))
+            self.num_pods.append(sum(not _is_leaving(pod) for pod in pods))
 
     def picture(self) -> Object:
-        """All objects but Events, without what differs from run to run."""
+        """All objects but Events, without what differs from run to run; pods are numbered anew."""
+        renamed = {name: f"{name.rpartition('-')[0]}-#{i}" for i, name in enumerate(sorted(self.pod_names()))}
         result: Object = {}
         for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets"):
             for obj in everything(self.api, plural):
-                result[f"{plural}/{obj['metadata']['name']}"] = _normal(obj)
+                name = obj["metadata"]["name"]
+                result[f"{plural}/{renamed.get(name, name)}"] = _normal(obj, renamed)
         return result
+
+
+def _is_leaving(pod: Object) -> bool:
+    metadata = pod["metadata"]
+    return "deletionTimestamp" in metadata or metadata.get("labels", {}).get(labels.SERVING) == "false"
 
 
 _VOLATILE = frozenset(
@@ -175,12 +203,12 @@ _VOLATILE = frozenset(
 )
 
 
-def _normal(value: Any) -> Any:
+def _normal(value: Any, renamed: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _normal(item) for key, item in value.items() if key not in _VOLATILE}
+        return {key: _normal(item, renamed) for key, item in value.items() if key not in _VOLATILE}
     if isinstance(value, list):
-        return [_normal(item) for item in value]
-    return value
+        return [_normal(item, renamed) for item in value]
+    return renamed.get(value, value) if isinstance(value, str) else value
 
 
 def writes_of(world: World, start: int = 0) -> list[str]:

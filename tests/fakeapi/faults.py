@@ -19,6 +19,9 @@ class Fault(enum.Enum):
     CRASH_BEFORE = "crash before"
     CRASH_AFTER = "crash after"
 
+    def __str__(self) -> str:
+        return self.value
+
 
 REFUSALS: dict[Fault, tuple[int, str]] = {
     Fault.CONFLICT: (409, "Conflict"),

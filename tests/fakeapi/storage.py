@@ -60,6 +60,17 @@ class Storage:
         """The time as Kubernetes writes it."""
         return self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
+    def copy(self, clock: Callable[[], datetime]) -> "Storage":
+        """The same contents, changed independently from now on; history and listeners stay behind."""
+        result = Storage(clock)
+        result.version = result.oldest_version = self.version
+        result._uids = itertools.count(10_000)
+        result._tables = {
+            plural: {key: Stored(stored.obj, stored.owners) for key, stored in table.items()}
+            for plural, table in self._tables.items()
+        }
+        return result
+
     def get(self, plural: str, key: Key) -> Stored | None:
         return self._tables[plural].get(key)
 

@@ -27,12 +27,10 @@ class Outcome:
     Args:
         done: the actions that changed something.
         refusals: what the API server refused for good.
-        is_blocked: whether a name we need is held by an object that is not ours.
     """
 
     done: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    is_blocked: bool = False
 
 
 class Actor:
@@ -55,20 +53,17 @@ class Actor:
         """
         refusals: list[Refusal] = []
         done: list[Action] = []
-        is_blocked = False
         for action in actions:
             logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
             try:
                 if await self._one(key, model, action):
-                    is_blocked = True
-                else:
                     done.append(action)
             except ApiError as error:
                 if error.code not in REFUSED_CODES and not isinstance(error, Forbidden):
                     raise
                 logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
                 refusals.append(Refusal(_target(action), error.message))
-        return Outcome(tuple(done), tuple(refusals), is_blocked)
+        return Outcome(tuple(done), tuple(refusals))
 
     async def look_again(self, key: Key, model: Object) -> None:
         """Read what was in the way of earlier passes live; it may be gone by now."""
@@ -79,7 +74,7 @@ class Actor:
             await self._take_live(key, model, resource, name)
 
     async def _one(self, key: Key, model: Object, action: Action) -> bool:
-        """Carry out one action; returns whether a foreign object is in the way."""
+        """Carry out one action; returns whether it was done: not when an object is in the way."""
         match action:
             case CreatePod():
                 return await self._create_pod(key, model, action)
@@ -91,16 +86,17 @@ class Actor:
                 await self._delete(PDBS, key[0], action.name, action.uid)
             case Apply():
                 return await self._apply(key, model, action)
-        return False
+        return True
 
     async def _create_pod(self, key: Key, model: Object, action: CreatePod) -> bool:
         try:
             created = await self._client.create(PODS, dict(action.manifest))
         except AlreadyExists:
             # Either our cache is behind, which this read mends, or the pod is somebody else's.
-            return await self._take_live(key, model, PODS, action.name)
+            await self._take_live(key, model, PODS, action.name)
+            return False
         self._caches.stores[PODS].put(created)
-        return False
+        return True
 
     async def _stop_serving(self, namespace: str, action: StopServing) -> None:
         labels, annotations = {SERVING: "false"}, {DRAINING_SINCE: action.since}
@@ -135,7 +131,7 @@ class Actor:
         store = self._caches.stores[resource]
         # An apply takes over what it meets: make sure first that the name is free or the object ours.
         if store.get(key[0], name) is None and await self._take_live(key, model, resource, name):
-            return True
+            return False
         held = store.get(key[0], name)
         if held is not None:
             manifest["metadata"] = {**manifest["metadata"], "uid": held["metadata"]["uid"]}
@@ -146,7 +142,7 @@ class Actor:
                 await self._refresh(resource, key[0], name, held["metadata"]["uid"])
             raise
         store.put(applied)
-        return False
+        return True
 
     async def _take_live(self, key: Key, model: Object, resource: Resource, name: str) -> bool:
         """Read an object that the cache lacks; returns whether it is not ours and in the way."""

@@ -139,7 +139,7 @@ class Reconciler:
             await self._recorder.record(model, text)
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
-        if outcome.refusals or outcome.is_blocked:
+        if outcome.refusals or self._caches.in_the_way(key):
             return LOOK_AGAIN_S
         if not todo.actions:
             self._acting.pop(key, None)
