@@ -48,6 +48,8 @@ class EngineProcess:
     async def stop(self) -> None:
         """Ask it to exit, and kill it when it does not."""
         assert self._running is not None
+        if self._client.ready is None:
+            self._running.cancel()  # it reads no commands while it loads
         self._client.shutdown()
         _, late = await asyncio.wait({self._running}, timeout=_GOODBYE_S)
         if late:
