@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ EXAMPLE = product.REPOSITORY / "examples" / "smollm2.yaml"
 MODEL = "smollm2"
 QUESTION = "What does a stoker do on a steamship? Answer in two sentences."
 READY_TIMEOUT_S = 180.0
+# A container that failed is started again; what still stalls after the first few tries stays that way.
+STALLED_TIMEOUT_S = 45.0
 POLL_S = 0.25
 CLIENT = Path(__file__).with_name("demo_client.py")
 
@@ -33,19 +35,24 @@ CLIENT = Path(__file__).with_name("demo_client.py")
 class Progress:
     """What a person wants to know of a ModelDeployment that is coming up."""
 
-    ready: bool
+    is_ready: bool
+    is_stalled: bool
     reason: str
     message: str
 
 
 def progress_of(mdep: Mapping[str, Any]) -> Progress:
-    """Read the Ready condition; one that speaks of an older generation says nothing yet."""
-    status = mdep.get("status") or {}
-    generation = mdep["metadata"]["generation"]
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "Ready" and condition.get("observedGeneration") == generation:
-            return Progress(condition["status"] == "True", condition["reason"], condition.get("message", ""))
-    return Progress(False, "Pending", "waiting for the operator")
+    """Read the conditions; those that speak of an older generation say nothing yet."""
+    conditions = {
+        condition["type"]: condition
+        for condition in (mdep.get("status") or {}).get("conditions") or ()
+        if condition.get("observedGeneration") == mdep["metadata"]["generation"]
+    }
+    ready = conditions.get("Ready")
+    if ready is None:
+        return Progress(False, False, "Pending", "waiting for the operator")
+    is_stalled = conditions.get("Stalled", {}).get("status") == "True"
+    return Progress(ready["status"] == "True", is_stalled, ready["reason"], ready.get("message", ""))
 
 
 def kubectl(cluster: Cluster, *args: str, stdin: str | None = None) -> str:
@@ -62,24 +69,36 @@ def kubectl(cluster: Cluster, *args: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def changes(cluster: Cluster, timeout_s: float) -> Iterator[Progress]:
-    """Yield the ModelDeployment's progress each time it changes, the last one ready.
+def changes(
+    observe: Callable[[], Progress], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Progress]:
+    """Yield a ModelDeployment's progress each time it changes, the last one ready.
+
+    Args:
+        observe: looks once; called a few times a second.
+        clock: the time in seconds.
 
     Raises:
-        ClusterError: not ready in time; the last reason and message are in the text.
+        ClusterError: not ready in time, or stalled for long; the last reason and message are in the text.
     """
-    deadline = time.monotonic() + timeout_s
-    last: Progress | None = None
-    while time.monotonic() < deadline:
-        now = progress_of(json.loads(kubectl(cluster, "get", "modeldeployment", MODEL, "--output=json")))
+    start = clock()
+    last = observe()
+    moved_s = start
+    yield last
+    while not last.is_ready:
+        waited_s, still_s = clock() - start, clock() - moved_s
+        if waited_s > READY_TIMEOUT_S or (last.is_stalled and still_s > STALLED_TIMEOUT_S):
+            raise ClusterError(f"{MODEL} is not ready after {waited_s:.0f} s. {last.reason}: {last.message}")
+        now = observe()
         if now != last:
+            last, moved_s = now, clock()
             yield now
-            last = now
-        if now.ready:
-            return
-        time.sleep(POLL_S)
-    why = f"{last.reason}: {last.message}" if last else "no status"
-    raise ClusterError(f"{MODEL} is not ready after {timeout_s:.0f} s. {why}")
+
+
+def look(cluster: Cluster) -> Progress:
+    """Ask for the ModelDeployment once, a moment after the last time."""
+    time.sleep(POLL_S)
+    return progress_of(json.loads(kubectl(cluster, "get", "modeldeployment", MODEL, "--output=json")))
 
 
 def chat(cluster: Cluster) -> None:
@@ -147,7 +166,7 @@ def up() -> None:
     with step(f"kubectl apply -f {EXAMPLE.relative_to(product.REPOSITORY)}"):
         kubectl(cluster, "apply", "--filename", str(EXAMPLE))
     with step(f"wait until {MODEL} is ready"):
-        for progress in changes(cluster, READY_TIMEOUT_S):
+        for progress in changes(lambda: look(cluster)):
             say(f"    {progress.reason}: {progress.message}")
     chat(cluster)
     say(next_steps(cluster))

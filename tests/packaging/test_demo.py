@@ -1,0 +1,88 @@
+"""What the demo reads from a status, and when it gives up."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+import demo
+from cluster import ClusterError
+from demo import Progress, changes, progress_of
+
+
+def mdep(*conditions: tuple[str, str, str], generation: int = 2, observed: int = 2) -> dict[str, Any]:
+    return {
+        "metadata": {"generation": generation},
+        "status": {
+            "conditions": [
+                {
+                    "type": type_,
+                    "status": status,
+                    "reason": reason,
+                    "message": "m",
+                    "observedGeneration": observed,
+                }
+                for type_, status, reason in conditions
+            ]
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("object_", "wanted"),
+    [
+        pytest.param(
+            {"metadata": {"generation": 1}},
+            Progress(False, False, "Pending", "waiting for the operator"),
+            id="no-status-yet",
+        ),
+        pytest.param(
+            mdep(("Ready", "True", "Ready"), observed=1),
+            Progress(False, False, "Pending", "waiting for the operator"),
+            id="older-generation",
+        ),
+        pytest.param(
+            mdep(("Ready", "False", "LoadingModel"), ("Stalled", "False", "AsExpected")),
+            Progress(False, False, "LoadingModel", "m"),
+            id="loading",
+        ),
+        pytest.param(
+            mdep(("Ready", "False", "ModelNotFound"), ("Stalled", "True", "ModelNotFound")),
+            Progress(False, True, "ModelNotFound", "m"),
+            id="stalled",
+        ),
+        pytest.param(mdep(("Ready", "True", "Ready")), Progress(True, False, "Ready", "m"), id="ready"),
+    ],
+)
+def test_progress_is_read_from_conditions_of_this_generation(
+    object_: dict[str, Any], wanted: Progress
+) -> None:
+    assert progress_of(object_) == wanted
+
+
+LOADING = Progress(False, False, "LoadingModel", "pod a")
+STALLED = Progress(False, True, "InvalidModel", "file x is cut")
+READY = Progress(True, False, "Ready", "1 of 1")
+
+
+def test_each_change_is_told_once_and_ready_ends_it() -> None:
+    seen = iter([LOADING, LOADING, STALLED, LOADING, READY])
+    assert list(changes(lambda: next(seen), clock=lambda: 0.0)) == [LOADING, STALLED, LOADING, READY]
+
+
+@pytest.mark.parametrize(
+    ("progress", "limit_s"),
+    [
+        pytest.param(LOADING, demo.READY_TIMEOUT_S, id="slow"),
+        pytest.param(STALLED, demo.STALLED_TIMEOUT_S, id="stalled"),
+    ],
+)
+def test_giving_up_names_the_cause(progress: Progress, limit_s: float) -> None:
+    seconds = itertools.count(0.0, 0.5)
+    told = changes(lambda: progress, clock=lambda: next(seconds))
+    assert next(told) == progress
+    with pytest.raises(ClusterError, match=f"{progress.reason}: {progress.message}"):
+        next(told)
+    assert next(seconds) == pytest.approx(limit_s, abs=2.0)
