@@ -15,8 +15,8 @@ from scenarios.waiting import eventually
 
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
-    """etcd and an API server on loopback."""
-    with control_plane() as running:
+    """etcd, an API server on loopback and the controllers (service accounts, garbage collection)."""
+    with control_plane(controllers=True) as running:
         yield running
 
 
