@@ -130,6 +130,7 @@ def write_gguf(
     model: transformers.PreTrainedModel,
     architecture: str,
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+    extra: Mapping[str, np.ndarray[Any, Any] | None] | None = None,
     **metadata: Any,
 ) -> None:
     """Write a model as GGUF, named and permuted as llama.cpp's converter does.
@@ -139,6 +140,7 @@ def write_gguf(
         model: a make_model model.
         architecture: "llama", "qwen2" or "qwen3".
         types: quantization of the tensors whose GGUF name contains the key; the rest is float32.
+        extra: further tensors by GGUF name; None leaves the model's own tensor out.
         metadata: further keys of the architecture, with "__" for each dot: rope__scaling__type="yarn".
     """
     config = model.config
@@ -157,7 +159,22 @@ def write_gguf(
     for key, value in metadata.items():
         name = f"{architecture}.{key.replace('__', '.')}"
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
+    tensors = _gguf_tensors(model, architecture) | dict(extra or {})
+    for name, values in tensors.items():
+        if values is not None:
+            _add_tensor(writer, name, values, types or {})
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_tensors(
+    model: transformers.PreTrainedModel, architecture: str
+) -> dict[str, np.ndarray[Any, Any] | None]:
+    config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    tensors: dict[str, np.ndarray[Any, Any] | None] = {}
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -166,11 +183,8 @@ def write_gguf(
         if architecture == "llama" and part in heads:
             shape = (heads[part], 2, values.shape[0] // heads[part] // 2, *values.shape[1:])
             values = values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
-        _add_tensor(writer, gguf_name(name), np.ascontiguousarray(values), types or {})
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        tensors[gguf_name(name)] = np.ascontiguousarray(values)
+    return tensors
 
 
 @cache
@@ -243,20 +257,26 @@ def make_engine(
     max_num_seqs: int = 8,
     **config: Any,
 ) -> Engine:
-    """A real engine in float32 on the CPU, with exactly num_blocks KV blocks."""
+    """A real engine in float32 on the CPU with exactly num_blocks KV blocks, for a model directory."""
     architecture = read_config_json(model / "config.json")
-    settings: dict[str, Any] = {
-        "model": str(model),
-        "device": "cpu",
-        "dtype": "float32",
-        "kv_cache_bytes": num_blocks * block_bytes(architecture, block_size, torch.float32),
-        "block_size": block_size,
-        "max_num_batched_tokens": budget,
-        "max_num_seqs": max_num_seqs,
-        "seed": 0,
-    }
-    engine_config = EngineConfig(**{**settings, **config})
-    return Engine(load_runner(engine_config), engine_config)
+    return _engine(
+        model=str(model),
+        kv_cache_bytes=num_blocks * block_bytes(architecture, block_size, torch.float32),
+        block_size=block_size,
+        max_num_batched_tokens=budget,
+        max_num_seqs=max_num_seqs,
+        **config,
+    )
+
+
+def make_gguf_engine(path: Path) -> Engine:
+    """A real engine in float32 on the CPU for a GGUF file."""
+    return _engine(model=str(path), kv_cache_bytes=2**20)
+
+
+def _engine(**settings: Any) -> Engine:
+    config = EngineConfig(**{"device": "cpu", "dtype": "float32", "seed": 0, **settings})
+    return Engine(load_runner(config), config)
 
 
 def run_to_end(

@@ -96,9 +96,9 @@ class SafetensorsSource:
             )
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            outside = [name for name in names if Path(name).name != name]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} cannot be read: {error!r}") from error
-        outside = [name for name in names if Path(name).name != name]
         if outside:
             raise ModelError(f"{index} names a file outside its directory: {outside[0]}")
         return [self._directory / name for name in names]

@@ -1,0 +1,289 @@
+"""Weights out of safetensors and GGUF files, and every reason not to take them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_builders import (
+    VOCAB_SIZE,
+    Reference,
+    make_engine,
+    make_gguf_engine,
+    make_model,
+    run_to_end,
+    write_gguf,
+    write_model,
+)
+from runtime_builders import make_request
+from safetensors.torch import load_file, save_file
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.model.architecture import architecture_from_gguf, read_config_json
+from stoker_runtime.model.decoder import build_decoder
+from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.weights import GgufSource, SafetensorsSource
+
+TYPES = gguf.GGMLQuantizationType
+CPU = torch.device("cpu")
+
+
+def build(folder: Path) -> None:
+    with SafetensorsSource(folder) as source:
+        build_decoder(read_config_json(folder / "config.json"), source, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("type_id", sorted(FORMATS))
+@given(seed=st.integers(0, 2**32 - 1), num_blocks=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_dequantized_blocks_equal_the_gguf_package_bit_for_bit(
+    type_id: int, seed: int, num_blocks: int
+) -> None:
+    form = FORMATS[type_id]
+    kind = TYPES(type_id)
+    assert form.name == kind.name
+    assert (form.num_values, form.num_bytes) == gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(seed).integers(0, 256, (num_blocks, form.num_bytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):  # random scales may be infinite or no number at all
+        expected = gguf.dequantize(blocks, kind)
+    ours = form.decode(torch.from_numpy(blocks)).numpy()
+    np.testing.assert_array_equal(ours.view(np.float32), expected.reshape(ours.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [("llama", "llama"), ("llama", "llama-tied"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
+)
+def test_gguf_model_generates_what_the_original_does(architecture: str, family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    write_gguf(tmp_path / "m.gguf", model, architecture)
+    request = make_request([5, 80, 3, 9, 120], max_tokens=12)
+    output = run_to_end(make_gguf_engine(tmp_path / "m.gguf"), {0: [request]})[request.request_id]
+    assert len(output) == 12
+    assert Reference(model).num_near_ties(request.prompt_token_ids, output) == 0
+
+
+@pytest.mark.parametrize("kind", [TYPES.F16, TYPES.BF16, TYPES.Q4_0, TYPES.Q4_1, TYPES.Q8_0])
+def test_gguf_tensor_of_each_type_loads_as_the_gguf_package_reads_it(kind: int, tmp_path: Path) -> None:
+    model = make_model("qwen3")
+    write_gguf(tmp_path / "m.gguf", model, "qwen3", {"ffn_down": TYPES(kind), "token_embd": TYPES(kind)})
+    parsed = read_gguf(tmp_path / "m.gguf")
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    with GgufSource(parsed, architecture_from_gguf(parsed)) as source:
+        for theirs, ours in (
+            ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("blk.0.attn_norm.weight", "model.layers.0.input_layernorm.weight"),
+        ):
+            expected = gguf.dequantize(stored[theirs].data, stored[theirs].tensor_type)
+            place = torch.empty(expected.shape)
+            source.copy_into(ours, place)
+            np.testing.assert_array_equal(place.numpy(), expected)
+
+
+def test_llama3_frequency_divisors_in_a_gguf_file_are_applied(tmp_path: Path) -> None:
+    plain, scaled = make_model("llama"), make_model("llama3", num_key_value_heads=2)
+    scaled.load_state_dict(plain.state_dict())
+    frequencies = plain.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq
+    write_gguf(tmp_path / "m.gguf", plain, "llama", extra={"rope_freqs.weight": frequencies.numpy()})
+    request = make_request(list(range(100, 150)), max_tokens=12)
+    output = run_to_end(make_gguf_engine(tmp_path / "m.gguf"), {0: [request]})[request.request_id]
+    assert Reference(scaled).num_near_ties(request.prompt_token_ids, output) == 0
+    plain_output = [plain_token(plain, [*request.prompt_token_ids, *output[:i]]) for i in range(12)]
+    assert output != plain_output  # the divisors matter here
+
+
+def plain_token(model: Any, token_ids: list[int]) -> int:
+    return Reference(model).next_token(tuple(token_ids))[0]
+
+
+def test_sharded_directory_equals_the_single_file(tmp_path: Path) -> None:
+    model = make_model("qwen2")
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    request = make_request([1, 2, 3], max_tokens=8)
+    output = run_to_end(make_engine(tmp_path), {0: [request]})[request.request_id]
+    assert Reference(model).num_near_ties([1, 2, 3], output) == 0
+
+
+def test_weights_stored_in_bfloat16_are_converted(tmp_path: Path) -> None:
+    model = make_model("llama").bfloat16()
+    model.save_pretrained(tmp_path)
+    request = make_request([9, 8, 7], max_tokens=8)
+    output = run_to_end(make_engine(tmp_path), {0: [request]})[request.request_id]
+    assert Reference(model.float()).num_near_ties([9, 8, 7], output) == 0
+
+
+def test_stored_copy_of_tied_embeddings_and_old_rotary_buffers_are_passed_over(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama-tied")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, file)
+    build(tmp_path)
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in changes.items():
+        key = name.replace("__", ".")
+        if tensor is None:
+            del tensors[key]
+        else:
+            tensors[key] = tensor
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        pytest.param(
+            {"model__layers__1__mlp__up_proj__weight": None},
+            "InvalidModel",
+            ["model.layers.1.mlp.up_proj.weight", "missing"],
+            id="missing",
+        ),
+        pytest.param(
+            {"model__layers__0__self_attn__q_proj__bias": torch.ones(64)},
+            "UnsupportedModel",
+            ["model.layers.0.self_attn.q_proj.bias", "no place"],
+            id="unexpected",
+        ),
+        pytest.param(
+            {"model__norm__weight": torch.ones(63)},
+            "InvalidModel",
+            ["model.norm.weight", "[63]", "[64]"],
+            id="another-shape",
+        ),
+        pytest.param(
+            {"model__norm__weight": torch.ones(64, dtype=torch.int8)},
+            "UnsupportedModel",
+            ["model.norm.weight", "int8"],
+            id="integers",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    changes: dict[str, torch.Tensor | None], reason: str, words: list[str], tmp_path: Path
+) -> None:
+    write_model(tmp_path, "llama")
+    change_tensors(tmp_path, **changes)
+    with pytest.raises(ModelError) as caught:
+        build(tmp_path)
+    assert caught.value.reason == reason
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    lost = sorted(tmp_path.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ModelError, match=lost.name):
+        build(tmp_path)
+
+
+def test_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_model(folder, "llama")
+    shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="outside its directory"):
+        build(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_broken_index_is_refused(text: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match="index"):
+        build(tmp_path)
+
+
+def test_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be read"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        pytest.param([], "InvalidModel", id="nothing"),
+        pytest.param(["pytorch_model.bin"], "UnsupportedModel", id="pickle"),
+        pytest.param(["a.safetensors", "b.safetensors"], "InvalidModel", id="two-files-without-index"),
+    ],
+)
+def test_directory_without_usable_weights_is_refused(files: list[str], reason: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelError) as caught:
+        build(tmp_path)
+    assert caught.value.reason == reason
+
+
+def open_gguf(path: Path) -> None:
+    parsed = read_gguf(path)
+    architecture = architecture_from_gguf(parsed)
+    with GgufSource(parsed, architecture) as source:
+        build_decoder(architecture, source, torch.float32, CPU)
+
+
+def test_gguf_type_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", {"ffn_up": TYPES.Q5_0})
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight is Q5_0") as caught:
+        open_gguf(tmp_path / "m.gguf")
+    assert caught.value.reason == "UnsupportedModel"
+
+
+def test_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, make_model("qwen3"), "qwen3")
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(ModelError, match="cut short"):
+        open_gguf(path)
+
+
+def test_gguf_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+    extra = {"blk.0.attn_sinks.weight": np.ones(4, dtype=np.float32)}
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", extra=extra)
+    with pytest.raises(ModelError, match=r"blk\.0\.attn_sinks\.weight"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_gguf_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", extra={"blk.1.ffn_up.weight": None})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_part_of_a_split_gguf_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="split") as caught:
+        open_gguf(tmp_path / "m.gguf")
+    assert caught.value.reason == "UnsupportedModel"
+
+
+def test_vocabulary_of_a_gguf_model_is_its_embedding_table(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3")
+    assert architecture_from_gguf(read_gguf(tmp_path / "m.gguf")).vocab_size == VOCAB_SIZE
