@@ -1,9 +1,9 @@
 """The fake API server over HTTP on loopback, with the discovery documents that kopf reads."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from aiohttp import web
@@ -33,7 +33,7 @@ class FakeServer:
     async def _hang(self) -> None:
         await self._closed.wait()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["FakeServer"]:
         """Listen while the block runs; ``url`` says where."""
         app = web.Application()
@@ -80,10 +80,11 @@ class FakeServer:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        async with aclosing(self.api.stream(request.path, dict(request.query))) as lines:
-            async for line in lines:
-                await response.write(line)
-        await response.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # the client is gone
+            async with contextlib.aclosing(self.api.stream(request.path, dict(request.query))) as lines:
+                async for line in lines:
+                    await response.write(line)
+            await response.write_eof()
         return response
 
 
