@@ -39,6 +39,7 @@ from stoker_runtime.server.serving import Serving
 from stoker_runtime.tokenizer_files import Assets
 
 DEADLINE_S = 20.0
+HEARTBEAT_S = 1.0
 
 
 def make_ready(**changes: object) -> EngineReady:
@@ -167,7 +168,10 @@ class FakeEngine:
             await self.may_step.wait()
             if not self._live:
                 self.changed.clear()
-                await self.changed.wait()
+                try:
+                    await asyncio.wait_for(self.changed.wait(), HEARTBEAT_S)
+                except TimeoutError:
+                    self.send_stats()
                 continue
             running = list(self._live.values())[: self.max_running]
             outputs = [self._next(live) for live in running]

@@ -44,11 +44,14 @@ def _engine(arguments: list[str]) -> int:
     from runtime_builders import FakeRunner
 
     from stoker_runtime.config import EngineConfig
-    from stoker_runtime.core.step import Runner
+    from stoker_runtime.core.step import Runner, StepPlan
     from stoker_runtime.engine.process import main
     from stoker_runtime.errors import ModelError
 
     pace = threading.Event()
+
+    def wait(plan: StepPlan) -> None:
+        pace.wait(STEP_S)
 
     def load(config: EngineConfig) -> Runner:
         if os.environ.get(_FAILURE_VARIABLE) == "load":
@@ -58,7 +61,7 @@ def _engine(arguments: list[str]) -> int:
             block_size=16,
             vocab_size=256,
             max_model_len=4096,
-            on_step=lambda plan: pace.wait(STEP_S) and None,
+            on_step=wait,
         )
 
     return main(load, arguments)

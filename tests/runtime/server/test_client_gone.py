@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
 
-BODIES = {
+BODIES: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 200},
 }
@@ -110,7 +110,7 @@ async def test_a_stream_whose_client_left_before_its_first_byte_is_closed() -> N
         async def send(message: object) -> None:
             raise AssertionError("nobody is there")
 
-        calling = asyncio.create_task(stack.app(_scope("/v1/completions"), receive, send))  # type: ignore[arg-type]
+        calling = asyncio.create_task(stack.app(_scope("/v1/completions"), receive, send))
         # The client leaves in the very moment in which the first tokens arrive.
         await until(lambda: len(engine.added) == 2)
         is_gone.set()

@@ -1,0 +1,124 @@
+"""Requests made from the server's own OpenAPI document, right and wrong ones: no 5xx, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from queue import Queue
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
+
+POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+GETS = ("/v1/models", "/v1/models/{model}", "/health", "/ready", "/load", "/metrics", "/version")
+# Bodies of a few hundred bytes, with the model's real name: most of them get past the first check.
+SMALL = {
+    "model": {"type": "string", "enum": ["tiny"]},
+    "n": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 8}]},
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Stack]]:
+    """A listening server in a thread of its own: schemathesis calls it like any client."""
+    started: Queue[tuple[str, Stack, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        engine = FakeEngine(reply=lambda request: [65, 0xC3, 258, 300, 257])
+        async with running_stack(engine) as stack, listening(stack) as url:
+            started.put((url, stack, asyncio.get_running_loop(), stop))
+            await stop.wait()
+            await until(lambda: stack.serving.in_flight == 0)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    url, stack, loop, stop = started.get(timeout=DEADLINE_S)
+    yield url, stack
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def document(server: tuple[str, Stack]) -> dict[str, Any]:
+    """The server's document, narrowed to what this server's model takes."""
+    document: dict[str, Any] = httpx2.get(f"{server[0]}/openapi.json").json()
+    for name in ("ChatBody", "CompletionBody"):
+        document["components"]["schemas"][name]["properties"].update(SMALL)
+    return document
+
+
+def cases(document: dict[str, Any], path: str, method: str) -> st.SearchStrategy[Case]:
+    operation = schemathesis.openapi.from_dict(document)[path][method]
+    wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    return st.one_of(right, wrong) if method == "POST" else right
+
+
+def check(case: Case, url: str) -> int:
+    response = case.call(base_url=url, timeout=DEADLINE_S)
+
+    checks = [
+        not_a_server_error,
+        response_schema_conformance,
+        status_code_conformance,
+        negative_data_rejection,
+    ]
+    case.validate_response(response, checks=checks)
+    if response.status_code >= 400:
+        assert list(response.json()) == ["error"]
+    assert httpx2.get(f"{url}/health").status_code == 200
+    return int(response.status_code)
+
+
+FUZZ = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+    derandomize=True,
+)
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_no_body_brings_the_server_down(
+    path: str, server: tuple[str, Stack], document: dict[str, Any]
+) -> None:
+    url, stack = server
+    seen: set[int] = set()
+
+    @FUZZ
+    @given(case=cases(document, path, "POST"))
+    def run(case: Case) -> None:
+        seen.add(check(case, url))
+
+    run()
+    assert {200, 400} <= seen  # both got through to where they were meant to
+    assert httpx2.get(f"{url}/load").json()["in_flight"] == 0
+    assert stack.engine.num_live == 0
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_every_other_route_answers(path: str, server: tuple[str, Stack], document: dict[str, Any]) -> None:
+    url, _ = server
+
+    @settings(FUZZ, max_examples=10)
+    @given(case=cases(document, path, "GET"))
+    def run(case: Case) -> None:
+        check(case, url)
+
+    run()
