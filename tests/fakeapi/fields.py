@@ -148,6 +148,8 @@ def _remove(root: dict[str, Any], path: Path) -> None:
         node = _step(node, step, create=False)
         if node is None:
             return
+    if isinstance(path[-2:][0], tuple) and path[-1] == path[-2][0] and len(node) > 1:
+        return  # the key of a list item stays for as long as the item has anything else
     if isinstance(node, dict):
         node.pop(path[-1], None)
     for parent, step in reversed(trail):

@@ -1,0 +1,113 @@
+"""The fake API server must not be wrong where the component tests rely on it."""
+
+import json
+from typing import Any
+
+import pytest
+from fakeapi.client import delete, everything, get, put
+from fakeapi.core import FakeApi
+from fakeapi.fields import FieldConflict, apply, merge
+from virtual_time import run_virtual
+
+from stoker_operator.cluster.client import JSON, MERGE_PATCH
+
+Object = dict[str, Any]
+SCALE = "/apis/stoker.dev/v1alpha1/namespaces/default/modeldeployments/m/scale"
+
+
+def model(**spec: Any) -> Object:
+    return {"metadata": {"name": "m", "namespace": "default"}, "spec": spec}
+
+
+def call(api: FakeApi, method: str, path: str, body: Object | None = None, content: str = JSON) -> Object:
+    data = None if body is None else json.dumps(body).encode()
+    reply = run_virtual(api.request(method, path, {}, data, content))
+    answer: Object = json.loads(reply.body)
+    return answer
+
+
+def test_apply_merges_named_lists_and_removes_only_what_the_manager_dropped() -> None:
+    live: Object = {"spec": {"env": [{"name": "theirs", "value": "1"}]}}
+    first, owners = apply(live, {"spec": {"env": [{"name": "a", "value": "1"}], "x": 1}}, {}, "us", False)
+    assert first == {"spec": {"env": [{"name": "theirs", "value": "1"}, {"name": "a", "value": "1"}], "x": 1}}
+    second, _ = apply(first, {"spec": {"x": 2}}, owners, "us", False)
+    assert second == {"spec": {"env": [{"name": "theirs", "value": "1"}], "x": 2}}
+
+
+def test_apply_keeps_a_field_that_another_manager_applies_too() -> None:
+    one, owners = apply({}, {"a": 1}, {}, "one", False)
+    two, owners = apply(one, {"a": 1}, owners, "two", False)
+    three, _ = apply(two, {}, owners, "one", False)
+    assert three == {"a": 1}
+
+
+def test_apply_conflicts_without_force_and_takes_over_with_it() -> None:
+    live, owners = apply({}, {"a": 1}, {}, "one", False)
+    with pytest.raises(FieldConflict, match="one"):
+        apply(live, {"a": 2}, owners, "two", False)
+    forced, owners = apply(live, {"a": 2}, owners, "two", True)
+    assert (forced, owners) == ({"a": 2}, {("a",): {"two"}})
+
+
+def test_merge_patch_removes_with_null() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": None}, "d": [4]}) == {"a": {"c": 2}, "d": [4]}
+
+
+def test_generation_counts_changes_of_the_spec_only() -> None:
+    api = FakeApi()
+    first = put(api, "modeldeployments", model(replicas=1))
+    labelled = put(api, "modeldeployments", {"metadata": {**model()["metadata"], "labels": {"a": "b"}}})
+    changed = put(api, "modeldeployments", model(replicas=2))
+    again = put(api, "modeldeployments", model(replicas=2))
+    assert [obj["metadata"]["generation"] for obj in (first, labelled, changed, again)] == [1, 1, 2, 2]
+    assert changed["metadata"]["resourceVersion"] == again["metadata"]["resourceVersion"]
+
+
+def test_a_plain_write_cannot_touch_the_status() -> None:
+    api = FakeApi()
+    put(api, "modeldeployments", model(replicas=1))
+    path = SCALE.removesuffix("/scale")
+    call(api, "PATCH", path, {"spec": {"replicas": 3}, "status": {"replicas": 9}}, MERGE_PATCH)
+    call(api, "PATCH", f"{path}/status", {"spec": {"replicas": 5}, "status": {"url": "x"}}, MERGE_PATCH)
+    found = get(api, "modeldeployments", "m")
+    assert found is not None
+    assert (found["spec"], found["status"]) == ({"replicas": 3}, {"url": "x"})
+
+
+def test_scale_reads_and_writes_replicas() -> None:
+    api = FakeApi()
+    put(api, "modeldeployments", {**model(replicas=1), "status": {"replicas": 1, "selector": "a=b"}})
+    assert call(api, "GET", SCALE)["status"] == {"replicas": 1, "selector": "a=b"}
+    assert call(api, "PUT", SCALE, {"spec": {"replicas": 4}})["spec"] == {"replicas": 4}
+    assert (get(api, "modeldeployments", "m") or {})["spec"]["replicas"] == 4
+
+
+def test_the_spec_of_a_pod_cannot_change() -> None:
+    api = FakeApi()
+    put(api, "pods", {**model(containers=[{"name": "c"}])})
+    path = "/api/v1/namespaces/default/pods/m"
+    refused = call(api, "PATCH", path, {"spec": {"hostNetwork": True}}, MERGE_PATCH)
+    assert (refused["code"], refused["reason"]) == (422, "Invalid")
+
+
+def test_garbage_collection_follows_owners() -> None:
+    api = FakeApi()
+    owner = put(api, "modeldeployments", model())
+    reference = {"uid": owner["metadata"]["uid"], "kind": "ModelDeployment", "name": "m"}
+    child = {"metadata": {"name": "s", "namespace": "default", "ownerReferences": [reference]}, "spec": {}}
+    put(api, "services", child)
+    assert api.storage.collect_garbage() == 0
+    delete(api, "modeldeployments", "m")
+    assert api.storage.collect_garbage() == 1
+    assert everything(api, "services") == []
+
+
+def test_a_finalizer_holds_a_deletion_up() -> None:
+    api = FakeApi()
+    put(api, "modeldeployments", {"metadata": {**model()["metadata"], "finalizers": ["x"]}, "spec": {}})
+    delete(api, "modeldeployments", "m")
+    found = get(api, "modeldeployments", "m")
+    assert found is not None
+    assert "deletionTimestamp" in found["metadata"]
+    put(api, "modeldeployments", {"metadata": {**model()["metadata"], "finalizers": None}})
+    assert get(api, "modeldeployments", "m") is None
