@@ -1,4 +1,4 @@
-"""The operator's Prometheus metrics, all of them in one place; docs/operator-metrics.md explains each.
+"""The operator's Prometheus metrics, all of them in one place; docs/operations.md explains each.
 
 ``Metrics`` is handed to the queue, the informers and the API client, which know it only as an observer.
 """

@@ -24,7 +24,7 @@ def page(metrics: Metrics) -> str:
 def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
     exported = set(re.findall(r"^# TYPE (stoker_\w+) ", page(make_metrics()), re.MULTILINE))
     exported = {name for name in exported if not name.endswith("_created")}
-    documented = set(re.findall(r"`(stoker_operator_\w+)`", (ROOT / "docs/operator-metrics.md").read_text()))
+    documented = set(re.findall(r"`(stoker_operator_\w+)", (ROOT / "docs/operations.md").read_text()))
     assert exported == documented
 
 
