@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import secrets
+import time
+from collections.abc import Callable
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import Runner, StepResult
+from stoker_runtime.engine.queue_times import QueueTimes
 from stoker_runtime.messages import AddRequest, StepOutputs
 
 
@@ -20,9 +23,16 @@ class Engine:
         runner: the loaded model; its `ready()` says how many KV blocks there are.
         config: budgets; what is automatic follows the runner's device.
         hash_key: secret of the prefix cache; None draws one, so prefixes cannot be guessed across processes.
+        clock: seconds on the clock of AddRequest.arrival_s.
     """
 
-    def __init__(self, runner: Runner, config: EngineConfig, hash_key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        hash_key: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         ready = runner.ready()
         config = config.for_device(ready.device)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
@@ -36,6 +46,8 @@ class Engine:
         self._eos_token_ids = ready.eos_token_ids
         self._vocab_size = ready.vocab_size
         self._seeds = random.Random(config.seed)
+        self._queue_times = QueueTimes()
+        self._clock = clock
 
     @property
     def has_work(self) -> bool:
@@ -52,10 +64,12 @@ class Engine:
         seed = command.sampling.seed
         if seed is None:
             seed = self._seeds.getrandbits(63)
+        self._queue_times.arrived(command)
         self.scheduler.add(Request(command, seed, self._eos_token_ids))
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free before the next step."""
+        self._queue_times.forget(request_id)
         self.scheduler.abort(request_id)
 
     def abort_all(self) -> None:
@@ -69,8 +83,9 @@ class Engine:
             What the step gave each request. Without work it computes nothing and reports the stats.
         """
         plan = self.scheduler.schedule()
+        self._queue_times.started(plan, self._clock())
         result = self._runner.step(plan) if plan.requests else StepResult()
-        outputs = self.scheduler.update(result)
+        outputs = self._queue_times.stamped(self.scheduler.update(result))
         return StepOutputs(outputs=outputs, stats=self.scheduler.stats())
 
 

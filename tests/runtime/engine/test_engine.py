@@ -1,11 +1,13 @@
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import pytest
 from runtime_builders import FakeRunner, make_engine_config, make_request
 
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.engine.engine import Engine
+from stoker_runtime.engine.queue_times import QueueTimes
 from stoker_runtime.messages import AddRequest, FinishReason
 
 
@@ -109,3 +111,29 @@ def test_failing_runner_is_not_hidden() -> None:
     engine.add(make_request())
     with pytest.raises(RuntimeError, match="fell off"):
         engine.step()
+
+
+def test_the_first_output_tells_how_long_a_request_waited() -> None:
+    now = 12.0
+    engine = Engine(FakeRunner(), make_engine_config(max_num_seqs=1), clock=lambda: now)
+    for name in "ab":
+        request = make_request(request_id=name, max_tokens=2)
+        engine.add(msgspec.structs.replace(request, arrival_s=10.0))
+    engine.add(make_request(request_id="unknown", max_tokens=1))
+    waits: list[tuple[str, float | None]] = []
+    while engine.has_work:
+        waits += [(output.request_id, output.queue_s) for output in engine.step().outputs]
+        now += 1.0
+
+    assert waits == [("a", 2.0), ("a", None), ("b", 4.0), ("b", None), ("unknown", None)]
+
+
+def test_a_request_that_never_ran_tells_no_wait_and_leaves_nothing_behind() -> None:
+    engine = make_engine(FakeRunner(num_blocks=2))
+    engine.add(msgspec.structs.replace(make_request(request_id="a", num_prompt_tokens=100), arrival_s=1.0))
+    engine.add(msgspec.structs.replace(make_request(request_id="b"), arrival_s=1.0))
+    engine.abort("b")
+    while engine.has_work:
+        assert all(output.queue_s is None for output in engine.step().outputs)
+
+    assert engine._queue_times == QueueTimes()
