@@ -19,6 +19,8 @@ from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeleteP
 
 Object = dict[str, Any]
 
+MIN_SETTLE = timedelta(seconds=2)  # how long nodes may go on sending requests to a pod that stopped serving
+
 
 class ClusterModel:
     """One ModelDeployment, its children and two or more nodes."""
@@ -191,22 +193,21 @@ class ClusterModel:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid:
             return
-        before = self.num_available()
         pod = self._changed(action.name)
         pod["metadata"]["labels"][labels.SERVING] = "false"
         pod["metadata"].setdefault("annotations", {})[labels.DRAINING_SINCE] = action.since
-        self._check_available(before, limits)
+        # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
+        if self._is_available(self.cached_pods[action.name], self.cached_nodes):
+            self._check_available(limits)
 
     def _delete(self, action: DeletePod, limits: ModelDeployment) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
             return
-        before = self.num_available()
         held = self.cached_pods[action.name]
         self._require(not self._is_available(held, self.cached_nodes), "a pod that serves is deleted")
         self._check_drained(held)
         self._changed(action.name)["metadata"]["deletionTimestamp"] = timestamp(self.now)
-        self._check_available(before, limits)
 
     # What must hold whatever happens.
 
@@ -226,18 +227,24 @@ class ClusterModel:
         num_live = self.num_live() + 1  # the new one is not cached yet
         self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} pods are too many")
 
-    def _check_available(self, before: int, limits: ModelDeployment) -> None:
-        after, least = self.num_available(), limits.num_wanted - limits.max_unavailable
-        self._require(after == before or after >= least, f"{after} pods answer, {least} have to")
+    def _check_available(self, limits: ModelDeployment) -> None:
+        # Readiness as the operator could know it, its own writes as they are, answer lost or not.
+        known = (pod for pod in self.cached_pods.values() if self._is_available(pod, self.cached_nodes))
+        names = [name for pod in known if (name := pod["metadata"]["name"]) in self.pods]
+        after = sum(serves(self.pods[name]) for name in names)
+        least = limits.num_wanted - limits.max_unavailable
+        self._require(after >= least, f"{after} pods answer, {least} have to")
 
     def _check_drained(self, pod: Object) -> None:
         count = self.in_flight.get(uid_of(pod), 0)
         since = pod["metadata"].get("annotations", {}).get(labels.DRAINING_SINCE)
         grace = timedelta(seconds=pod["spec"]["terminationGracePeriodSeconds"])
-        is_late = since is not None and self.now - datetime.fromisoformat(since) >= grace
+        drained_for = self.now - datetime.fromisoformat(since) if since else timedelta()
+        is_late, has_settled = drained_for >= grace, drained_for >= MIN_SETTLE
         can_answer = (
             self._is_intact(pod, self.cached_nodes) and pod["status"]["containerStatuses"][0]["started"]
         )
+        self._require(has_settled or not can_answer, "nodes may still send it requests")
         self._require(not (count and can_answer) or is_late, f"{count} requests are cut off")
 
     def _reading(self, uid: str) -> Reading:
@@ -253,7 +260,7 @@ class ClusterModel:
         return not (has_ended or is_terminating(pod)) and node.is_ready
 
     def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
-        return self._is_intact(pod, nodes) and pod["metadata"]["labels"][labels.SERVING] == "true"
+        return self._is_intact(pod, nodes) and serves(pod)
 
     def _is_available(self, pod: Object, nodes: dict[str, Node]) -> bool:
         return self._is_live(pod, nodes) and is_ready(pod)
@@ -278,6 +285,11 @@ def revision_of(pod: Object) -> str:
     """Return the revision that a pod was made from."""
     revision: str = pod["metadata"]["labels"][labels.REVISION]
     return revision
+
+
+def serves(pod: Object) -> bool:
+    """Tell whether the Service may send requests to a pod once it is ready."""
+    return not is_terminating(pod) and pod["metadata"]["labels"][labels.SERVING] == "true"
 
 
 def is_terminating(pod: Object) -> bool:

@@ -36,7 +36,8 @@ class Group:
         was_started: its engine answered at least once since it last (re)started; one that never did has no
             requests.
         is_serving: its Service may send requests to it.
-        is_failed: a pod ended for good, or its node is gone.
+        is_failed: a pod ended for good.
+        is_lost: a pod's node does not report, so nobody knows whether it still works.
         is_leaving: its node is cordoned.
         is_terminating: all its pods have been deleted already.
         created_at: of its leader.
@@ -53,6 +54,7 @@ class Group:
     was_started: bool
     is_serving: bool
     is_failed: bool
+    is_lost: bool
     is_leaving: bool
     is_terminating: bool
     created_at: datetime
@@ -63,8 +65,8 @@ class Group:
 
     @property
     def is_live(self) -> bool:
-        """Whether it counts as a replica: it exists, has not failed and does not drain."""
-        return not (self.is_terminating or self.is_failed) and self.is_serving
+        """Whether it counts as a replica: it exists, has neither failed nor got lost, and does not drain."""
+        return not (self.is_terminating or self.is_failed or self.is_lost) and self.is_serving
 
     @property
     def is_available(self) -> bool:
@@ -113,7 +115,8 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         is_ready=is_pod_ready(leader),
         was_started=_was_started(leader),
         is_serving=own.get(labels.SERVING) == "true",
-        is_failed=any(_has_failed(pod, observed.nodes) for pod in staying),
+        is_failed=any(_has_ended(pod) for pod in staying),
+        is_lost=any(not _node(pod, observed.nodes).is_ready for pod in staying),
         is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
         is_terminating=not staying,
         created_at=created_at,
@@ -124,9 +127,9 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
     )
 
 
-def _has_failed(pod: Manifest, nodes: Mapping[str, Node]) -> bool:
+def _has_ended(pod: Manifest) -> bool:
     # Succeeded is no success: an engine has no reason to end.
-    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded") or not _node(pod, nodes).is_ready
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
 def _node(pod: Manifest, nodes: Mapping[str, Node]) -> Node:

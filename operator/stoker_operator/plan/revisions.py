@@ -13,7 +13,7 @@ from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.groups import Group, is_terminating
 
 # What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
-_ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "hostname", "subdomain"})
+_ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,10 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
 - Taking away never leaves fewer than replicas - max_unavailable groups that answer. A group that does not
   answer may go only as far as that still holds once everything current answers; so a broken revision is
   held back by its own unready groups and never takes the old one down.
-- Groups that failed are replaced after a back-off that doubles with each failure in a row.
+- Groups that failed are replaced after a back-off that doubles with each failure in a row; those of another
+  revision tell nothing about this one and just go.
+- Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when the
+  network between nodes and API server breaks, every node looks lost while all engines go on answering.
 - Among equals the one goes first that costs least: leaving node, not ready, fewest requests, youngest.
 """
 
@@ -41,7 +44,7 @@ class Decision:
     Args:
         starts: for each group to start, the failures in a row that its predecessors had.
         stops: live groups to take away, with the reason.
-        removals: failed groups whose successor starts now or is not wanted.
+        removals: failed groups whose successor starts now or is not wanted, and lost ones that are replaced.
         wait_until: when the next failed group may be replaced; None when none waits.
     """
 
@@ -63,8 +66,13 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
     live = [group for group in all_groups if group.is_live]
     current = [group for group in live if group.revision == target and not group.is_leaving]
     old = [group for group in live if group.revision != target or group.is_leaving]
-    starts, removals, wait_until = _starts(all_groups, len(current), len(old), limits, now)
-    stops = _surplus(current, limits.num_wanted) + _outdated(live, current, old, target, limits)
+    failed = [group for group in all_groups if group.is_failed and not group.is_terminating]
+    room = max(0, limits.num_wanted + limits.max_surge - len(live))
+    num_missing = max(0, limits.num_wanted - len(current))
+    starts, removals, wait_until = _starts(failed, target, num_missing, room, now)
+    if sum(group.is_available for group in live) >= limits.num_wanted:
+        removals += [group for group in all_groups if _is_only_lost(group)]
+    stops = _surplus(current, limits.num_wanted) + _outdated(current, old, target, limits)
     return Decision(tuple(starts), tuple(stops), tuple(removals), wait_until)
 
 
@@ -83,23 +91,26 @@ def failures_in_a_row(group: Group) -> int:
 
 
 def _starts(
-    all_groups: Sequence[Group], num_current: int, num_old: int, limits: Limits, now: datetime
+    failed: list[Group], target: str, num_missing: int, room: int, now: datetime
 ) -> tuple[list[int], list[Group], datetime | None]:
     """Pair the groups to start with the failed groups that they replace."""
-    room = limits.num_wanted + limits.max_surge - num_current - num_old
-    count = max(0, min(limits.num_wanted - num_current, room))
-    failed = [group for group in all_groups if group.is_failed and not group.is_terminating]
-    due = [group for group in failed if replace_at(group) <= now]
-    waiting = sorted((group for group in failed if replace_at(group) > now), key=replace_at)
+    if not num_missing:
+        return [], failed, None
+    same = [group for group in failed if group.revision == target]
+    due = [group for group in same if replace_at(group) <= now]
+    waiting = sorted((group for group in same if replace_at(group) > now), key=replace_at)
     # Groups that wait for their back-off keep their place; what is left may start.
-    count = max(0, count - len(waiting))
+    count = max(0, min(num_missing - len(waiting), room))
     starts = [failures_in_a_row(group) for group in due[:count]]
     starts += [0] * (count - len(starts))
-    # A due group that nobody replaces now is not wanted, or old ones still fill its place: gone either way.
-    removals = list(due)
-    if num_current >= limits.num_wanted:
-        removals, waiting = failed, []
+    # Without room the due ones stay: they hold the count of failures.
+    removals = due[:count] + [group for group in failed if group.revision != target]
     return starts, removals, replace_at(waiting[0]) if waiting else None
+
+
+def _is_only_lost(group: Group) -> bool:
+    """Tell whether a lost group is not dealt with already, as a failed, draining or terminating one."""
+    return group.is_lost and group.is_serving and not (group.is_failed or group.is_terminating)
 
 
 def _surplus(current: list[Group], num_wanted: int) -> list[tuple[Group, str]]:
@@ -107,9 +118,7 @@ def _surplus(current: list[Group], num_wanted: int) -> list[tuple[Group, str]]:
     return [(group, "ScaleDown") for group in sorted(current, key=_cost)[:count]]
 
 
-def _outdated(
-    live: list[Group], current: list[Group], old: list[Group], target: str, limits: Limits
-) -> list[tuple[Group, str]]:
+def _outdated(current: list[Group], old: list[Group], target: str, limits: Limits) -> list[tuple[Group, str]]:
     min_available = max(0, limits.num_wanted - limits.max_unavailable)
     num_current = min(len(current), limits.num_wanted)
     num_starting = sum(not group.is_ready for group in sorted(current, key=_cost, reverse=True)[:num_current])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from cluster_model import ClusterModel, is_ready, is_terminating, revision_of, uid_of
+from cluster_model import ClusterModel, is_ready, is_terminating, revision_of, serves, uid_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from operator_builders import CONFIG
 
-from stoker_operator.api import labels, parse
+from stoker_operator.api import parse
 from stoker_operator.desired import desired
 
 LIMITS = st.sampled_from([(1, 0), (0, 1), (1, 1), (2, 0), ("50%", "50%"), (0, "100%"), ("25%", 0)])
@@ -119,7 +119,7 @@ class Rollouts(RuleBasedStateMachine):
     @rule(num_requests=st.integers(1, 5))
     def requests_arrive_everywhere(self, num_requests: int) -> None:
         for pod in self.cluster.alive():
-            if is_ready(pod) and pod["metadata"]["labels"][labels.SERVING] == "true":
+            if is_ready(pod) and serves(pod):
                 self.cluster.in_flight[uid_of(pod)] = num_requests
 
     @rule(pick=PICK)
