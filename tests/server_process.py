@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,21 +112,29 @@ class ServerProcess:
 async def server_process(
     model: Path, folder: Path, engine_fails: str = "", **settings: object
 ) -> AsyncIterator[tuple[ServerProcess, httpx2.AsyncClient]]:
-    """Run a server process on a free port; kills it at the end should it still run."""
+    """Run a server over an engine of integers; see running_process."""
+    command = [__file__, "serve", str(model), json.dumps({"port": 0, **settings})]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), _FAILURE_VARIABLE: engine_fails}
+    async with running_process(command, folder, environment) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_process(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[ServerProcess, httpx2.AsyncClient]]:
+    """Run a server process that logs the port it listens on; kills it at the end should it still run.
+
+    Args:
+        command: arguments of the Python interpreter.
+        folder: where the termination message goes.
+        environment: variables added to this process' own.
+    """
     termination_log = folder / "termination.json"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "STOKER_TERMINATION_LOG": str(termination_log),
-        _FAILURE_VARIABLE: engine_fails,
-    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        __file__,
-        "serve",
-        str(model),
-        json.dumps({"port": 0, **settings}),
-        env=environment,
+        *command,
+        env={**os.environ, "STOKER_TERMINATION_LOG": str(termination_log), **(environment or {})},
         stderr=asyncio.subprocess.PIPE,
     )
     server = ServerProcess(process, termination_log)
