@@ -25,8 +25,11 @@ logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-# Nothing tells us when a quota grew, a policy changed or a name became free.
-LOOK_AGAIN_S = 15.0
+# Nothing tells us when a quota grew, a policy changed or a name became free. The first looks come soon: in a
+# new namespace pods are refused for the moment until its service account is there.
+LOOK_AGAIN = Backoff(first_s=0.5, max_s=15.0, jitter=0.0)
+# A plan that asks for something in every pass never comes to rest: it is slowed down.
+ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
 
 
 class Reconciler:
@@ -57,9 +60,9 @@ class Reconciler:
         self._recorder = recorder
         self._clock = clock
         self._actor = Actor(client, caches)
-        # Passes in a row that changed something: a plan that never comes to rest is slowed down.
-        self._acting: dict[Key, int] = {}
-        self._acting_backoff = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
+        # Passes in a row that changed something, and that were kept from it.
+        self._num_acting: dict[Key, int] = {}
+        self._num_blocked: dict[Key, int] = {}
 
     async def __call__(self, key: Key) -> float | None:
         """Run one pass.
@@ -71,7 +74,8 @@ class Reconciler:
         if model is None or "deletionTimestamp" in model["metadata"]:
             # The garbage collector deletes the children: what they need for that are our owner references.
             self._caches.unblock(key)
-            self._acting.pop(key, None)
+            self._num_acting.pop(key, None)
+            self._num_blocked.pop(key, None)
             return None
         try:
             parsed = parse(model)
@@ -139,11 +143,19 @@ class Reconciler:
             await self._recorder.record(model, text)
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
-        if outcome.refusals or self._caches.in_the_way(key):
-            return LOOK_AGAIN_S
-        if not todo.actions:
-            self._acting.pop(key, None)
-            return todo.requeue_after_s
-        count = self._acting.get(key, 0) + 1
-        self._acting[key] = count
-        return self._acting_backoff.delay_s(count, 0.0)
+        is_blocked = bool(outcome.refusals or self._caches.in_the_way(key))
+        waits = [] if todo.requeue_after_s is None else [todo.requeue_after_s]
+        if is_blocked:
+            waits.append(LOOK_AGAIN.delay_s(_count(self._num_blocked, key), 0.0))
+        else:
+            self._num_blocked.pop(key, None)
+        if outcome.done or (todo.actions and not is_blocked):
+            waits.append(ACT_AGAIN.delay_s(_count(self._num_acting, key), 0.0))
+        else:
+            self._num_acting.pop(key, None)
+        return min(waits, default=None)
+
+
+def _count(counts: dict[Key, int], key: Key) -> int:
+    counts[key] = counts.get(key, 0) + 1
+    return counts[key]

@@ -282,6 +282,25 @@ def test_a_quota_becomes_a_condition_and_is_tried_again(monkeypatch: pytest.Monk
     play(scenario)
 
 
+def test_a_refused_pod_does_not_hold_up_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(faults.REFUSALS, Fault.CONFLICT, (403, "Forbidden"))
+
+    def quota(call: Call) -> Fault | None:
+        return Fault.CONFLICT if call.method == "POST" and call.path.endswith("/pods") else None
+
+    async def scenario(world: World) -> None:
+        world.apply(replicas=3)
+        await world.ready()
+        world.api.injector = quota
+        world.apply(**OTHER)
+        await pass_time(120.0)
+        assert sum(map(is_serving, world.pods())) == 3
+        world.apply(replicas=1)
+        await until(lambda: len(world.pods()) == 1, 10.0)
+
+    play(scenario)
+
+
 def test_a_cordoned_node_is_left_without_a_gap() -> None:
     async def scenario(world: World) -> None:
         world.apply()
