@@ -33,7 +33,7 @@ from stoker_runtime.messages import (
 )
 from stoker_runtime.server.app import create_app
 from stoker_runtime.server.client import EngineClient
-from stoker_runtime.server.lifecycle import HttpServer, uvicorn_config
+from stoker_runtime.server.listener import HttpServer, uvicorn_config
 from stoker_runtime.server.prompt import TextRoom
 from stoker_runtime.server.serving import Serving
 from stoker_runtime.tokenizer_files import Assets

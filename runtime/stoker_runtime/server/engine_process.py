@@ -40,6 +40,7 @@ class EngineProcess:
         self._config = config
         self._command = command
         self._running: asyncio.Task[None] | None = None
+        self.has_started = asyncio.Event()  # also set when it could not be
 
     def start(self) -> None:
         """Start it in the background; when it is gone, whatever the reason, the client knows."""
@@ -62,6 +63,8 @@ class EngineProcess:
             self._client.die(EngineDead(await self._serve()))
         except OSError as error:
             self._client.die(EngineDead(f"it could not be started: {error}"))
+        finally:
+            self.has_started.set()
 
     async def _serve(self) -> str:
         """Run the process to its end; return why it ended."""
@@ -81,6 +84,7 @@ class EngineProcess:
                 process = await asyncio.create_subprocess_exec(
                     *self._command, "--socket", str(path), "--config", self._config.to_json()
                 )
+                self.has_started.set()
                 logger.info("started the engine", extra={"engine_pid": process.pid})
                 exited = asyncio.create_task(process.wait())
                 try:

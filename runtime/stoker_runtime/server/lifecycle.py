@@ -11,32 +11,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
 import uvloop
 
 from stoker_runtime import termination
 from stoker_runtime.config import EngineConfig, ServerConfig
 from stoker_runtime.errors import ConfigError, ModelError, StokerError
-from stoker_runtime.server.app import create_app
 from stoker_runtime.server.client import EngineClient
 from stoker_runtime.server.engine_process import ENGINE_COMMAND, EngineProcess
-from stoker_runtime.server.problems import unavailable
-from stoker_runtime.server.prompt import TextRoom
-from stoker_runtime.server.serving import Serving
-from stoker_runtime.tokenizer_files import load_assets
+
+if TYPE_CHECKING:
+    from stoker_runtime.server.listener import HttpServer
+    from stoker_runtime.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 
-# Longer than a proxy's or client's own limit as a rule, so that they close idle connections, not we: a
-# request sent just when we close would be lost.
-_KEEP_ALIVE_S = 90
 _BACKLOG = 2048
 # For streams to send the event that ends them.
 _LAST_WORDS_S = 2.0
@@ -84,6 +77,11 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        await engine.has_started.wait()
+        # Imported while the engine imports torch: a web framework takes most of a second.
+        from stoker_runtime.server.listener import HttpServer, uvicorn_config
+        from stoker_runtime.server.serving import Serving
+
         serving = Serving(self._config, client, self._max_running)
         http = HttpServer(uvicorn_config(serving))
         serving_http = asyncio.create_task(http.serve(sockets=[listener]))
@@ -113,6 +111,9 @@ class _Process:
 
     async def _load(self, serving: Serving) -> None:
         """Load the tokenizer, wait for the engine, say that the model is there."""
+        from stoker_runtime.server.prompt import TextRoom
+        from stoker_runtime.tokenizer_files import load_assets
+
         assets = await asyncio.to_thread(load_assets, self._engine_config.model)
         serving.text = TextRoom(assets)
         await serving.client.is_ready.wait()
@@ -164,6 +165,8 @@ class _Process:
         Raises:
             StokerError: the engine died meanwhile.
         """
+        from stoker_runtime.server.problems import unavailable
+
         config, client = self._config, serving.client
         serving.is_draining = True
         logger.info("draining", extra={"in_flight": serving.in_flight})
@@ -196,36 +199,6 @@ def cause_of_death(client: EngineClient) -> StokerError:
     if failed.reason == termination.INVALID_CONFIG:
         return ConfigError(failed.message)
     return ModelError(failed.message, reason=failed.reason)
-
-
-class HttpServer(uvicorn.Server):
-    """Uvicorn without its signal handling: the drain is ours."""
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Leave signals alone."""
-        return nullcontext()
-
-    def close_listeners(self) -> None:
-        """Refuse new connections; open ones live on."""
-        for server in self.servers:
-            server.close()
-
-
-def uvicorn_config(serving: Serving) -> uvicorn.Config:
-    """Return how HTTP is served."""
-    return uvicorn.Config(
-        create_app(serving),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(_LAST_WORDS_S),
-        backlog=_BACKLOG,
-    )
 
 
 def _listen(config: ServerConfig) -> socket.socket:
