@@ -132,10 +132,25 @@ def _progress(name: str, status: Manifest) -> Cause:
             return Cause("DownloadingModel", f"pod {name} downloads the model")
     for container in status.get("containerStatuses", ()):
         if container["name"] == labels.ENGINE_CONTAINER and "running" in container.get("state", {}):
-            if container.get("started"):
+            if _was_ready(status, container):
                 return Cause("NotReady", f"pod {name} was ready and does not answer now")
             return Cause("LoadingModel", f"pod {name} loads the model")
     return Cause("CreatingContainer", f"pod {name} is being created")
+
+
+def _was_ready(status: Manifest, container: Manifest) -> bool:
+    """Whether the pod was ready since its container started: then it became not ready later than that.
+
+    Both times are RFC 3339 in UTC, so their text compares as they do.
+    """
+    changed = (
+        condition.get("lastTransitionTime", "")
+        for condition in status.get("conditions", ())
+        if condition["type"] == "Ready"
+    )
+    return bool(container.get("started")) and any(
+        time > container["state"]["running"].get("startedAt", "") for time in changed
+    )
 
 
 def _is_started(status: Manifest) -> bool:
