@@ -23,7 +23,7 @@ from cluster.progress import say, step
 NAME = "demo"
 EXAMPLE = product.REPOSITORY / "examples" / "smollm2.yaml"
 MODEL = "smollm2"
-QUESTION = "What does a stoker do on a steamship? Answer in two sentences."
+QUESTION = "Why is the sky blue? Answer in two sentences."
 READY_TIMEOUT_S = 180.0
 # A container that failed is started again; what still stalls after the first few tries stays that way.
 STALLED_TIMEOUT_S = 45.0
