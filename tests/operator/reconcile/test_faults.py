@@ -4,7 +4,7 @@ Whatever happens, the cluster ends as it does undisturbed, and on the way no rol
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -142,8 +142,12 @@ def disturbed(phase: str, fault: Fault, index: int, writes: bool) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_logs() -> None:
-    logging.getLogger("stoker_operator").setLevel(logging.CRITICAL)
+def _quiet_logs() -> Iterator[None]:
+    logger = logging.getLogger("stoker_operator")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("phase", PHASES)
