@@ -1,4 +1,4 @@
-"""What the caches held about one ModelDeployment at one moment: the only input from the cluster that plans see."""
+"""What the caches held about one ModelDeployment at one moment: all that plans see of the cluster."""
 
 from __future__ import annotations
 

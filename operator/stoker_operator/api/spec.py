@@ -239,17 +239,36 @@ class Scheduling(ApiModel):
     ] = None
 
 
+_QUANTITY_RULES = rules(
+    (
+        "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))",
+        "spec.pod.resources must hold quantities such as 500m or 16Gi",
+    )
+)
+
+
 class Resources(ApiModel):
     """CPU and memory of the engine's container."""
 
-    requests: Annotated[dict[str, Quantity] | None, Field(max_length=16, description="What is reserved.")] = (
-        None
-    )
-    limits: Annotated[dict[str, Quantity] | None, Field(max_length=16, description="What is allowed.")] = None
+    requests: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is reserved.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
+    limits: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is allowed.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
 
 
 class EnvVar(ApiModel):
     """An environment variable of the engine's container."""
+
+    model_config = checked(
+        (
+            "!(has(self.value) && has(self.valueFrom))",
+            "spec.pod.env entries must have value or valueFrom, not both: remove one",
+        )
+    )
 
     name: Annotated[
         str,

@@ -100,15 +100,15 @@ def _engine_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:
     spec = model.spec
-    env = [_plain(variable) for variable in spec.pod.env or ()]
+    own = []
     if mounted.is_fetched:
         # The init container has it; nothing may depend on the hub once it is there.
-        env += [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+        own = [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
     container: dict[str, Any] = {
         **_image(model, config),
         "name": labels.ENGINE_CONTAINER,
         "args": profile.serve_args(model, mounted.path),
-        "env": env,
+        "env": _env(model, own),
         "ports": [{"name": labels.HTTP_PORT, "containerPort": profile.port, "protocol": "TCP"}],
         "startupProbe": _probe(profile.ready_path, _STARTUP_PROBE),
         "readinessProbe": _probe(profile.ready_path, _READINESS_PROBE),
@@ -125,20 +125,25 @@ def _engine_container(
 def _fetch_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:
-    env = [_plain(variable) for variable in model.spec.pod.env or ()]
-    env.append({"name": "HF_HOME", "value": CACHE_DIR})
+    own: list[dict[str, Any]] = [{"name": "HF_HOME", "value": CACHE_DIR}]
     secret = model.spec.model.secret_name
     if secret is not None:
         reference = {"secretKeyRef": {"name": secret, "key": "token"}}
-        env.append({"name": "HF_TOKEN", "valueFrom": reference})
+        own.append({"name": "HF_TOKEN", "valueFrom": reference})
     return {
         **_image(model, config),
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
-        "env": env,
+        "env": _env(model, own),
         "volumeMounts": [mounted.mount, {"name": "tmp", "mountPath": SCRATCH}],
         **_hardening(),
     }
+
+
+def _env(model: ModelDeployment, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the user's variables, less those that we have to set, then ours."""
+    names = {variable["name"] for variable in own}
+    return [_plain(variable) for variable in model.spec.pod.env or () if variable.name not in names] + own
 
 
 def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:

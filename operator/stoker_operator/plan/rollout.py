@@ -10,8 +10,8 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
   held back by its own unready groups and never takes the old one down.
 - Groups that failed are replaced after a back-off that doubles with each failure in a row; those of another
   revision tell nothing about this one and just go.
-- Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when the
-  network between nodes and API server breaks, every node looks lost while all engines go on answering.
+- Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when
+  the network between nodes and API server breaks, every node looks lost while all engines go on answering.
 - Among equals the one goes first that costs least: leaving node, not ready, fewest requests, youngest.
 """
 
