@@ -119,7 +119,7 @@ def _token_routes(serving: Serving) -> APIRouter:
         text, _ = serving.loaded()
         if body.prompt is not None:
             special = body.add_special_tokens is not False
-            tokens = await text.prompt_ids(body.prompt, add_special_tokens=special)
+            tokens = (await text.prompt_ids([body.prompt], add_special_tokens=special))[0]
         else:
             assert body.messages is not None
             tokens = await text.chat_ids(
@@ -128,13 +128,12 @@ def _token_routes(serving: Serving) -> APIRouter:
                 add_special_tokens=bool(body.add_special_tokens),
                 extra=body.chat_template_kwargs,
             )
-        name = text.assets.tokenizer.id_to_token
         return _json(
             {
                 "count": len(tokens),
                 "max_model_len": serving.max_model_len,
                 "tokens": tokens,
-                "token_strs": [name(token) for token in tokens] if body.return_token_strs else None,
+                "token_strs": await text.token_names(tokens) if body.return_token_strs else None,
             }
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -69,7 +69,7 @@ def invalid(message: str, param: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("invalid", "{text}", {"text": message, "param": param})
 
 
-def is_token_ids(value: object) -> bool:
+def is_token_ids(value: object) -> TypeGuard[list[int]]:
     """Tell whether this is a non-empty list of non-negative whole numbers."""
     return (
         isinstance(value, list)
@@ -78,22 +78,21 @@ def is_token_ids(value: object) -> bool:
     )
 
 
-def _prompts(value: object) -> list[str | list[int]]:
+def _prompts(value: object) -> list[str] | list[list[int]]:
     """Return the prompts of a completion: OpenAI takes one or many, as text or as token ids."""
     if isinstance(value, str):
         return [value]
     if is_token_ids(value):
-        return [value]  # type: ignore[list-item]
-    is_list = isinstance(value, list) and bool(value)
-    if not is_list or not (
-        all(isinstance(item, str) for item in value) or all(is_token_ids(item) for item in value)  # type: ignore[attr-defined]
-    ):
+        return [value]
+    prompts: list[Any] = value if isinstance(value, list) else []
+    is_uniform = all(isinstance(item, str) for item in prompts) or all(map(is_token_ids, prompts))
+    if not prompts or not is_uniform:
         raise invalid(
             "must be a string, a list of strings, a list of token ids or a list of such lists, none empty"
         )
-    if len(value) > MAX_PROMPTS:  # type: ignore[arg-type]
-        raise invalid(f"holds {len(value)} prompts; at most {MAX_PROMPTS} fit in a request")  # type: ignore[arg-type]
-    return value  # type: ignore[return-value]
+    if len(prompts) > MAX_PROMPTS:
+        raise invalid(f"holds {len(prompts)} prompts; at most {MAX_PROMPTS} fit in a request")
+    return prompts
 
 
 def _stop(value: object) -> tuple[str, ...]:
@@ -147,6 +146,8 @@ def _logit_bias(value: object) -> dict[int, float]:
 
 
 def _template_values(value: object) -> dict[str, object]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_VALUES:
         raise invalid(f"must be an object of up to {MAX_TEMPLATE_VALUES} values")
     taken = sorted(RESERVED_TEMPLATE_VALUES & set(value))
@@ -195,13 +196,13 @@ _BIAS_SCHEMA = {
 }
 _SCALAR_SCHEMA = {"type": ["string", "number", "boolean", "null"]}
 _TEMPLATE_SCHEMA = {
-    "type": "object",
+    "type": ["object", "null"],
     "additionalProperties": _SCALAR_SCHEMA,
     "propertyNames": {"not": {"enum": sorted(RESERVED_TEMPLATE_VALUES)}},
     "maxProperties": MAX_TEMPLATE_VALUES,
 }
 
-Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+Prompts = Annotated[list[str] | list[list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
 StopStrings = Annotated[tuple[str, ...], PlainValidator(_stop), WithJsonSchema(_STOP_SCHEMA)]
 TextContent = Annotated[str, PlainValidator(_text_content), WithJsonSchema(_CONTENT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], PlainValidator(_logit_bias), WithJsonSchema(_BIAS_SCHEMA)]

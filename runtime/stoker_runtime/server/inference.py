@@ -24,10 +24,9 @@ async def complete(serving: Serving, request: Request) -> Response:
     body = await read_body(request, CompletionBody, serving.config.max_request_bytes)
     text, ready = _opened(serving, request, body)
     sampling = completion_sampling(body, text.assets.generation_defaults, ready.vocab_size)
-    prompts = []
-    for prompt in body.prompt:
-        prompts.append(await _prompt_ids(text, prompt, ready.vocab_size))
-        check_length(len(prompts[-1]), serving.max_model_len, "prompt")
+    prompts = await _prompt_ids(text, body.prompt, ready.vocab_size)
+    for prompt in prompts:
+        check_length(len(prompt), serving.max_model_len, "prompt")
     shape = CompletionShape(
         _head(serving, "cmpl"),
         text.token_bytes,
@@ -67,11 +66,14 @@ def _include_usage(body: SamplingBody) -> bool:
     return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
-async def _prompt_ids(text: TextRoom, prompt: str | list[int], vocab_size: int) -> list[int]:
-    if isinstance(prompt, str):
-        return await text.prompt_ids(prompt)
-    check_token_ids(prompt, vocab_size, "prompt")
-    return prompt
+async def _prompt_ids(
+    text: TextRoom, prompts: list[str] | list[list[int]], vocab_size: int
+) -> list[list[int]]:
+    """Return the tokens of each prompt; prompts that came as tokens are checked."""
+    token_lists = [prompt for prompt in prompts if isinstance(prompt, list)]
+    for token_ids in token_lists:
+        check_token_ids(token_ids, vocab_size, "prompt")
+    return token_lists or await text.prompt_ids([prompt for prompt in prompts if isinstance(prompt, str)])
 
 
 def _generation(body: SamplingBody, prompts: list[list[int]], sampling: SamplingParams) -> Generation:

@@ -58,7 +58,12 @@ class Metrics:
         self._registry.register(_EngineCollector(model_name, stats, ready))
         self._labels = (model_name, _ENGINE)
         self.ttft = self._histogram("time_to_first_token", "Arrival to the first token.", _TTFT_S)
-        self.itl = self._histogram("inter_token_latency", "Between two tokens of a request.", _ITL_S)
+        self.itl = self._histogram(
+            "inter_token_latency",
+            "Between two tokens of a request.",
+            _ITL_S,
+            old_name="time_per_output_token",  # what older dashboards call it
+        )
         self.per_token = self._histogram(
             "request_time_per_output_token", "Mean time per output token after the first.", _ITL_S
         )
@@ -94,10 +99,14 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _histogram(self, name: str, text: str, buckets: Iterable[float], unit: str = "_seconds") -> Histogram:
+    def _histogram(
+        self, name: str, text: str, buckets: Iterable[float], unit: str = "_seconds", old_name: str = ""
+    ) -> Histogram:
         metric = Histogram(
             f"vllm:{name}{unit}", text, _LABELS, buckets=list(buckets), registry=self._registry
         )
+        if old_name:
+            self._registry.register(_Renamed(metric, f"vllm:{name}{unit}", f"vllm:{old_name}{unit}"))
         return metric.labels(*self._labels)
 
     def _counter(self, name: str, text: str) -> Counter:
@@ -217,3 +226,22 @@ class _EngineCollector(Collector):
             )
             info.add_metric([*self._labels, str(ready.block_size), str(ready.num_blocks), ready.dtype], 1)
             yield info
+
+
+class _Renamed(Collector):
+    """A metric under a second name, so that it is observed only once."""
+
+    def __init__(self, metric: Histogram, name: str, other_name: str) -> None:
+        self._metric = metric
+        self._name = name
+        self._other_name = other_name
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric as of now, under its other name."""
+        for family in self._metric.collect():
+            renamed = Metric(self._other_name, family.documentation, family.type)
+            renamed.samples = [
+                sample._replace(name=sample.name.replace(self._name, self._other_name))
+                for sample in family.samples
+            ]
+            yield renamed

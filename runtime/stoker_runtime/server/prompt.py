@@ -41,9 +41,10 @@ class TextRoom:
         # One at a time: a second tokenizing thread would only take its core from the engine.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
 
-    async def prompt_ids(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the tokens of a plain prompt."""
-        return await self._run(len(prompt), lambda: self._encode(prompt, add_special_tokens))
+    async def prompt_ids(self, prompts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Return the tokens of each plain prompt."""
+        num_chars = sum(len(prompt) for prompt in prompts)
+        return await self._run(num_chars, lambda: self._encode(prompts, add_special_tokens))
 
     async def chat_ids(
         self,
@@ -67,7 +68,7 @@ class TextRoom:
 
         def render_and_encode() -> list[int]:
             text = template.render(plain, add_generation_prompt=add_generation_prompt, extra=extra)
-            return self._encode(text, add_special_tokens)
+            return self._encode([text], add_special_tokens)[0]
 
         return await self._run(sum(len(message.content) for message in messages), render_and_encode)
 
@@ -76,10 +77,17 @@ class TextRoom:
         decode = self.assets.tokenizer.decode
         return await self._run(len(token_ids), lambda: str(decode(token_ids, skip_special_tokens=False)))
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def token_names(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Return how the vocabulary writes each token; None for an id it leaves unused."""
+        name = self.assets.tokenizer.id_to_token
+        return await self._run(len(token_ids), lambda: [name(token_id) for token_id in token_ids])
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         # The batch call lets go of the interpreter lock while it works; the single one does not.
-        encodings = self.assets.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return list(encodings[0].ids)
+        encodings = self.assets.tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [list(encoding.ids) for encoding in encodings]
 
     async def _run(self, size: int, work: Callable[[], T]) -> T:
         if size <= INLINE_CHARS:

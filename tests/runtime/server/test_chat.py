@@ -188,6 +188,7 @@ async def test_values_that_ask_for_nothing_are_accepted() -> None:
             stream=None,
             stream_options=None,
             logit_bias=None,
+            chat_template_kwargs=None,
             max_tokens=1,
         )
 

@@ -197,6 +197,7 @@ async def test_a_finished_request_is_measured() -> None:
         ):
             assert await sample(stack, f"vllm:{name}_seconds_count") == 2
         assert await sample(stack, "vllm:inter_token_latency_seconds_count") == 6
+        assert await sample(stack, "vllm:time_per_output_token_seconds_count") == 6
         assert await sample(stack, "vllm:request_prompt_tokens_sum") == 4
         assert await sample(stack, "vllm:request_generation_tokens_sum") == 8
         assert await sample(stack, "vllm:request_queue_time_seconds_sum") == 0.5

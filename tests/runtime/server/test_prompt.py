@@ -13,9 +13,9 @@ from stoker_runtime.server.protocol import Message
 async def test_a_plain_prompt_gets_the_special_tokens_the_model_wants() -> None:
     text = TextRoom(smollm2_assets())
 
-    ids = await text.prompt_ids("Hello world")
+    ids = await text.prompt_ids(["Hello world"])
 
-    assert ids == smollm2_assets().tokenizer.encode("Hello world").ids
+    assert ids == [smollm2_assets().tokenizer.encode("Hello world").ids]
 
 
 async def test_messages_become_the_tokens_of_the_rendered_template() -> None:
@@ -36,9 +36,9 @@ async def test_only_large_texts_leave_the_event_loop(size: int, runs_elsewhere: 
         has_loop_run = True
 
     waiting = asyncio.create_task(other())
-    ids = await text.prompt_ids("a" * size)
+    ids = await text.prompt_ids(["a", "b" * (size - 1)])
 
-    assert len(ids) == size
+    assert [len(prompt) for prompt in ids] == [1, size - 1]
     assert has_loop_run is runs_elsewhere
     await waiting
 
