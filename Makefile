@@ -27,7 +27,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install lock fmt lint tools test test-fast crd images demo demo-down
+.PHONY: help install lock fmt lint tools test test-fast crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -76,6 +76,13 @@ crd: install ## regenerate the CRD, and the chart's copy of it
 	$(BIN)/python -m stoker_operator.api.crd > crds/.modeldeployments.yaml
 	mv crds/.modeldeployments.yaml crds/modeldeployments.yaml
 	cp crds/modeldeployments.yaml charts/stoker/files/modeldeployments.yaml
+
+docs: install ## regenerate the API reference
+	$(BIN)/python -m stoker_operator.api.docs > docs/.api.md
+	mv docs/.api.md docs/api.md
+
+golden: install ## rewrite the golden manifests that tests compare with
+	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
 
 images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py

@@ -99,7 +99,6 @@ def named_pod(template: dict[str, Any], name: str, revision: str, num_restarts: 
 def _engine_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:
-    spec = model.spec
     own = []
     if mounted.is_fetched:
         # The init container has it; nothing may depend on the hub once it is there.
