@@ -177,7 +177,7 @@ class _Process:
             raise cause_of_death(client)
         if not serving.is_idle.is_set():
             logger.warning("giving up requests in flight", extra={"in_flight": serving.in_flight})
-            client.fail_all(unavailable("the server is shutting down", code="shutting_down"))
+            client.fail_all(unavailable("the server is shutting down", "shutting_down"))
             await _first_of(_LAST_WORDS_S, serving.is_idle)
         logger.info("drained")
 

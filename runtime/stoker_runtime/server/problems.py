@@ -59,7 +59,7 @@ def internal_error() -> RequestError:
     )
 
 
-def unavailable(message: str, *, retry_after_s: int | None = 1, code: str = "unavailable") -> RequestError:
+def unavailable(message: str, code: str, *, retry_after_s: int = 1) -> RequestError:
     """Return a 503 that another replica, or this one a little later, may answer."""
     return RequestError(
         message, status=503, error_type="server_error", code=code, retry_after_s=retry_after_s
@@ -68,7 +68,7 @@ def unavailable(message: str, *, retry_after_s: int | None = 1, code: str = "una
 
 def engine_dead(error: EngineDead) -> RequestError:
     """Return what clients learn when the engine is gone."""
-    return unavailable(f"the engine stopped: {error}", code="engine_dead")
+    return unavailable(f"the engine stopped: {error}", "engine_dead")
 
 
 def invalid_body(error: ValidationError) -> RequestError:

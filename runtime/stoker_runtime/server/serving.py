@@ -59,7 +59,7 @@ class Serving:
         if self.client.dead is not None:
             raise engine_dead(self.client.dead)
         if self.text is None or self.client.ready is None:
-            raise unavailable("the model is still loading", retry_after_s=5, code="loading")
+            raise unavailable("the model is still loading", "loading", retry_after_s=5)
         return self.text, self.client.ready
 
     @property

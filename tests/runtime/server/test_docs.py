@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from server_engine import running_stack
+
+from stoker_runtime.server import app, body, generation, problems, prompt, sampling, serving
+from stoker_runtime.server.protocol import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Message,
+    StreamOptions,
+    TokenizeBody,
+)
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def words(page: str) -> set[str]:
+    """Everything a page puts in backquotes."""
+    return set(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))
+
+
+@pytest.mark.parametrize(
+    "model", [ChatBody, CompletionBody, DetokenizeBody, Message, StreamOptions, TokenizeBody]
+)
+def test_every_field_is_documented(model: type[BaseModel]) -> None:
+    assert set(model.model_fields) - words("http-api.md") == set()
+
+
+def test_every_error_code_is_documented_and_exists() -> None:
+    sources = "".join(
+        Path(str(module.__file__)).read_text()
+        for module in (app, body, generation, problems, prompt, sampling, serving)
+    )
+    table = (DOCS / "http-api.md").read_text().partition("## Errors")[2]
+    documented = set(re.findall(r"`([a-z]+_[a-z_]+|loading)`", table))
+
+    assert {code for code in documented if f'"{code}"' not in sources} == set()
+    in_code = set(re.findall(r'code="([a-z_]+)"', sources)) | set(problems._CODES.values())
+    assert in_code - documented == set()
+
+
+async def test_every_metric_is_documented() -> None:
+    async with running_stack() as stack:
+        text = (await stack.http.get("/metrics")).text
+
+    families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert "vllm:cache_config_info" in families
+    assert families - words("runtime.md") - words("http-api.md") == set()
