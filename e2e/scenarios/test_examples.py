@@ -11,7 +11,7 @@ from scenarios.kube import Kube, load_manifests
 from scenarios.models import Model
 from scenarios.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -8,7 +8,7 @@ from scenarios import manifests, models
 from scenarios.kube import Kube, Object, is_true
 from scenarios.platform import GPUS_PER_NODE, NUM_NODES
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
 RESOURCE = "nvidia.com/gpu"
 NUM_GPUS = NUM_NODES * GPUS_PER_NODE

@@ -16,7 +16,7 @@ from scenarios.models import Model
 from scenarios.platform import Platform, names, temporary_namespace
 from scenarios.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 
 CAUSE_WITHIN_S = 5.0  # a cause that a pod shows is in the status this soon
 IDLE_S = 60.0

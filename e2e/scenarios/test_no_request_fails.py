@@ -23,7 +23,7 @@ from scenarios.models import Model
 from scenarios.platform import names
 from scenarios.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_only=True)]
 
 MIN_REQUESTS = 2000
 MIN_LONG_STREAMS = 50

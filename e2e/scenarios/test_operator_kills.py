@@ -16,7 +16,7 @@ from scenarios.models import Model
 from scenarios.platform import Platform, temporary_namespace
 from scenarios.snapshot import snapshot
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_only=True)]
 
 SEED = 20
 NUM_ROUNDS = 5  # of four kills each: create, update, scale, delete
