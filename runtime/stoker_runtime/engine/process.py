@@ -56,7 +56,7 @@ def main(load_runner: LoadRunner, arguments: Sequence[str] | None = None) -> int
     # OpenMP reads it once, when torch is imported, and would count the node's cores rather than the pod's.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
     # Threads that spin while they wait for each other starve whoever they wait for once the cores are shared
-    # with other pods: measured on 2 busy cores, a decode step took 75 ms without spinning and seconds with it.
+    # with other pods: on 2 busy cores, a decode step took 75 ms without spinning and seconds with it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(options.socket)
