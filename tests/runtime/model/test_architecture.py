@@ -1,0 +1,210 @@
+"""What config.json and GGUF metadata say about a model, and every field that is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_builders import FAMILIES, make_model, write_gguf
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.model.architecture import (
+    Llama3Scaling,
+    architecture_from_config,
+    architecture_from_gguf,
+    read_config_json,
+)
+from stoker_runtime.model.rope import inverse_frequencies
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    """A Llama config.json as older versions of `transformers` wrote it; None removes a field."""
+    base: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    }
+    return {key: value for key, value in {**base, **fields}.items() if value is not None}
+
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+
+def test_older_files_keep_theta_and_scaling_apart() -> None:
+    read = architecture_from_config(config(rope_scaling=LLAMA3_SCALING))
+    assert read.rope_theta == 500000.0
+    assert read.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 128)
+    assert read.stored_dtype == "bfloat16"
+
+
+def test_newer_files_keep_theta_and_scaling_together() -> None:
+    rope = {**LLAMA3_SCALING, "rope_theta": 10000.0}
+    read = architecture_from_config(
+        config(rope_theta=None, rope_parameters=rope, torch_dtype=None, dtype="float16")
+    )
+    assert (read.rope_theta, read.rope_scaling) == (10000.0, Llama3Scaling(32.0, 1.0, 4.0, 128))
+    assert read.stored_dtype == "float16"
+
+
+def test_missing_fields_have_the_defaults_of_transformers() -> None:
+    read = architecture_from_config(
+        config(num_key_value_heads=None, rope_theta=None, rms_norm_eps=None, hidden_act=None)
+    )
+    assert (read.num_kv_heads, read.head_dim, read.rope_theta, read.rms_norm_eps) == (4, 16, 10000.0, 1e-6)
+    assert not read.tied_embeddings
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    model.config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "architectures": [type(model).__name__]}))
+    ours = inverse_frequencies(read_config_json(tmp_path / "config.json"))
+    torch.testing.assert_close(ours, model.model.rotary_emb.inv_freq, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        pytest.param({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel", id="another-architecture"),
+        pytest.param({"architectures": None, "model_type": "mamba"}, "mamba", id="only-a-model-type"),
+        pytest.param({"hidden_act": "gelu"}, "hidden_act = 'gelu'", id="activation"),
+        pytest.param({"attention_bias": True}, "attention_bias", id="attention-bias"),
+        pytest.param({"mlp_bias": True}, "mlp_bias", id="mlp-bias"),
+        pytest.param({"partial_rotary_factor": 0.5}, "partial_rotary_factor", id="partial-rotary"),
+        pytest.param(
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+            id="partial-rotary-in-rope-parameters",
+        ),
+        pytest.param({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'", id="linear-rope"),
+        pytest.param({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'", id="yarn-rope"),
+        pytest.param(
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'", id="dynamic-rope"
+        ),
+        pytest.param({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'", id="longrope"),
+        pytest.param({"quantization_config": {"quant_method": "gptq"}}, "gptq", id="quantized"),
+        pytest.param({"quantization_config": "fp8"}, "fp8", id="quantized-by-name"),
+        pytest.param(
+            {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention", id="layers"
+        ),
+        pytest.param(
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 256},
+            "sliding_window = 256",
+            id="mistral",
+        ),
+        pytest.param(
+            {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": True},
+            "sliding_window = 256",
+            id="qwen2",
+        ),
+        pytest.param(
+            {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias", id="qwen3-bias"
+        ),
+    ],
+)
+def test_what_changes_results_is_refused_by_name(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        architecture_from_config(config(**fields))
+    assert caught.value.reason == "UnsupportedModel"
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(
+            {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256}, id="qwen2-window-not-in-use"
+        ),
+        pytest.param(
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 512}, id="window-as-long-as-all"
+        ),
+        pytest.param(
+            {"attention_dropout": 0.1, "pretraining_tp": 2, "is_llama_config": True}, id="no-effect"
+        ),
+        pytest.param({"layer_types": ["full_attention", "full_attention"]}, id="full-attention-layers"),
+        pytest.param({"rope_scaling": {"rope_type": "default"}}, id="rope-scaling-that-does-nothing"),
+    ],
+)
+def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
+    assert architecture_from_config(config(**fields)).num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        pytest.param({"hidden_size": None}, "hidden_size", id="missing"),
+        pytest.param({"num_hidden_layers": "two"}, "num_hidden_layers", id="not-a-number"),
+        pytest.param({"vocab_size": 0}, "vocab_size", id="zero"),
+        pytest.param({"num_attention_heads": 0}, "num_heads", id="no-heads"),
+        pytest.param({"num_key_value_heads": 3}, "4 heads", id="uneven-groups"),
+        pytest.param({"head_dim": 15}, "head_dim", id="odd-head"),
+        pytest.param(
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor", id="half-llama3"
+        ),
+    ],
+)
+def test_broken_configurations_are_refused(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word) as caught:
+        architecture_from_config(config(**fields))
+    assert caught.value.reason == "InvalidModel"
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_config_json_that_cannot_be_read_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_config_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "word"),
+    [
+        pytest.param({"rope__scaling__type": "yarn"}, "'yarn'", id="rope-scaling"),
+        pytest.param({"expert_count": 8}, "expert_count = 8", id="experts"),
+        pytest.param({"attention__sliding_window": 64}, "sliding_window = 64", id="sliding-window"),
+        pytest.param({"rope__dimension_count": 8}, "rope.dimension_count = 8", id="partial-rotary"),
+    ],
+)
+def test_gguf_metadata_that_changes_results_is_refused_by_name(
+    metadata: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", **metadata)
+    with pytest.raises(ModelError) as caught:
+        architecture_from_gguf(read_gguf(tmp_path / "m.gguf"))
+    assert caught.value.reason == "UnsupportedModel"
+    assert word in str(caught.value)
+
+
+def test_gguf_architecture_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "gemma3")
+    with pytest.raises(ModelError, match="gemma3") as caught:
+        architecture_from_gguf(read_gguf(tmp_path / "m.gguf"))
+    assert caught.value.reason == "UnsupportedModel"
+
+
+def test_gguf_without_embeddings_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", extra={"token_embd.weight": None})
+    with pytest.raises(ModelError, match=r"token_embd\.weight"):
+        architecture_from_gguf(read_gguf(tmp_path / "m.gguf"))
