@@ -31,8 +31,8 @@ from stoker_runtime.messages import (
 
 logger = logging.getLogger(__name__)
 
-# A step of the slowest device is far shorter, and an idle engine speaks about once a second.
-SILENCE_LIMIT_S = 30.0
+# Far longer than a step of a slow CPU takes; an idle engine speaks about once a second.
+SILENCE_LIMIT_S = 60.0
 _MAX_FRAME_BYTES = 1 << 30
 
 

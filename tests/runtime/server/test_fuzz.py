@@ -22,6 +22,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
 
+pytestmark = pytest.mark.slow
+
 POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 GETS = ("/v1/models", "/v1/models/{model}", "/health", "/ready", "/load", "/metrics", "/version")
 # Bodies of a few hundred bytes, with the model's real name: most of them get past the first check.

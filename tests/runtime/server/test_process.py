@@ -15,6 +15,8 @@ import pytest
 from server_builders import make_byte_level_tokenizer
 from server_process import DEADLINE_S, ServerProcess, server_process
 
+pytestmark = pytest.mark.slow
+
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 200, "ignore_eos": True}
 ENDLESS = {**LONG, "max_tokens": 4000}
 
