@@ -83,7 +83,8 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             vocab_size=architecture.vocab_size,
             device=str(decoder.device),
             dtype=str(dtype).removeprefix("torch."),
-            eos_token_ids=read_eos_token_ids(path),
+            # a file may name ids that the model cannot pick, and masking one would read past the logits
+            eos_token_ids=tuple(i for i in read_eos_token_ids(path) if 0 <= i < architecture.vocab_size),
             weights_bytes=decoder.num_bytes,
             kv_cache_bytes=cache.num_bytes,
             load_s=time.monotonic() - started,

@@ -17,7 +17,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, cache: KVCache, ready: EngineReady) -> None:
         self._decoder = decoder
-        self._cache = cache
+        self.cache = cache
         self._ready = ready
 
     def ready(self) -> EngineReady:
@@ -26,7 +26,7 @@ class ModelRunner:
 
     def step(self, plan: StepPlan) -> StepResult:
         """Compute one step; see core.step.Runner."""
-        return run_step(self._decoder, self._cache, plan)
+        return run_step(self._decoder, self.cache, plan)
 
 
 @torch.inference_mode()

@@ -1,0 +1,286 @@
+"""From an EngineConfig to a loaded runner: sizes, automatic settings, refusals, and damage that stays put."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_builders import (
+    FAMILIES,
+    MAX_POSITION,
+    VOCAB_SIZE,
+    make_engine,
+    reference,
+    run_to_end,
+    smollm2_path,
+    write_model,
+    write_tokenizer,
+)
+from runtime_builders import make_request, make_sampling
+
+from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig
+from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.model import loader
+from stoker_runtime.model.architecture import Architecture, read_config_json
+from stoker_runtime.model.kv_cache import KVCache, block_bytes
+from stoker_runtime.model.linear import Linear, packing_works
+from stoker_runtime.model.loader import load_runner
+from stoker_runtime.model.runner import ModelRunner
+from stoker_runtime.tokenizer_files import load_assets
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    write_model(folder, "llama", eos_token_id=7)
+    write_tokenizer(folder, 256)
+    return folder
+
+
+def config(model: Path, **settings: Any) -> EngineConfig:
+    return EngineConfig(**{"model": str(model), "device": "cpu", "dtype": "float32", "seed": 0, **settings})
+
+
+def scheduled(name: str, token_ids: list[int], block_ids: list[int], computed: int = 0) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=name,
+        token_ids=token_ids,
+        num_computed_tokens=computed,
+        block_ids=block_ids,
+        samples=True,
+        sampling=make_sampling(logprobs=1),
+        seed=0,
+        prompt_token_ids=token_ids,
+        output_token_ids=[],
+    )
+
+
+def test_ready_describes_the_loaded_model(model: Path) -> None:
+    per_block = block_bytes(read_config_json(model / "config.json"), 16, torch.float32)
+    ready = load_runner(config(model, kv_cache_bytes=20 * per_block + 1)).ready()
+    parameters = sum(p.numel() for p in reference("llama").model.parameters())
+    assert (ready.num_blocks, ready.block_size, ready.kv_cache_bytes) == (20, 16, 20 * per_block)
+    assert (ready.device, ready.dtype) == ("cpu", "float32")
+    assert (ready.vocab_size, ready.max_model_len, ready.eos_token_ids) == (VOCAB_SIZE, MAX_POSITION, (7,))
+    assert ready.weights_bytes == parameters * 4
+    assert ready.load_s > 0
+
+
+def test_automatic_kv_cache_on_a_cpu_stays_small(model: Path) -> None:
+    ready = load_runner(config(model)).ready()
+    assert 0 < ready.kv_cache_bytes <= MAX_CPU_KV_CACHE_BYTES
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_automatic_dtype_on_a_cpu_follows_its_instructions(
+    is_fast: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: is_fast)
+    runner = load_runner(config(model, dtype="auto"))
+    assert runner.ready().dtype == ("bfloat16" if is_fast else "float32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_stays_close_to_the_reference(family: str, dtype: str, tmp_path: Path) -> None:
+    write_model(tmp_path, family)
+    runner = load_runner(config(tmp_path, dtype=dtype))
+    prompt = list(range(10, 50))
+    (token,) = runner.step(StepPlan([scheduled("a", prompt, [3, 1, 2])])).sampled
+    with torch.inference_mode():
+        logprobs = reference(family).model(torch.tensor([prompt])).logits[0, -1].log_softmax(dim=-1)
+    assert token.logprob is not None
+    assert token.logprob.logprob == pytest.approx(logprobs[token.token_id].item(), abs=0.15)
+    assert logprobs.max() - logprobs[token.token_id] < 0.15
+
+
+def test_longest_request_shrinks_to_the_cache_when_nobody_chose_it(model: Path) -> None:
+    per_block = block_bytes(read_config_json(model / "config.json"), 16, torch.float32)
+    assert load_runner(config(model, kv_cache_bytes=4 * per_block)).ready().max_model_len == 64
+
+
+def test_chosen_longest_request_that_cannot_fit_is_out_of_memory(model: Path) -> None:
+    per_block = block_bytes(read_config_json(model / "config.json"), 16, torch.float32)
+    with pytest.raises(ModelError, match="--kv-cache-memory") as caught:
+        load_runner(config(model, kv_cache_bytes=4 * per_block, max_model_len=65))
+    assert caught.value.reason == "OutOfMemory"
+
+
+def test_cache_without_a_block_is_out_of_memory(model: Path) -> None:
+    with pytest.raises(ModelError, match="--kv-cache-memory") as caught:
+        load_runner(config(model, kv_cache_bytes=1))
+    assert caught.value.reason == "OutOfMemory"
+
+
+def test_longest_request_beyond_the_model_is_a_configuration_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--max-model-len is 257.*{MAX_POSITION}"):
+        load_runner(config(model, max_model_len=MAX_POSITION + 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_device_is_a_configuration_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match="--device is cuda"):
+        load_runner(config(model, device="cuda"))
+
+
+def test_nothing_there_is_model_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_runner(config(tmp_path / "none"))
+    assert caught.value.reason == "ModelNotFound"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), id="cuda"),
+        pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), id="torch"),
+        pytest.param(MemoryError(), id="python"),
+    ],
+)
+def test_memory_that_runs_out_while_loading_is_out_of_memory(
+    error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loader, "build_decoder", fail)
+    with pytest.raises(ModelError, match="memory") as caught:
+        load_runner(config(model))
+    assert caught.value.reason == "OutOfMemory"
+
+
+def test_other_errors_while_loading_are_not_disguised(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(loader, "build_decoder", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        load_runner(config(model))
+
+
+def test_eos_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama", eos_token_id=[3, VOCAB_SIZE + 5])
+    assert load_runner(config(tmp_path)).ready().eos_token_ids == (3,)
+
+
+def test_an_empty_plan_gives_nothing(model: Path) -> None:
+    assert load_runner(config(model)).step(StepPlan([])).sampled == []
+
+
+def test_numbers_that_are_not_finite_stay_with_their_request(model: Path) -> None:
+    runner = load_runner(config(model, block_size=4))
+    assert isinstance(runner, ModelRunner)
+    prompt = list(range(20, 30))
+    healthy = scheduled("healthy", prompt, [5, 6, 7])
+    runner.step(StepPlan([healthy]))
+    expected = runner.step(StepPlan([scheduled("healthy", [4], [5, 6, 7], computed=10)])).sampled[0]
+    # a longer neighbour whose cache is spoilt, and spoilt leftovers behind the healthy request's last token
+    runner.cache.storage[:, :, 20:24] = float("nan")
+    runner.cache.storage[:, :, 7, 3] = float("nan")
+    spoilt = scheduled("spoilt", [4], [20, 21, 22, 23], computed=15)
+    sampled = runner.step(StepPlan([spoilt, scheduled("healthy", [4], [5, 6, 7], computed=10)])).sampled
+    assert [token.request_id for token in sampled] == ["spoilt", "healthy"]
+    assert sampled[0].error is not None
+    assert sampled[1].token_id == expected.token_id
+    chunk = runner.step(StepPlan([scheduled("healthy", [4, 5], [5, 6, 7], computed=9), spoilt])).sampled
+    assert (chunk[0].error, chunk[1].error is None) == (None, False)
+
+
+def make_architecture() -> Architecture:
+    return Architecture(
+        name="llama",
+        vocab_size=8,
+        hidden_size=64,
+        intermediate_size=8,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        max_position=64,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        tied_embeddings=False,
+        qkv_bias=False,
+        qk_norm=False,
+        stored_dtype=None,
+    )
+
+
+def test_bfloat16_cache_starts_with_zeros() -> None:
+    architecture = make_architecture()
+    cache = KVCache(architecture, 3, 4, torch.bfloat16, torch.device("cpu"))
+    assert cache.storage.dtype == torch.bfloat16
+    assert cache.storage.shape == (2, 2, 3, 4, 2, 16)
+    assert cache.num_bytes == 3 * block_bytes(architecture, 4, torch.bfloat16)
+    assert not cache.storage.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_equals_the_plain_product(dtype: torch.dtype, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(70, 33, generator=generator).to(dtype)
+    bias = torch.randn(70, generator=generator).to(dtype) if has_bias else None
+    for num_rows in (1, 2, 5, 40):
+        rows = torch.randn(num_rows, 33, generator=generator).to(dtype)
+        expected = torch.nn.functional.linear(rows, weight, bias)
+        torch.testing.assert_close(Linear(weight, bias)(rows), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_packing_that_is_not_there_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    def wrong(rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.zeros(rows.shape[0], 48)
+
+    module = "stoker_runtime.model.linear"
+    monkeypatch.setattr(f"{module}._pack", missing)
+    packing_works.cache_clear()
+    assert not packing_works(torch.float32)
+    weight, rows = torch.randn(8, 4), torch.randn(3, 4)
+    torch.testing.assert_close(Linear(weight)(rows), rows @ weight.T)
+    monkeypatch.undo()
+    monkeypatch.setattr(f"{module}._packed_product", wrong)
+    packing_works.cache_clear()
+    assert not packing_works(torch.float32)
+    monkeypatch.undo()
+    packing_works.cache_clear()
+
+
+@pytest.mark.slow
+def test_smollm2_answers_a_question() -> None:
+    tokenizer = load_assets(smollm2_path()).tokenizer
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    runner = load_runner(config(smollm2_path(), dtype="auto"))
+    token_ids = tokenizer.encode(text).ids
+    computed, new = 0, token_ids
+    output: list[int] = []
+    while len(output) < 8:
+        (token,) = runner.step(StepPlan([scheduled("a", new, list(range(10)), computed)])).sampled
+        computed += len(new)
+        new = [token.token_id]
+        output.append(token.token_id)
+    assert tokenizer.decode(output, skip_special_tokens=False) == "The capital of France is Paris.<|im_end|>"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_equals_the_reference(family: str, tmp_path: Path) -> None:
+    write_model(tmp_path, family)
+    engine = make_engine(tmp_path, device="cuda", budget=24)
+    requests = [make_request([7 * i + j for j in range(1 + 5 * i)], max_tokens=10) for i in range(5)]
+    outputs = run_to_end(engine, {i: [request] for i, request in enumerate(requests)})
+    for request in requests:
+        assert reference(family).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
+
+
+@pytest.mark.gpu
+def test_automatic_kv_cache_on_cuda_leaves_the_rest_of_the_memory(model: Path) -> None:
+    runner = load_runner(config(model, device="cuda", memory_fraction=0.3))
+    _, total = torch.cuda.mem_get_info()
+    assert 0 < runner.ready().kv_cache_bytes <= 0.3 * total
