@@ -92,6 +92,22 @@ def archive_path(image: Image, key: str) -> Path:
     return cache_dir() / "images" / f"{name}-{key}.tar"
 
 
+def holds(loaded: Sequence[str], archive: Path) -> bool:
+    """Whether nodes that loaded these archives, in this order, have the image of another one already.
+
+    Only archives of `build` say so by their name, which holds a hash of the content; and a later archive of
+    the same tag has taken the tag over.
+    """
+
+    def tag(path: Path) -> str:
+        return path.name.rpartition("-")[0]
+
+    if archive.parent != cache_dir() / "images":
+        return False
+    same = [path for path in map(Path, loaded) if path.parent == archive.parent and tag(path) == tag(archive)]
+    return bool(same) and same[-1] == archive
+
+
 def build(image: Image) -> Path:
     """Build an image unless the same content was built before.
 

@@ -103,6 +103,8 @@ class NativeCluster:
     def load_image(self, archive: Path) -> None:
         with self.locked():
             state = self.state()
+            if images.holds(state.archives, archive.resolve()):
+                return
             self._import(state.nodes, [str(archive.resolve())])
             kept = tuple(path for path in state.archives if path != str(archive.resolve()))
             dataclasses.replace(state, archives=(*kept, str(archive.resolve()))).save(self.plan.run_dir)

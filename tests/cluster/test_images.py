@@ -8,6 +8,7 @@ from cluster import buildah, images
 from cluster.api import ClusterError
 from cluster.baseimage import release, sources
 from cluster.images import Image, context_files, forget_older, image_key, stage_context
+from cluster.versions import cache_dir
 
 
 def make_image(folder: Path, **changes: object) -> Image:
@@ -132,3 +133,31 @@ def test_base_takes_the_hosts_sources_of_its_own_distribution_only() -> None:
         ("http://mirror.example/debian/", "bookworm", "main"),
         ("http://mirror.example/security/", "bookworm-security", "main"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "archive", "wanted"),
+    [
+        pytest.param(["images/app-dev-1.tar"], "images/app-dev-1.tar", True, id="same"),
+        pytest.param([], "images/app-dev-1.tar", False, id="nothing-loaded"),
+        pytest.param(["images/app-dev-1.tar"], "images/app-dev-2.tar", False, id="new-content"),
+        pytest.param(
+            ["images/app-dev-1.tar", "images/app-dev-2.tar"],
+            "images/app-dev-1.tar",
+            False,
+            id="tag-taken-over",
+        ),
+        pytest.param(
+            ["images/app-dev-1.tar", "images/db-dev-2.tar"],
+            "images/app-dev-1.tar",
+            True,
+            id="other-tag-later",
+        ),
+        pytest.param(["elsewhere/app.tar"], "elsewhere/app.tar", False, id="content-not-in-the-name"),
+    ],
+)
+def test_an_archive_that_the_nodes_hold_is_not_loaded_again(
+    loaded: list[str], archive: str, wanted: bool
+) -> None:
+    cache = cache_dir()
+    assert images.holds([str(cache / path) for path in loaded], cache / archive) is wanted
