@@ -33,3 +33,14 @@ def is_owned_by(manifest: Any, uid: str) -> bool:
     """Tell whether an object's controller is the ModelDeployment with this uid."""
     references = manifest["metadata"].get("ownerReferences", ())
     return any(reference.get("controller") and reference["uid"] == uid for reference in references)
+
+
+def is_left_behind(manifest: Any, model: ModelDeployment) -> bool:
+    """Tell whether an object belongs to an earlier ModelDeployment of this name, and so will be collected."""
+    references = manifest["metadata"].get("ownerReferences", ())
+    earlier = (labels.API_VERSION, labels.KIND, model.name)
+    return any(
+        (reference.get("apiVersion"), reference.get("kind"), reference.get("name")) == earlier
+        and reference["uid"] != model.uid
+        for reference in references
+    )

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from stoker_operator.api import labels
+from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.desired.metadata import is_left_behind, is_owned_by
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
@@ -119,17 +119,25 @@ def _finished(
 
 
 def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
-    """Return what stands in our way under a name that we need, or None."""
-    uid = wanted.model.uid
+    """Return what stands in our way under a name that we need, or None.
+
+    What an earlier ModelDeployment of this name left behind only has to be waited for.
+    """
+    model = wanted.model
     found: list[tuple[str, Manifest | None, Any]] = [
         ("Service", observed.service, wanted.service),
         ("PodDisruptionBudget", observed.budget, wanted.budget),
     ]
     for kind, existing, manifest in found:
-        if manifest is not None and existing is not None and not is_owned_by(existing, uid):
+        if manifest is not None and existing is not None and _is_foreign(existing, model):
             return f"{kind} {existing['metadata']['name']} exists and does not belong to this {labels.KIND}"
     for pod in observed.pods:
-        if not is_owned_by(pod, uid) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
-            name = pod["metadata"]["name"]
-            return f"Pod {name} carries the labels of this {labels.KIND} and does not belong to it"
+        if _is_foreign(pod, model) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
+            return (
+                f"Pod {pod['metadata']['name']} carries our labels and does not belong to this {labels.KIND}"
+            )
     return None
+
+
+def _is_foreign(existing: Manifest, model: ModelDeployment) -> bool:
+    return not (is_owned_by(existing, model.uid) or is_left_behind(existing, model))

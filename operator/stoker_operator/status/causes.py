@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stoker_operator.api import labels
-from stoker_operator.observed import Manifest
+from stoker_operator.observed import Manifest, Node
 from stoker_operator.profiles import Cause, EngineProfile
 
 # Causes that time does not heal. They come first and make a ModelDeployment Stalled.
@@ -26,6 +26,10 @@ STALLING = frozenset(
         "EngineCrashed",
     }
 )
+# Of these, ones that the next start may heal: they stall only when it did not.
+_CRASHES = frozenset({"ContainerCrashed", "EngineCrashed"})
+_MIN_CRASHES = 2
+_HEALTHY = Node()
 
 _PULL_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -42,23 +46,43 @@ class PodState:
         is_scheduled: a node was found.
         is_loaded: its engine has the model and answers.
         cause: why it does not answer; None when it does.
+        num_restarts: of its container that was restarted most.
     """
 
     name: str
     is_scheduled: bool
     is_loaded: bool
     cause: Cause | None
+    num_restarts: int = 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether time alone will not help it."""
+        if self.cause is None or self.cause.reason not in STALLING:
+            return False
+        return self.cause.reason not in _CRASHES or self.num_restarts >= _MIN_CRASHES
 
 
-def pod_state(pod: Manifest, profile: EngineProfile) -> PodState:
-    """Return how far a pod has come, and what holds it up."""
+def pod_state(pod: Manifest, profile: EngineProfile, node: Node = _HEALTHY) -> PodState:
+    """Return how far a pod has come, and what holds it up.
+
+    Args:
+        pod: as observed.
+        profile: of its engine.
+        node: that it runs on.
+    """
     status = pod.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     is_ready = conditions.get("Ready", {}).get("status") == "True"
     scheduled = conditions.get("PodScheduled", {})
     is_scheduled = scheduled.get("status") == "True" or "nodeName" in pod["spec"]
+    name = pod["metadata"]["name"]
+    if not node.is_ready:
+        lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} does not report")
+        return PodState(name, is_scheduled, is_loaded=False, cause=lost)
     cause = None if is_ready else _cause(pod, scheduled, profile)
-    return PodState(pod["metadata"]["name"], is_scheduled, is_ready or _is_started(status), cause)
+    num_restarts = max((container.get("restartCount", 0) for container in _containers(status)), default=0)
+    return PodState(name, is_scheduled, is_ready or _is_started(status), cause, num_restarts)
 
 
 def first_cause(states: Iterable[PodState]) -> Cause | None:
@@ -69,10 +93,11 @@ def first_cause(states: Iterable[PodState]) -> Cause | None:
 
 _URGENCY = {
     "Unschedulable": 1,
-    "PodFailed": 2,
-    "LoadingModel": 3,
-    "DownloadingModel": 4,
-    "CreatingContainer": 5,
+    "NodeNotReady": 2,
+    "PodFailed": 3,
+    "LoadingModel": 4,
+    "DownloadingModel": 5,
+    "CreatingContainer": 6,
 }
 
 

@@ -15,11 +15,11 @@ from stoker_operator.api import InvalidSpec, ModelDeployment, labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
-from stoker_operator.observed import Manifest, Observed
+from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan import name_conflict
 from stoker_operator.plan.groups import Group, groups, is_terminating
 from stoker_operator.profiles import Cause, profile_of
-from stoker_operator.status.causes import STALLING, PodState, first_cause, pod_state
+from stoker_operator.status.causes import PodState, first_cause, pod_state
 
 _MAX_MESSAGE_LENGTH = 2048
 
@@ -121,7 +121,11 @@ def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
     uid, profile = wanted.model.uid, profile_of(wanted.model.spec)
     owned = [pod for pod in observed.pods if is_owned_by(pod, uid) and not is_terminating(pod)]
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
-    return [pod_state(pod, profile) for pod in updated or owned]
+    nodes = observed.nodes
+    return [
+        pod_state(pod, profile, nodes.get(pod["spec"].get("nodeName", ""), Node()))
+        for pod in updated or owned
+    ]
 
 
 def _num_leftover(observed: Observed, model: ModelDeployment, live: list[Group]) -> int:
@@ -164,6 +168,8 @@ def _why_not_ready(view: _View) -> Cause:
     cause = first_cause(view.states)
     if cause is not None:
         return Cause(cause.reason, f"{counts}: {cause.message}")
+    if view.model.spec.rollout.paused and others:
+        return Cause("Paused", f"spec.rollout.paused is true: {counts}")
     return Cause("RollingOut", counts)
 
 
@@ -171,9 +177,7 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
     model = view.model
     stalled = blocked
     if stalled is None and not model.spec.suspend and view.num_answering < model.num_wanted:
-        cause = first_cause(view.states)
-        if cause is not None and cause.reason in STALLING:
-            stalled = cause
+        stalled = first_cause(state for state in view.states if state.is_stalled)
     none = Cause("AsExpected", "nothing stands in the way")
     is_settled = (
         view.num_answering >= model.num_wanted

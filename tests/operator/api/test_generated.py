@@ -44,7 +44,7 @@ def test_field_has_a_description_and_a_type(path: str, field: dict[str, Any]) ->
 
 @pytest.mark.parametrize(("path", "field"), FIELDS, ids=[path for path, _ in FIELDS])
 def test_rules_stand_on_bounded_values(path: str, field: dict[str, Any]) -> None:
-    """The API server estimates what rules may cost from these bounds, and refuses a CRD that may cost much."""
+    """The API server estimates what rules may cost from these bounds, and refuses what may cost much."""
     bounds = {"string": "maxLength", "array": "maxItems"}
     if path.startswith("spec") and field.get("type") in bounds and "enum" not in field:
         assert bounds[field["type"]] in field, path

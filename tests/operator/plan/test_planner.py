@@ -1,0 +1,240 @@
+"""What a plan does in the situations that users know, one by one; the properties test covers the mixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from operator_builders import CONFIG, NOW, ago, make_model, make_observed, make_pod, make_wanted, stored
+
+from stoker_operator.api import labels, parse
+from stoker_operator.desired import desired
+from stoker_operator.observed import Node, Observed
+from stoker_operator.plan import (
+    Apply,
+    CreatePod,
+    DeleteBudget,
+    DeletePod,
+    Plan,
+    StopServing,
+    name_conflict,
+    plan,
+)
+
+OLD: dict[str, Any] = {"engine": {"maxModelLen": 1024}}
+MIDDLE: dict[str, Any] = {"engine": {"maxModelLen": 2048}}
+NEW: dict[str, Any] = {"engine": {"maxModelLen": 4096}}
+
+
+def name(wanted: Any, ordinal: int = 0) -> str:
+    return f"smol-{wanted.revision}-{ordinal}"
+
+
+def steps(todo: Plan) -> list[tuple[str, str, str]]:
+    return [(type(action).__name__, getattr(action, "name", ""), action.reason) for action in todo.actions]
+
+
+def test_first_pass_makes_the_service_before_the_pods() -> None:
+    wanted = make_wanted(replicas=2)
+    todo = plan(wanted, Observed(make_model()), NOW)
+    assert [type(action) for action in todo.actions] == [Apply, Apply, CreatePod, CreatePod]
+    assert [action.name for action in todo.actions if isinstance(action, CreatePod)] == [
+        name(wanted, 0),
+        name(wanted, 1),
+    ]
+
+
+def test_nothing_is_done_when_all_is_as_wanted() -> None:
+    wanted = make_wanted(replicas=2)
+    assert plan(wanted, make_observed(wanted, make_pod(wanted, 0), make_pod(wanted, 1)), NOW) == Plan()
+
+
+def test_new_pod_takes_the_lowest_name_that_nobody_has() -> None:
+    wanted = make_wanted(replicas=2)
+    terminating = make_pod(wanted, 0, deleted_at=ago(1))
+    todo = plan(wanted, make_observed(wanted, terminating, make_pod(wanted, 1)), NOW)
+    assert steps(todo) == [("CreatePod", name(wanted, 2), "Wanted")]
+
+
+def test_new_revision_comes_up_before_the_old_one_stops_serving() -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    first = plan(new, make_observed(new, make_pod(old)), NOW)
+    assert steps(first) == [("CreatePod", name(new), "Wanted")]
+    starting = plan(new, make_observed(new, make_pod(old), make_pod(new, is_ready=False)), NOW)
+    assert steps(starting) == []
+    ready = plan(new, make_observed(new, make_pod(old), make_pod(new)), NOW)
+    assert steps(ready) == [("StopServing", name(old), "Outdated")]
+
+
+def test_broken_revision_keeps_an_old_pod_that_stumbles() -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    observed = make_observed(
+        new, make_pod(old, is_ready=False, is_started=True), make_pod(new, is_ready=False)
+    )
+    assert steps(plan(new, observed, NOW)) == []
+
+
+def test_second_edit_removes_the_broken_middle_and_keeps_the_old() -> None:
+    old, middle, new = make_wanted(**OLD), make_wanted(**MIDDLE), make_wanted(**NEW)
+    observed = make_observed(new, make_pod(old), make_pod(middle, is_ready=False))
+    assert steps(plan(new, observed, NOW)) == [("DeletePod", name(middle), "Outdated")]
+
+
+def test_without_surge_one_pod_leaves_first() -> None:
+    rollout: dict[str, Any] = {"rollout": {"maxSurge": 0, "maxUnavailable": 1}, "replicas": 2}
+    old, new = make_wanted(**OLD, **rollout), make_wanted(**NEW, **rollout)
+    todo = plan(new, make_observed(new, make_pod(old, 0), make_pod(old, 1)), NOW)
+    assert [step[0] for step in steps(todo)] == ["StopServing"]
+
+
+def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
+    old = make_wanted(**OLD)
+    paused = make_wanted(**NEW, replicas=2, rollout={"paused": True})
+    serving = make_pod(old)
+    serving["spec"] |= {"nodeName": "node-a", "priority": 0, "ephemeralContainers": [{"name": "debug"}]}
+    (create,) = plan(paused, make_observed(paused, serving), NOW).actions
+    assert isinstance(create, CreatePod)
+    assert create.name == name(old, 1)
+    assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
+    assert create.manifest["spec"] == old.pod["spec"]
+
+
+def test_pod_on_a_cordoned_node_is_replaced_before_it_leaves() -> None:
+    wanted, nodes = make_wanted(), {"node-a": Node(is_schedulable=False), "node-b": Node()}
+    leaving = make_pod(wanted, 0)
+    assert steps(plan(wanted, make_observed(wanted, leaving, nodes=nodes), NOW)) == [
+        ("CreatePod", name(wanted, 1), "Wanted")
+    ]
+    successor = make_pod(wanted, 1, node="node-b")
+    assert steps(plan(wanted, make_observed(wanted, leaving, successor, nodes=nodes), NOW)) == [
+        ("StopServing", name(wanted, 0), "NodeLeaving")
+    ]
+
+
+def test_pods_of_silent_nodes_stay_until_others_answer() -> None:
+    wanted = make_wanted(replicas=2)
+    nodes = {"node-a": Node(is_ready=False), "node-b": Node()}
+    lost = [make_pod(wanted, ordinal, is_ready=False, is_started=True) for ordinal in (0, 1)]
+    todo = plan(wanted, make_observed(wanted, *lost, nodes=nodes), NOW)
+    assert [step[:2] for step in steps(todo)] == [("CreatePod", name(wanted, n)) for n in (2, 3)]
+    others = [make_pod(wanted, ordinal, node="node-b") for ordinal in (2, 3)]
+    todo = plan(wanted, make_observed(wanted, *lost, *others, nodes=nodes), NOW)
+    assert [step[:2] for step in steps(todo)] == [("DeletePod", name(wanted, n)) for n in (0, 1)]
+
+
+def test_scale_down_takes_unready_pods_first() -> None:
+    wanted = make_wanted(replicas=1)
+    observed = make_observed(wanted, make_pod(wanted, 0, is_ready=False), make_pod(wanted, 1))
+    assert steps(plan(wanted, observed, NOW)) == [("DeletePod", name(wanted, 0), "ScaleDown")]
+
+
+@pytest.mark.parametrize(
+    ("since", "in_flight", "expected"),
+    [
+        pytest.param(ago(1), 0, None, id="nodes-may-not-know-yet"),
+        pytest.param(ago(10), 2, None, id="requests-in-flight"),
+        pytest.param(ago(10), None, None, id="cannot-be-asked"),
+        pytest.param(ago(10), 0, "Drained", id="empty"),
+        pytest.param(ago(121), 2, "DrainDeadline", id="deadline"),
+    ],
+)
+def test_draining_pod_goes_once_it_is_empty_or_late(since: Any, in_flight: int | None, expected: str) -> None:
+    wanted = make_wanted()
+    draining = make_pod(wanted, 0, is_serving=False, draining_since=since)
+    observed = make_observed(wanted, draining, make_pod(wanted, 1), in_flight={name(wanted): in_flight})
+    todo = plan(wanted, observed, NOW)
+    assert todo.draining == {draining["metadata"]["uid"]}
+    assert steps(todo) == ([] if expected is None else [("DeletePod", name(wanted), expected)])
+    assert (todo.requeue_after_s is None) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("num_restarts", "ended_s_ago", "is_due"),
+    [
+        pytest.param(0, 0, True, id="first-failure-at-once"),
+        pytest.param(1, 9, False, id="second-waits-ten-seconds"),
+        pytest.param(1, 10, True, id="second-is-due"),
+        pytest.param(3, 39, False, id="fourth-waits-forty"),
+        pytest.param(20, 299, False, id="never-more-than-five-minutes"),
+        pytest.param(20, 300, True, id="five-minutes-are-over"),
+    ],
+)
+def test_failed_pod_is_replaced_after_its_back_off(num_restarts: int, ended_s_ago: int, is_due: bool) -> None:
+    wanted = make_wanted()
+    failed = make_pod(
+        wanted, is_ready=False, phase="Failed", created_at=ago(ended_s_ago), num_restarts=num_restarts
+    )
+    todo = plan(wanted, make_observed(wanted, failed), NOW)
+    if is_due:
+        assert [step[0] for step in steps(todo)] == ["CreatePod", "DeletePod"]
+        (create,) = (action for action in todo.actions if isinstance(action, CreatePod))
+        assert create.manifest["metadata"]["annotations"][labels.RESTARTS] == str(num_restarts + 1)
+    else:
+        assert todo.actions == ()
+        assert todo.requeue_after_s is not None
+        assert 0 < todo.requeue_after_s <= 40
+
+
+def test_failures_of_an_old_revision_do_not_delay_the_new_one() -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    failed = make_pod(old, is_ready=False, phase="Failed", created_at=ago(1), num_restarts=5)
+    assert [step[:2] for step in steps(plan(new, make_observed(new, failed), NOW))] == [
+        ("CreatePod", name(new)),
+        ("DeletePod", name(old)),
+    ]
+
+
+def test_suspending_drains_all_pods_and_drops_the_budget_but_not_the_service() -> None:
+    running, suspended = make_wanted(), make_wanted(suspend=True)
+    assert running.budget is not None
+    observed = make_observed(suspended, make_pod(running), budget=stored(running.budget, "budget"))
+    actions = plan(suspended, observed, NOW).actions
+    assert [type(action) for action in actions] == [DeleteBudget, StopServing]
+
+
+def test_drift_of_the_service_is_mended_at_its_path() -> None:
+    wanted = make_wanted()
+    service = stored(wanted.service, "service")
+    service["spec"] |= {"clusterIP": "10.0.0.9", "selector": {"app": "other"}}
+    (action,) = plan(wanted, make_observed(wanted, make_pod(wanted), service=service), NOW).actions
+    assert isinstance(action, Apply)
+    assert all(path.startswith("spec.selector.") for path in action.drift)
+
+
+def test_what_belongs_to_somebody_else_is_not_touched() -> None:
+    wanted = make_wanted()
+    service = stored(wanted.service, "service")
+    service["metadata"]["ownerReferences"] = []
+    pod = make_pod(wanted)
+    pod["metadata"]["ownerReferences"][0] |= {"kind": "ReplicaSet", "uid": "uid-other"}
+    observed = make_observed(wanted, pod, service=service)
+    assert steps(plan(wanted, observed, NOW)) == [("CreatePod", name(wanted, 1), "Wanted")]
+    assert (
+        name_conflict(wanted, observed) == "Service smol exists and does not belong to this ModelDeployment"
+    )
+
+
+def test_what_a_predecessor_left_behind_is_waited_for() -> None:
+    wanted = make_wanted()
+    service = stored(wanted.service, "service")
+    service["metadata"]["ownerReferences"][0]["uid"] = "uid-earlier"
+    observed = make_observed(wanted, make_pod(wanted), service=service)
+    assert plan(wanted, observed, NOW).actions == ()
+    assert name_conflict(wanted, observed) is None
+
+
+def test_a_model_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    stored_model = make_model()
+    stored_model["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    assert plan(desired(parse(stored_model), CONFIG), Observed(stored_model), NOW) == Plan()
+
+
+def test_deletions_name_the_uid_that_was_seen() -> None:
+    wanted = make_wanted(replicas=0)
+    pod = make_pod(wanted, is_ready=False)
+    (delete,) = (
+        action
+        for action in plan(wanted, make_observed(wanted, pod), NOW).actions
+        if isinstance(action, DeletePod)
+    )
+    assert delete.uid == pod["metadata"]["uid"]
