@@ -1,0 +1,158 @@
+"""The parts of ``spec`` that shape pods beyond the engine: where they run, and details of their manifests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stoker_operator.api.schema import AnyObject, ApiModel, Quantity, StringMap, checked, no_own_keys, rules
+
+
+class Toleration(ApiModel):
+    """A taint that the pods tolerate."""
+
+    key: Annotated[str | None, Field(max_length=316, description="Taint key; empty matches all.")] = None
+    operator: Annotated[
+        Literal["Exists", "Equal"] | None, Field(description="How the value is compared.")
+    ] = None
+    value: Annotated[str | None, Field(max_length=253, description="Taint value for Equal.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Field(description="Taint effect; empty matches all."),
+    ] = None
+    toleration_seconds: Annotated[
+        int | None, Field(description="How long NoExecute is tolerated, in seconds.")
+    ] = None
+
+
+class Scheduling(ApiModel):
+    """Where pods may run."""
+
+    node_selector: Annotated[
+        StringMap | None, Field(max_length=64, description="Labels that a node must have.")
+    ] = None
+    tolerations: Annotated[
+        list[Toleration] | None, Field(max_length=64, description="Taints that the pods tolerate.")
+    ] = None
+    affinity: Annotated[
+        AnyObject | None, Field(description="Affinity, in the form that a pod's spec has it.")
+    ] = None
+    priority_class_name: Annotated[
+        str | None, Field(max_length=253, description="PriorityClass of the pods.")
+    ] = None
+    scheduler_name: Annotated[
+        str | None, Field(max_length=253, description="Scheduler that places the pods.")
+    ] = None
+
+
+_QUANTITY_RULES = rules(
+    (
+        "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))",
+        "spec.pod.resources must hold quantities such as 500m or 16Gi",
+    )
+)
+
+
+class Resources(ApiModel):
+    """CPU and memory of the engine's container."""
+
+    requests: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is reserved.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
+    limits: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is allowed.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
+
+
+class EnvVar(ApiModel):
+    """An environment variable of the engine's container."""
+
+    model_config = checked(
+        (
+            "!(has(self.value) && has(self.valueFrom))",
+            "spec.pod.env entries must have value or valueFrom, not both: remove one",
+        )
+    )
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="Name of the variable.",
+            json_schema_extra=rules(
+                (
+                    "self.matches('^[A-Za-z_][A-Za-z0-9_.-]*$')",
+                    "spec.pod.env names must begin with a letter or _ and hold letters, digits, _, . or -",
+                )
+            ),
+        ),
+    ]
+    value: Annotated[str | None, Field(max_length=8192, description="Its value.")] = None
+    value_from: Annotated[
+        AnyObject | None, Field(description="Source of the value, in the form that a pod's spec has it.")
+    ] = None
+
+
+class LocalReference(ApiModel):
+    """A Secret in the same namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]
+
+
+class Pod(ApiModel):
+    """Details of the pods."""
+
+    image: Annotated[
+        str | None,
+        Field(min_length=1, max_length=1024, description="Runtime image; the operator's default if not set."),
+    ] = None
+    image_pull_policy: Annotated[
+        Literal["Always", "IfNotPresent", "Never"] | None,
+        Field(description="When the runtime image is pulled."),
+    ] = None
+    resources: Annotated[Resources | None, Field(description="CPU and memory of the engine's container.")] = (
+        None
+    )
+    env: Annotated[
+        list[EnvVar] | None,
+        Field(
+            max_length=128,
+            description="Environment variables of the engine's container.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = None
+    labels: Annotated[
+        StringMap | None,
+        Field(
+            max_length=64,
+            description="More labels of the pods.",
+            json_schema_extra=no_own_keys("spec.pod.labels keys"),
+        ),
+    ] = None
+    annotations: Annotated[
+        StringMap | None,
+        Field(
+            max_length=64,
+            description="More annotations of the pods.",
+            json_schema_extra=no_own_keys("spec.pod.annotations keys"),
+        ),
+    ] = None
+    image_pull_secrets: Annotated[
+        list[LocalReference] | None,
+        Field(max_length=16, description="Secrets for pulling the runtime image and oci:// models."),
+    ] = None
+    runtime_class_name: Annotated[
+        str | None, Field(max_length=253, description="RuntimeClass of the pods.")
+    ] = None
+    termination_grace_period_seconds: Annotated[
+        int,
+        Field(
+            ge=15,
+            le=86_400,
+            description="How long a pod may take to finish its requests before it is killed, in seconds.",
+        ),
+    ] = 120
