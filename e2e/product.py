@@ -22,7 +22,7 @@ OPERATOR_IMAGE = "localhost/stoker-operator:dev"
 RUNTIME_IMAGE = "localhost/stoker-runtime:dev"
 MODEL_IMAGE = "localhost/smollm2:1"
 
-_PACKAGE_FILES = ("pyproject.toml", "README.md", "LICENSE", "operator", "runtime", "requirements/build.txt")
+_PACKAGE_FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements/build.txt")
 
 
 def images() -> list[Image]:
@@ -36,13 +36,18 @@ def images() -> list[Image]:
             tag=OPERATOR_IMAGE,
             dockerfile=REPOSITORY / "Dockerfile.operator",
             context=REPOSITORY,
-            files=[*_PACKAGE_FILES, "requirements/operator.txt"],
+            files=[
+                *_PACKAGE_FILES,
+                "operator",
+                "runtime/stoker_runtime/__init__.py",
+                "requirements/operator.txt",
+            ],
         ),
         Image(
             tag=RUNTIME_IMAGE,
             dockerfile=REPOSITORY / "Dockerfile.runtime",
             context=REPOSITORY,
-            files=[*_PACKAGE_FILES, "requirements/runtime.txt", "requirements/torch.in"],
+            files=[*_PACKAGE_FILES, "runtime", "requirements/runtime.txt", "requirements/torch.in"],
             build_args={"TORCH_INDEX_URL": os.environ.get("TORCH_INDEX_URL", "")},
         ),
         example_model_image(),
