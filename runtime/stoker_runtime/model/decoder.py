@@ -59,7 +59,7 @@ class Layer:
         hidden = hidden + self.output(attend(query, key, value, cache, batch))
         gate_up = self.gate_up(F.rms_norm(hidden, hidden.shape[-1:], self.mlp_norm, eps))
         gate, up = gate_up.chunk(2, dim=-1)
-        return hidden + self.down(F.silu(gate) * up)
+        return hidden + self.down(F.silu(gate).mul_(up))
 
 
 class Decoder:

@@ -21,6 +21,7 @@ from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSo
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_CPU_WARM_UP_TOKENS = 16
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -72,7 +73,9 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             reason="OutOfMemory",
         )
     cache = KVCache(architecture, num_blocks, config.block_size, dtype, device)
-    run_step(decoder, cache, _largest_plan(config, min(limit, capacity), num_blocks, num_decodes=1))
+    # A GPU compiles and reserves by size, a CPU only has to have run once.
+    num_tokens = config.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
+    run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
     return ModelRunner(
         decoder,
         cache,
@@ -138,12 +141,12 @@ def _num_blocks(config: EngineConfig, decoder: Decoder) -> int:
 
 def _free_cuda_bytes(config: EngineConfig, decoder: Decoder) -> int:
     """Run the largest step once, then return what memory_fraction leaves beside weights and its peak."""
-    limit = config.max_model_len or decoder.architecture.max_position
-    num_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
-    num_blocks = -(-num_tokens // config.block_size) + config.max_num_seqs
+    longest = config.max_model_len or decoder.architecture.max_position
+    plan = _warm_up_plan(config, config.max_num_batched_tokens, longest, config.max_num_seqs)
+    num_blocks = 1 + max(max(request.block_ids) for request in plan.requests)
     torch.cuda.reset_peak_memory_stats(decoder.device)
     scratch = KVCache(decoder.architecture, num_blocks, config.block_size, decoder.dtype, decoder.device)
-    run_step(decoder, scratch, _largest_plan(config, limit, num_blocks, num_decodes=config.max_num_seqs - 1))
+    run_step(decoder, scratch, plan)
     peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
     del scratch
     torch.cuda.empty_cache()
@@ -152,14 +155,16 @@ def _free_cuda_bytes(config: EngineConfig, decoder: Decoder) -> int:
     return max(0, int(total * config.memory_fraction) - others - peak)
 
 
-def _largest_plan(config: EngineConfig, limit: int, num_blocks: int, *, num_decodes: int) -> StepPlan:
-    """A plan with decodes and one chunk that fills the rest of the budget, for warm-up and profiling.
+def _warm_up_plan(config: EngineConfig, num_tokens: int, longest: int, num_requests: int) -> StepPlan:
+    """A step of prefill chunks, each at most `longest`, and single tokens for the rest of the requests.
 
-    Every request reads and writes blocks from the start of the cache; what they hold does not matter.
+    All of them read and write the first blocks of the cache; what those hold does not matter yet.
     """
-    num_tokens = min(config.max_num_batched_tokens - num_decodes, limit, num_blocks * config.block_size)
-    lengths = [1] * num_decodes + [max(1, num_tokens)]
-    sampling = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9)
+    lengths: list[int] = []
+    while num_tokens > 0 and len(lengths) < num_requests:
+        lengths.append(min(num_tokens, longest))
+        num_tokens -= lengths[-1]
+    lengths += [1] * (num_requests - len(lengths))
     return StepPlan(
         [
             ScheduledRequest(
@@ -168,7 +173,7 @@ def _largest_plan(config: EngineConfig, limit: int, num_blocks: int, *, num_deco
                 num_computed_tokens=0,
                 block_ids=list(range(-(-length // config.block_size))),
                 samples=True,
-                sampling=sampling,
+                sampling=SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9),
                 seed=0,
                 prompt_token_ids=[0] * length,
                 output_token_ids=[],

@@ -13,13 +13,15 @@ import struct
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.core.step import SampledToken, ScheduledRequest
 from stoker_runtime.messages import SamplingParams, TokenLogprob
 
 _GREEDY_BELOW = 1e-5  # dividing by less only loses precision
-_NARROW = 1024  # candidates sorted before the whole vocabulary is
+_NARROW = 128  # candidates sorted before more are
+_SPAN = 64  # tokens summed together when a place in the distribution is looked up
 _NOT_FINITE = "the model's logits are not finite numbers"
 
 
@@ -49,12 +51,12 @@ def sample(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[Sampled
     raw = _raw_logprobs(logits, requests)
     _bias(logits, requests)
     _penalize(logits, requests)
-    token_ids = logits.argmax(dim=-1)
-    drawn = _rows(requests, lambda s: s.temperature >= _GREEDY_BELOW)
-    drawn = [row for row in drawn if is_finite[row]]
+    drawn = [row for row in _rows(requests, _is_drawn) if is_finite[row]]
+    picked = [-1] * len(requests) if len(drawn) == len(requests) else logits.argmax(dim=-1).tolist()
     if drawn:
-        token_ids[drawn] = _draw(logits[drawn], [requests[row] for row in drawn])
-    picked = token_ids.tolist()
+        chosen = logits[drawn] if len(drawn) < len(requests) else logits
+        for row, token_id in zip(drawn, _draw(chosen, [requests[row] for row in drawn]), strict=True):
+            picked[row] = token_id
     logprobs = _logprobs(raw, requests, picked)
     return [
         SampledToken(request.request_id, picked[row], logprobs.get(row))
@@ -127,33 +129,54 @@ def _penalize(logits: Tensor, requests: Sequence[ScheduledRequest]) -> None:
         logits[rows] -= frequency * counts + presence * (counts > 0)
 
 
-def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
-    """Draw one token per row: logits [R, V] -> ids [R].
+def _is_drawn(sampling: SamplingParams) -> bool:
+    return sampling.temperature >= _GREEDY_BELOW
 
-    The uniform number picks a place in the cumulative distribution, in vocabulary order: rounding elsewhere
-    in the batch moves the borders by as little as it moves the probabilities.
-    """
+
+def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+    """Draw one token per row: logits [R, V], overwritten."""
     temperature = _column([r.sampling.temperature for r in requests], logits)
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # largest is 0
+    scaled = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature)  # largest is 0
     rows = _rows(requests, lambda s: s.min_p > 0.0)
     if rows:
         floor = _column([math.log(requests[row].sampling.min_p) for row in rows], logits)
         part = scaled[rows]
-        scaled[rows] = part.masked_fill(part < floor, -math.inf)
+        scaled[rows] = part.masked_fill_(part < floor, -math.inf)
     rows = _rows(requests, lambda s: s.top_k > 0 or s.top_p < 1.0)
     if rows:
         scaled[rows] = _keep_top(scaled[rows], [requests[row].sampling for row in rows])
-    cumulative = scaled.exp().cumsum(dim=-1, dtype=torch.float64)
     places = [uniform(r.seed, r.num_computed_tokens + len(r.token_ids)) for r in requests]
-    target = torch.tensor(places, dtype=torch.float64, device=logits.device).unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return _pick(scaled.exp_(), torch.tensor(places, dtype=torch.float64, device=logits.device))
+
+
+def _pick(weights: Tensor, places: Tensor) -> list[int]:
+    """Return the token at a place, 0 to 1, of each row's cumulative distribution, in vocabulary order.
+
+    Rounding elsewhere in the batch moves the borders between tokens by as little as it moves the weights.
+    Sums in float64 first find the span of tokens, then the token in it: a tenth of the work of summing all.
+
+    Shapes:
+        weights [R, V] float32, places [R] float64
+    """
+    spans = F.pad(weights, (0, -weights.shape[1] % _SPAN)).view(weights.shape[0], -1, _SPAN)
+    ends = spans.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)  # [R, V / span]
+    target = places.unsqueeze(1) * ends[:, -1:]
+    index = torch.searchsorted(ends, target, right=True)  # [R, 1]
+    before = torch.where(index > 0, ends.gather(1, (index - 1).clamp_(min=0)), 0.0)
+    inside = (
+        spans.gather(1, index.unsqueeze(2).expand(-1, 1, _SPAN)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    )
+    # Two sums of the same span may differ in their last bit; a place past the end would be no token at all.
+    rest = torch.minimum(target - before, inside[:, -1:] * (1 - 1e-12))
+    token_ids: list[int] = (index * _SPAN + torch.searchsorted(inside, rest, right=True)).squeeze(1).tolist()
+    return token_ids
 
 
 def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NARROW) -> Tensor:
     """Rule out all but the top_k most likely tokens, then all but the smallest set with mass top_p of those.
 
     Sorting a vocabulary is slow and nearly always needless: `width` candidates are sorted, and only the rows
-    whose set reaches beyond them are done again with all.
+    whose set reaches beyond them are done again with more.
 
     Shapes:
         scaled [R, V] -> [R, V]
@@ -163,20 +186,19 @@ def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NA
     width = min(vocab_size, max(width, *(k for k in top_k if k < vocab_size), 1))
     values, token_ids = scaled.topk(width, dim=-1)  # most likely first
     limit = torch.tensor(top_k, device=scaled.device).unsqueeze(1)
-    values = values.masked_fill(torch.arange(width, device=scaled.device) >= limit, -math.inf)
+    values.masked_fill_(torch.arange(width, device=scaled.device) >= limit, -math.inf)
     mass = values.exp().double()
     cumulative = mass.cumsum(dim=-1)
-    everything = scaled.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
-    total = torch.where(limit < vocab_size, cumulative[:, -1:], everything)
-    wanted = total * torch.tensor(
-        [p.top_p for p in params], dtype=torch.float64, device=scaled.device
-    ).unsqueeze(1)
-    kept = values.masked_fill(cumulative - mass >= wanted, -math.inf)
-    result = torch.full_like(scaled, -math.inf).scatter_(1, token_ids, kept)
+    total = torch.where(
+        limit < vocab_size, cumulative[:, -1:], scaled.exp().sum(dim=-1, keepdim=True).double()
+    )
+    wanted = total * _column([p.top_p for p in params], scaled).double()
+    values.masked_fill_(cumulative - mass >= wanted, -math.inf)
+    result = torch.full_like(scaled, -math.inf).scatter_(1, token_ids, values)
     if width < vocab_size:
         short = (cumulative[:, -1:] < wanted).squeeze(1).nonzero().squeeze(1).tolist()
         if short:
-            result[short] = _keep_top(scaled[short], [params[row] for row in short], vocab_size)
+            result[short] = _keep_top(scaled[short], [params[row] for row in short], width * 8)
     return result
 
 
