@@ -33,6 +33,7 @@ class Group:
         revision: what it was made from.
         pods: those that are not yet terminating.
         is_ready: its leader is ready.
+        is_scheduled: all its pods have a node.
         was_started: its engine answered at least once since it last (re)started; one that never did has no
             requests.
         is_serving: its Service may send requests to it.
@@ -51,6 +52,7 @@ class Group:
     revision: str
     pods: tuple[PodRef, ...]
     is_ready: bool
+    is_scheduled: bool
     was_started: bool
     is_serving: bool
     is_failed: bool
@@ -113,6 +115,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         revision=own.get(labels.REVISION, ""),
         pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
         is_ready=is_pod_ready(leader),
+        is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         was_started=_was_started(leader),
         is_serving=own.get(labels.SERVING) == "true",
         is_failed=any(_has_ended(pod) for pod in staying),

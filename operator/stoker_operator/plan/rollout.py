@@ -12,7 +12,8 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
   revision tell nothing about this one and just go.
 - Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when
   the network between nodes and API server breaks, every node looks lost while all engines go on answering.
-- Among equals the one goes first that costs least: leaving node, not ready, fewest requests, youngest.
+- Among equals the one goes first that costs least: leaving node, not ready, without a node,
+  not yet started, fewest requests, youngest.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def _outdated(current: list[Group], old: list[Group], target: str, limits: Limit
     return [(group, "NodeLeaving" if group.revision == target else "Outdated") for group in stops]
 
 
-def _cost(group: Group) -> tuple[bool, bool, int, float, str]:
+def _cost(group: Group) -> tuple[bool, bool, bool, bool, int, float, str]:
     """Order groups by what their loss costs, cheapest first."""
+    progress = (group.is_ready, group.is_scheduled, group.was_started)
     youth = -group.created_at.timestamp()
-    return (not group.is_leaving, group.is_ready, group.num_in_flight or 0, youth, group.name)
+    return (not group.is_leaving, *progress, group.num_in_flight or 0, youth, group.name)

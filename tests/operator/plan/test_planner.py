@@ -128,6 +128,15 @@ def test_scale_down_takes_unready_pods_first() -> None:
     assert steps(plan(wanted, observed, NOW)) == [("DeletePod", name(wanted, 0), "ScaleDown")]
 
 
+def test_scale_down_takes_pods_without_a_node_before_those_that_load() -> None:
+    wanted = make_wanted(replicas=2)
+    loading = [make_pod(wanted, ordinal, is_ready=False) for ordinal in (0, 1)]
+    unscheduled = make_pod(wanted, 2, is_ready=False, phase="Pending", node=None)
+    observed = make_observed(wanted, *loading, unscheduled)
+    assert ("DeletePod", name(wanted, 2), "ScaleDown") in steps(plan(wanted, observed, NOW))
+    assert len([step for step in steps(plan(wanted, observed, NOW)) if step[0] == "DeletePod"]) == 1
+
+
 @pytest.mark.parametrize(
     ("since", "in_flight", "expected"),
     [
