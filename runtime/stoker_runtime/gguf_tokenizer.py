@@ -59,21 +59,8 @@ def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
     Source: the pre-tokenizer names and what each splits on are llama.cpp's, in its llama-vocab.cpp.
     """
     meta = gguf.metadata
-    model = meta.get("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (only gpt2, which is byte-level "
-            "BPE); use the model's safetensors directory with its tokenizer.json",
-            reason="UnsupportedModel",
-        )
     pre = meta.get("tokenizer.ggml.pre")
-    pre_tokenizer = _pre_tokenizer(pre)
-    if pre_tokenizer is None:
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported (smollm, llama-bpe, qwen2, gpt-2, "
-            "default); use the model's safetensors directory with its tokenizer.json",
-            reason="UnsupportedModel",
-        )
+    pre_tokenizer = _supported_pre_tokenizer(gguf)
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in meta.get("tokenizer.ggml.merges", [])]
     is_llama3 = pre == "llama-bpe"
@@ -103,6 +90,25 @@ def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
         eos=meta.get("tokenizer.ggml.add_eos_token", False),
     )
     return tokenizer
+
+
+def _supported_pre_tokenizer(gguf: GgufFile) -> pre_tokenizers.PreTokenizer:
+    model = gguf.metadata.get("tokenizer.ggml.model")
+    if model != "gpt2":
+        raise ModelError(
+            f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (only gpt2, which is byte-level "
+            "BPE); use the model's safetensors directory with its tokenizer.json",
+            reason="UnsupportedModel",
+        )
+    pre = gguf.metadata.get("tokenizer.ggml.pre")
+    pre_tokenizer = _pre_tokenizer(pre)
+    if pre_tokenizer is None:
+        raise ModelError(
+            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported (smollm, llama-bpe, qwen2, gpt-2, "
+            "default); use the model's safetensors directory with its tokenizer.json",
+            reason="UnsupportedModel",
+        )
+    return pre_tokenizer
 
 
 def _pre_tokenizer(name: str | None) -> pre_tokenizers.PreTokenizer | None:
