@@ -47,10 +47,12 @@ def sample(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[Sampled
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(requests)} requests")
     if not requests:
         return []
-    is_finite = logits.sum(dim=-1).isfinite().tolist()
+    is_computed_well = logits.sum(dim=-1).isfinite()
     raw = _raw_logprobs(logits, requests)
     _bias(logits, requests)
     _penalize(logits, requests)
+    # Masked tokens are -inf by now; a penalty can overflow, and then no draw from the row means anything.
+    is_finite = (is_computed_well & logits.amax(dim=-1).isfinite()).tolist()
     drawn = [row for row in _rows(requests, _is_drawn) if is_finite[row]]
     picked = [-1] * len(requests) if len(drawn) == len(requests) else logits.argmax(dim=-1).tolist()
     if drawn:
@@ -193,7 +195,8 @@ def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NA
         limit < vocab_size, cumulative[:, -1:], scaled.exp().sum(dim=-1, keepdim=True).double()
     )
     wanted = total * _column([p.top_p for p in params], scaled).double()
-    values.masked_fill_(cumulative - mass >= wanted, -math.inf)
+    # The most likely token always stays: a top_p may be too small for a float.
+    values[:, 1:].masked_fill_((cumulative - mass >= wanted)[:, 1:], -math.inf)
     result = torch.full_like(scaled, -math.inf).scatter_(1, token_ids, values)
     if width < vocab_size:
         short = (cumulative[:, -1:] < wanted).squeeze(1).nonzero().squeeze(1).tolist()

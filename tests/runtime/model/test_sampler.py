@@ -176,6 +176,20 @@ def test_smallest_top_p_keeps_the_most_likely_token() -> None:
     assert set(pick(torch.tensor([LOGITS]).repeat(49, 1), *rows)) == {0}
 
 
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 1}, {"min_p": 1.0}], ids=str)
+def test_a_top_p_that_float32_rounds_to_zero_keeps_the_most_likely_token(sampling: dict[str, Any]) -> None:
+    logits = torch.tensor([LOGITS])
+    assert pick(logits, request(temperature=2.0, top_p=1e-300, **sampling)) == [0]
+
+
+def test_a_penalty_that_makes_logits_infinite_fails_its_row_alone() -> None:
+    logits = torch.tensor([LOGITS, LOGITS])
+    bad = request("bad", temperature=1.0, repetition_penalty=1e-300, prompt=[0])
+    first, second = sample(logits, [bad, request("good", temperature=0.0)])
+    assert first.error is not None
+    assert (second.token_id, second.error) == (0, None)
+
+
 def test_masked_tokens_are_never_picked() -> None:
     logits = torch.tensor([[9.0, 3.0, 1.0]])
     assert pick(logits.clone(), request(masked=(0,))) == [1]
