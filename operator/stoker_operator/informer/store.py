@@ -4,6 +4,7 @@ The overlay makes the operator read its own writes: the copy an apply returned i
 watch delivers it, and an older copy that arrives late does not replace it.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ Key = tuple[str, str]
 TrimFn = Callable[[Object], Object]
 IndexFn = Callable[[Object], Iterable[Key]]
 ChangeFn = Callable[[Object], None]
+
+# More objects than can vanish while one of our calls is under way.
+MAX_GONE = 4096
 
 
 def key_of(obj: Object) -> Key:
@@ -42,6 +46,8 @@ class Store:
         self._by_index: dict[Key, set[Key]] = {}
         # Uids (and namespaces) that our own calls deleted, while older events may still be on their way.
         self._deleted_uids: dict[str, str] = {}
+        # Uids that the watch reported gone, while answers of our own calls may still be on their way.
+        self._gone_uids: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[ChangeFn] = []
 
     def __len__(self) -> int:
@@ -74,7 +80,9 @@ class Store:
         """
         key, metadata = key_of(obj), obj["metadata"]
         held = self._objects.get(key)
-        if metadata.get("uid") in self._deleted_uids or (held is not None and not _is_newer(obj, held)):
+        if metadata.get("uid") in self._deleted_uids or metadata.get("uid") in self._gone_uids:
+            return False
+        if held is not None and not _is_newer(obj, held):
             return False
         self._remember(key, self._trim(obj))
         if held is not None and self._owners(held) != self._owners(obj):
@@ -84,7 +92,11 @@ class Store:
 
     def remove(self, obj: Object) -> bool:
         """The watch said that this object is gone."""
-        self._deleted_uids.pop(obj["metadata"].get("uid") or "", None)
+        uid = obj["metadata"].get("uid") or ""
+        self._deleted_uids.pop(uid, None)
+        self._gone_uids[uid] = None
+        if len(self._gone_uids) > MAX_GONE:
+            self._gone_uids.popitem(last=False)
         return self._drop(obj)
 
     def forget_deleted(self, obj: Object) -> bool:
@@ -106,7 +118,7 @@ class Store:
         for key, held in list(self._objects.items()):
             in_scope = namespace is None or key[0] == namespace
             if in_scope and key not in listed and not _is_after(held, resource_version):
-                self.remove(held)
+                self._drop(held)
         uids = {obj["metadata"].get("uid") for obj in objects}
         for uid, at in list(self._deleted_uids.items()):
             # No event of an object that the list no longer has can still arrive.
@@ -119,7 +131,9 @@ class Store:
         """Drop everything in scope, overlay and all: the server's history went back (a restored backup)."""
         for key, held in list(self._objects.items()):
             if namespace is None or key[0] == namespace:
-                self.remove(held)
+                self._drop(held)
+        # What was deleted may exist again.
+        self._gone_uids.clear()
 
     def _owners(self, obj: Object) -> tuple[Any, ...]:
         return (obj["metadata"].get("uid"), *(self._index(obj) if self._index else ()))

@@ -62,6 +62,16 @@ def test_a_late_event_does_not_bring_back_what_we_deleted() -> None:
     assert store.put(pod(version=9, uid="u2")), "a successor of the same name is another object"
 
 
+def test_a_late_answer_does_not_bring_back_what_the_watch_reported_gone() -> None:
+    # A pod that has no node is gone at once: its event may overtake the answer of the call that deleted it.
+    store, heard = make_store()
+    store.put(pod(version=5))
+    assert store.remove(pod(version=7))
+    assert not store.put(pod(version=6))
+    assert store.get("ns", "p") is None
+    assert heard == ["p@5", "p@5"]
+
+
 def test_the_deletion_of_a_predecessor_leaves_the_successor_alone() -> None:
     store, _ = make_store()
     store.put(pod(version=5, uid="new"))
