@@ -27,6 +27,8 @@ def _normalised(kind: str, thing: Object) -> Object:
     for field in _ASSIGNED.get(kind, ()):
         spec.pop(field, None)
     kept: dict[str, Any] = {name: metadata[name] for name in _METADATA if name in metadata}
+    # Covers the owner's uid, which is another one in each run.
+    kept.get("annotations", {}).pop("stoker.dev/applied-hash", None)
     kept["owners"] = [owner["name"] for owner in metadata.get("ownerReferences", [])]
     kept["is_deleted"] = "deletionTimestamp" in metadata
     normalised: Object = {"kind": kind, "metadata": kept, "spec": spec}
