@@ -20,5 +20,7 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # kopf logs every event it sees; our own line of a pass says what came of it.
-    logging.getLogger("kopf").setLevel("WARNING" if level == "info" else level.upper())
+    # kopf logs every event it sees; our own line of a pass says what came of it. Its liveness page is asked
+    # every few seconds, which is no news either.
+    for name in ("kopf", "aiohttp.access"):
+        logging.getLogger(name).setLevel("WARNING" if level == "info" else level.upper())
