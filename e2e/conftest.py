@@ -48,7 +48,8 @@ def pytest_runtest_makereport(
     """Add what the cluster looks like to the report of a failed scenario."""
     report = yield
     running = getattr(item, "funcargs", {}).get("platform") or getattr(item, "funcargs", {}).get("kube")
-    if report.failed and running is not None:
+    # In a teardown the cluster, or the way to it, may be gone already.
+    if report.failed and call.when != "teardown" and running is not None:
         api = running.kube if isinstance(running, Platform) else running
         for title, text in diagnosis.sections(api):
             report.sections.append((title, text))
