@@ -86,8 +86,8 @@ from stoker_runtime.engine.process import main
 from stoker_runtime.errors import ModelError
 
 def load(config):
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-    raise ModelError(" ".join([*map(os.environ.__getitem__, names), str("torch" in sys.modules)]))
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    raise ModelError(" ".join([*(os.environ.get(name, "-") for name in names), str("torch" in sys.modules)]))
 
 sys.exit(main(load))
 """
@@ -96,14 +96,15 @@ sys.exit(main(load))
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        pytest.param({}, "1 PASSIVE False", id="default"),
-        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE False", id="own-choice"),
+        pytest.param({}, "1 - 20000 False", id="default"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "1 - 7 False", id="own-count"),
+        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "1 PASSIVE - False", id="own-policy"),
     ],
 )
 def test_openmp_is_set_before_torch_is_imported(
     tmp_path: Path, environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
     program = tmp_path / "engine.py"
     program.write_text(TELL_ENVIRONMENT)
