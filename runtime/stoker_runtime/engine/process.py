@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 _FAREWELL_S = 5.0
 # How long a thread of libgomp spins for another before it sleeps. Spinning starves whoever it waits for once
-# the cores are shared with other pods; sleeping at once costs a switch per operation. Output tokens per second
-# of SmolLM2 on 2 cores, alone / beside 3 busy processes: 19 / 1.7 with the default of 300,000, 18 / 3.5 with
+# the cores are shared with other pods; sleeping at once costs a switch per operation. SmolLM2's output tokens
+# per second on 2 cores, alone / beside 3 busy processes: 19 / 1.7 with the default of 300,000, 18 / 3.5 with
 # this, 14 / 5.8 without spinning.
 _SPIN_COUNT = 20_000
 _HANG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
