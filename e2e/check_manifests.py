@@ -26,11 +26,16 @@ CHART = REPOSITORY / "charts" / "stoker"
 CRD = REPOSITORY / "crds" / "modeldeployments.yaml"
 KUBERNETES = "1.37"
 # Kinds of other projects' CRDs, for which no schema is at hand.
-FOREIGN_KINDS = frozenset({"PodMonitor"})
+FOREIGN_KINDS = frozenset({"PodMonitor", "ServiceMonitor"})
 RENDERINGS: Mapping[str, tuple[str, ...]] = {
     "defaults": (),
     "two namespaces": ("namespaces={team-a,team-b}", "allowFileSources=true"),
     "monitored": ("monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.team=ml"),
+    "monitored by Service": (
+        "monitoring.serviceMonitor.enabled=true",
+        "monitoring.serviceMonitor.labels.team=ml",
+        "namespaces={team-a}",
+    ),
     "no CRD, no RBAC": ("crds.install=false", "rbac.create=false", "serviceAccount.name=ours"),
     "placed": (
         "imagePullSecrets[0].name=pull",

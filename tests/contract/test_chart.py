@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from stoker_operator.api import labels, parse
@@ -55,8 +56,9 @@ def test_no_role_has_a_wildcard_or_reads_secrets() -> None:
     assert [item for item in lists if "*" in item[1] or "secrets" in item[1]] == []
 
 
-def test_runtime_pod_monitor_selects_what_the_operator_makes() -> None:
-    monitors = (CHART / "templates" / "podmonitors.yaml").read_text()
+@pytest.mark.parametrize("file", ["podmonitors.yaml", "servicemonitors.yaml"])
+def test_runtime_monitor_selects_what_the_operator_makes(file: str) -> None:
+    monitors = (CHART / "templates" / file).read_text()
     assert f"- port: {labels.HTTP_PORT}\n" in monitors
     assert f"podTargetLabels: [{labels.DEPLOYMENT}, {labels.REVISION}]" in monitors
     assert "app.kubernetes.io/name: stoker-runtime\n" in monitors
