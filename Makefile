@@ -70,7 +70,7 @@ test: install tools ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu"
 
 test-fast: install ## unit and component tests, for the inner loop
-	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal
+	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast
 
 crd: install ## regenerate the CRD, and the chart's copy of it
 	$(BIN)/python -m stoker_operator.api.crd > crds/.modeldeployments.yaml

@@ -34,6 +34,9 @@ from loadgen.run import Load, Run, run
     "--duration", type=click.FloatRange(0, min_open=True), help="Start none after this many seconds."
 )
 @click.option("--until-eof", is_flag=True, help="Start none once standard input has closed.")
+@click.option(
+    "--at-least", type=click.IntRange(0), default=0, help="With --until-eof: send this many whatever happens."
+)
 @click.option("--prompt-tokens", type=click.IntRange(1), default=64)
 @click.option("--output-tokens", type=click.IntRange(1), default=64)
 @click.option("--ignore-eos/--stop-at-eos", default=True, help="Ask for exactly --output-tokens tokens.")
@@ -48,6 +51,8 @@ def main(**options: Any) -> None:
     """Send load to an OpenAI-compatible server; exit status 1 when a request failed."""
     if options["requests"] is None and options["duration"] is None and not options["until_eof"]:
         raise click.UsageError("give --requests, --duration or --until-eof: a run needs an end")
+    if options["at_least"] and not options["until_eof"]:
+        raise click.UsageError("--at-least only says how early --until-eof may end a run")
     api: Api = options["api"]
     target = Target(
         url=options["url"],
@@ -60,6 +65,7 @@ def main(**options: Any) -> None:
     )
     load = Load(
         num_requests=options["requests"],
+        min_requests=options["at_least"],
         duration_s=options["duration"],
         concurrency=options["concurrency"],
         rate_per_s=options["rate"],

@@ -81,7 +81,9 @@ async def measure(
     model: Path, levels: Sequence[int], starts: int, serve_args: Sequence[str]
 ) -> dict[str, Any]:
     """Run every measurement and return the report."""
-    ready_s = []
+    ready_s: list[float] = []
+    async with serving(model, serve_args):
+        pass  # not counted: it may compile byte code and read files that the kernel has not cached
     for _ in range(starts - 1):
         async with serving(model, serve_args) as server:
             ready_s.append(server.start_to_ready_s)

@@ -50,8 +50,10 @@ async def serving(
     port = _free_port()
     command = [sys.executable, "-m", "stoker_runtime", "serve", "--model", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--shutdown-delay-s", "0", "--served-model-name", NAME, *extra_args]
+    # An image holds byte code; here the first start writes it, unless the environment forbids that.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start_s = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, env=env)
     try:
         url = f"http://127.0.0.1:{port}"
         await _wait_ready(url, process, start_s + timeout_s)

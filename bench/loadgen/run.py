@@ -17,6 +17,7 @@ class Load:
     """How much to send and for how long; a run ends at the first limit it meets, or when told to stop."""
 
     num_requests: int | None = None
+    min_requests: int = 0  # no matter when it is told to stop
     duration_s: float | None = None
     concurrency: int = 1  # closed loop
     rate_per_s: float | None = None  # open loop when given
@@ -43,7 +44,7 @@ async def run(target: client.Target, load: Load, stop: asyncio.Event | None = No
     Args:
         target: where to and what for.
         load: how much.
-        stop: once set, no further request starts; those in flight are awaited.
+        stop: once set, no further request starts beyond `load.min_requests`; those in flight are awaited.
     """
     stop = stop or asyncio.Event()
     zero_s = time.perf_counter()
@@ -66,7 +67,7 @@ async def closed_loop(send: Send, load: Load, stop: asyncio.Event) -> list[Outco
 
     async def worker() -> None:
         for index in indices:
-            if stop.is_set() or time.perf_counter() >= deadline_s:
+            if (stop.is_set() and index >= load.min_requests) or time.perf_counter() >= deadline_s:
                 return
             outcomes.append(await send(index))
 
@@ -90,13 +91,17 @@ async def open_loop(send: Send, load: Load, stop: asyncio.Event) -> list[Outcome
     async with asyncio.TaskGroup() as group:
         for index, at_s in zip(_indices(load), arrivals.poisson(load.rate_per_s, load.seed), strict=False):
             start_s = zero_s + at_s
-            if await _stopped_before(stop, min(start_s, deadline_s)) or start_s >= deadline_s:
+            stopped = await _stopped_before(stop, min(start_s, deadline_s), index < load.min_requests)
+            if stopped or start_s >= deadline_s:
                 break
             tasks.append(group.create_task(one(index)))
     return [task.result() for task in tasks]
 
 
-async def _stopped_before(stop: asyncio.Event, at_s: float) -> bool:
+async def _stopped_before(stop: asyncio.Event, at_s: float, is_needed: bool) -> bool:
+    if is_needed:
+        await asyncio.sleep(max(0.0, at_s - time.perf_counter()))
+        return False
     try:
         await asyncio.wait_for(stop.wait(), max(0.0, at_s - time.perf_counter()))
     except TimeoutError:

@@ -1,7 +1,9 @@
 """The bar: whatever the cluster goes through, no request that a client sends through the Service fails.
 
-Short requests and long streams arrive at random moments (open loop, fixed seed), each on a new connection,
+A few clients send short requests and a few more long streams, one after the other, each on a new connection,
 none ever retried, while the ModelDeployment is rolled thrice, scaled to three and back, and its node drained.
+They wait for their answers (closed loop), so a slow machine makes the run longer but is never overloaded:
+the queue limit's 429 would be a right answer, but not the one in question.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_o
 MIN_REQUESTS = 2000
 MIN_LONG_STREAMS = 50
 LONG_S = 5.0
-SHORT_RATE_PER_S = 12.0
-STREAM_RATE_PER_S = 0.4
-MARGIN = 1.1  # Poisson arrivals scatter around their mean
+NUM_SHORT_CLIENTS = 4
+NUM_STREAM_CLIENTS = 4
+LOAD_TIMEOUT_S = 400
 MAX_MODEL_LEN = 2048
 
 
@@ -91,42 +92,21 @@ def test_no_request_fails_in_rollouts_scaling_and_a_drain(
 ) -> None:
     url = model.status()["url"]
     tokens = long_stream_tokens(clients, url, model.name)
-    started_s = time.monotonic()
-    short = (
-        "--rate",
-        f"{SHORT_RATE_PER_S}",
-        "--prompt-tokens",
-        "16",
-        "--output-tokens",
-        "2",
-        "--same-prompt",
-    )
-    stream = (
-        "--rate",
-        f"{STREAM_RATE_PER_S}",
-        "--prompt-tokens",
-        "16",
-        "--output-tokens",
-        str(tokens),
-        "--seed",
-        "1",
-    )
-    loads = [clients.start_load(url, model.name, *options) for options in (short, stream)]
+    short = ("--output-tokens", "2", "--same-prompt", "--at-least", f"{MIN_REQUESTS}")
+    stream = ("--output-tokens", f"{tokens}", "--at-least", f"{MIN_LONG_STREAMS + 10}")
+    clients_of = {short: NUM_SHORT_CLIENTS, stream: NUM_STREAM_CLIENTS}
+    loads = [
+        clients.start_load(url, model.name, "--prompt-tokens", "16", "--concurrency", f"{number}", *options)
+        for options, number in clients_of.items()
+    ]
     try:
         for max_num_seqs in (48, 40, 32):
             roll(model, max_num_seqs)
         scale(kube, model, 3)
         scale(kube, model, 1)
         drain(kube, model)
-        enough_s = MARGIN * max(MIN_REQUESTS / SHORT_RATE_PER_S, MIN_LONG_STREAMS / STREAM_RATE_PER_S)
-        eventually(
-            "enough requests have been sent",
-            lambda: time.monotonic() - started_s > enough_s,
-            enough_s,
-            poll_s=1,
-        )
     finally:
-        reports = [load.stop() for load in loads]
+        reports = [load.stop(LOAD_TIMEOUT_S) for load in loads]
     outcomes = [outcome for report in reports for outcome in report["records"]]
     keep(reports)
     failed = [outcome for outcome in outcomes if outcome["failure"] is not None]

@@ -58,6 +58,13 @@ def test_a_run_without_an_end_is_refused() -> None:
     assert "--until-eof" in result.output
 
 
+def test_a_least_number_is_refused_where_nothing_would_ask_for_it() -> None:
+    arguments = ["--url", "http://127.0.0.1:1", "--model", "m", "--requests", "2", "--at-least", "1"]
+    result = CliRunner().invoke(load.main, arguments)
+    assert result.exit_code == 2
+    assert "--at-least" in result.output
+
+
 def test_failed_requests_make_the_exit_status_1() -> None:
     arguments = ["--url", "http://127.0.0.1:1", "--model", "m", "--requests", "2"]
     result = CliRunner().invoke(load.main, arguments)

@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import smollm2_path
 from tokenizers import (
@@ -114,7 +114,6 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokeniz
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
 @given(text=st.one_of(st.text(max_size=40), st.lists(st.sampled_from([*CORPUS, *SPECIALS])).map("".join)))
-@settings(max_examples=60, deadline=None)
 def test_gguf_tokenizer_encodes_and_decodes_as_the_original(
     pre: str, text: str, rebuilt: dict[str, tuple[Tokenizer, Tokenizer]]
 ) -> None:
@@ -341,7 +340,6 @@ def test_gguf_header_equals_what_the_gguf_package_reads(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
 def test_damaged_gguf_headers_are_refused_or_read_never_worse(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

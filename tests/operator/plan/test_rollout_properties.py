@@ -175,5 +175,5 @@ class Rollouts(RuleBasedStateMachine):
         assert cluster.next_plan().actions == (), "time alone changes nothing"
 
 
-Rollouts.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Rollouts.TestCase.settings = settings(stateful_step_count=40)
 TestRollouts = Rollouts.TestCase

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from runtime_builders import FakeRunner, make_engine_config, make_request
 
@@ -128,7 +128,6 @@ def tokens_of(outputs: list[RequestOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-@settings(max_examples=400, deadline=None)
 @given(machine=machines, traffic=arrivals())
 def test_every_request_gets_what_it_would_get_alone(machine: Machine, traffic: list[Arrival]) -> None:
     runner = machine.runner()
@@ -153,7 +152,6 @@ def test_every_request_gets_what_it_would_get_alone(machine: Machine, traffic: l
             assert (got[-1].finish_reason, got[-1].error) == (alone[-1].finish_reason, alone[-1].error)
 
 
-@settings(max_examples=100, deadline=None)
 @given(machine=machines, traffic=arrivals())
 def test_only_the_newest_request_of_a_step_is_in_the_middle_of_its_prompt(
     machine: Machine, traffic: list[Arrival]
@@ -170,7 +168,6 @@ def test_only_the_newest_request_of_a_step_is_in_the_middle_of_its_prompt(
         assert all(item.samples for item in plan.requests[:-1])
 
 
-@settings(max_examples=100, deadline=None)
 @given(prompts=st.lists(st.integers(1, 40), min_size=2, max_size=6), extra_budget=st.integers(0, 10))
 def test_decodes_keep_their_pace_while_long_prompts_arrive(prompts: list[int], extra_budget: int) -> None:
     runner = FakeRunner(num_blocks=200, max_model_len=200)

@@ -136,7 +136,7 @@ def mixes(draw: st.DrawFn) -> tuple[dict[str, int], list[tuple[int, list[int], i
 
 
 @given(mix=mixes(), family=st.sampled_from(FAMILIES))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_equals_the_reference(
     mix: tuple[dict[str, int], list[tuple[int, list[int], int]]], family: str, model_directory: ModelDirectory
 ) -> None:

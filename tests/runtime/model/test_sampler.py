@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from runtime_builders import make_sampling
 from scipy import stats
@@ -150,7 +150,6 @@ def odd_requests(draw: st.DrawFn) -> ScheduledRequest:
 
 
 @given(requests=st.lists(odd_requests(), min_size=1, max_size=6), seed=st.integers(0, 1000))
-@settings(max_examples=150, deadline=None)
 def test_a_row_is_sampled_as_if_it_were_alone(requests: list[ScheduledRequest], seed: int) -> None:
     logits = torch.randn(len(requests), 50, generator=torch.Generator().manual_seed(seed)) * 3
     together = sample(logits.clone(), requests)

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import (
     VOCAB_SIZE,
@@ -44,7 +44,6 @@ def build(folder: Path) -> None:
 
 @pytest.mark.parametrize("type_id", sorted(FORMATS))
 @given(seed=st.integers(0, 2**32 - 1), num_blocks=st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
 def test_dequantized_blocks_equal_the_gguf_package_bit_for_bit(
     type_id: int, seed: int, num_blocks: int
 ) -> None:
