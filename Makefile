@@ -67,7 +67,8 @@ tools: install ## build what the local cluster is made of (about 20 minutes the 
 	$(BIN)/python e2e/cluster build-tools
 
 test: install tools ## everything but `gpu`; what CI runs
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu and not e2e" -n auto --dist worksteal
+	$(BIN)/pytest -m "e2e and not gpu"
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast

@@ -49,9 +49,16 @@ def images() -> list[Image]:
             context=REPOSITORY,
             files=[*_PACKAGE_FILES, "runtime", "requirements/runtime.txt", "requirements/torch.in"],
             build_args={"TORCH_INDEX_URL": os.environ.get("TORCH_INDEX_URL", "")},
+            wheels=wheels(),
         ),
         example_model_image(),
     ]
+
+
+def wheels() -> Path | None:
+    """Return the folder that may hold the CPU build of torch, which the Makefile looks into as well."""
+    folder = Path(os.environ.get("STOKER_WHEELS") or REPOSITORY.parent / "shared" / "wheels")
+    return folder if folder.is_dir() else None
 
 
 def example_model_image() -> Image:

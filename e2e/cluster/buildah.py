@@ -30,6 +30,7 @@ PIP_SETTINGS = {
     "PIP_DEFAULT_TIMEOUT": "timeout",
     "PIP_PROXY": "proxy",
 }
+MAX_LAYERS_BYTES = 20 << 30
 CERTIFICATES = Path("/etc/ssl/certs")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -39,14 +40,15 @@ def work_dir() -> Path:
     return cache_dir() / "buildah"
 
 
-def wheel_folders(environment: Mapping[str, str]) -> list[Path]:
-    """Folders of wheels that the host's pip is told about, as far as they exist.
+def wheel_folders(environment: Mapping[str, str], wheels: Path | None) -> list[Path]:
+    """Folders of wheels that pip is told about, as far as they exist.
 
     Args:
-        environment: PIP_FIND_LINKS holds folders or addresses, STOKER_WHEELS one folder.
+        environment: PIP_FIND_LINKS holds the folders or addresses that the host's pip knows.
+        wheels: one more folder.
     """
-    names = [environment.get("STOKER_WHEELS", ""), *environment.get("PIP_FIND_LINKS", "").split()]
-    folders = [Path(name).resolve() for name in names if name and "://" not in name]
+    names = [name for name in environment.get("PIP_FIND_LINKS", "").split() if "://" not in name]
+    folders = [path.resolve() for path in ([wheels] if wheels else []) + [Path(name) for name in names]]
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))
 
 
@@ -128,22 +130,34 @@ def build_command(tag: str, context: Path, build_args: Mapping[str, str], volume
     ]
 
 
-def build(tag: str, context: Path, build_args: Mapping[str, str], archive: Path) -> None:
+def build(
+    tag: str, context: Path, build_args: Mapping[str, str], archive: Path, wheels: Path | None = None
+) -> None:
     """Build an image and write it to an archive.
+
+    Args:
+        tag: its name.
+        context: folder with the Dockerfile and what it copies.
+        build_args: values of the Dockerfile's ARGs.
+        archive: file to write.
+        wheels: folder of wheels that pip prefers.
 
     Raises:
         ClusterError: buildah is missing and cannot be installed, or the build failed.
     """
     packages.ensure({"buildah": packages.IMAGE_PROGRAMS["buildah"]})
-    wheels = wheel_folders(os.environ)
+    folders = wheel_folders(os.environ, wheels)
     configuration = work_dir() / "pip.conf"
     work_dir().mkdir(parents=True, exist_ok=True)
-    configuration.write_text(pip_conf(os.environ, wheels))
-    volumes = [f"{configuration}:/etc/pip.conf:ro", *(f"{folder}:{folder}:ro" for folder in wheels)]
+    configuration.write_text(pip_conf(os.environ, folders))
+    volumes = [f"{configuration}:/etc/pip.conf:ro", *(f"{folder}:{folder}:ro" for folder in folders)]
     if CERTIFICATES.is_dir():
         volumes.append(f"{CERTIFICATES}:{CERTIFICATES}:ro")
     run(*build_command(tag, context, build_args, volumes))
     export(tag, archive)
+    if host.num_bytes(work_dir() / "layers") > MAX_LAYERS_BYTES:
+        # All or nothing: the layers that the next build could start from belong to no image that has a name.
+        run("rmi", "--all", "--force")
 
 
 def export(tag: str, archive: Path) -> None:

@@ -72,6 +72,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def num_bytes(folder: Path) -> int:
+    """Bytes that a folder takes on its file system."""
+    command = ["du", "--summarize", "--one-file-system", "--block-size=1", str(folder)]
+    return int(run(command, timeout_s=600).split()[0])
+
+
 def tail(path: Path, max_bytes: int = 3000) -> str:
     """The end of a log, for error messages."""
     if not path.exists():

@@ -34,6 +34,7 @@ class Image:
         build_args: values of the Dockerfile's ARGs.
         base_arg: the ARG that names the base image. Without a Docker engine it gets the stand-in base made
             from the host's own distribution; None for `FROM scratch`.
+        wheels: folder of wheels that pip prefers in a build without a Docker engine.
     """
 
     tag: str
@@ -42,6 +43,7 @@ class Image:
     files: Sequence[str] = ()
     build_args: Mapping[str, str] = field(default_factory=dict)
     base_arg: str | None = "BASE_IMAGE"
+    wheels: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse tags that a kubelet would look for in a registry."""
@@ -76,6 +78,7 @@ def image_key(image: Image, base_key: str) -> str:
         "//args": repr(sorted(image.build_args.items())),
         "//base": f"{image.base_arg}={base_key}",
         "//modes": repr(sorted(modes.items())),
+        "//wheels": repr(sorted(path.name for path in image.wheels.glob("*.whl")) if image.wheels else []),
     }
     fixed = {name: value.encode() for name, value in recipe.items()}
     return content_key({**parts, **fixed, "//dockerfile": image.dockerfile.read_bytes()})
@@ -117,26 +120,28 @@ def build(image: Image) -> Path:
     Raises:
         ClusterError: a prerequisite is missing or the build failed, with the end of its output.
     """
-    with_docker = docker_answers()
-    base = None
-    if image.base_arg and not with_docker:
-        base = baseimage.ensure()
+    # One build at a time: they share the store of layers, which a build may empty when it has grown.
+    with host.locked(cache_dir() / "images" / ".build.lock"):
+        archive = _build(image, with_docker=docker_answers())
+        forget_older(archive, image)
+    return archive
+
+
+def _build(image: Image, *, with_docker: bool) -> Path:
+    base = baseimage.ensure() if image.base_arg and not with_docker else None
     archive = archive_path(image, image_key(image, base.key if base else "public"))
-    with host.locked(archive_path(image, "build").with_suffix(".lock")):
-        if archive.exists():
-            archive.touch()
-            return archive
-        with (
-            step(f"build image {image.tag}"),
-            tempfile.TemporaryDirectory(prefix="stoker-context-") as folder,
-        ):
-            stage_context(image, Path(folder))
-            build_args = dict(image.build_args)
-            if base and image.base_arg:
-                build_args[image.base_arg] = base.tag
-            builder = docker_build if with_docker else buildah.build
-            builder(image.tag, Path(folder), build_args, archive)
-    forget_older(archive, image)
+    if archive.exists():
+        archive.touch()
+        return archive
+    with step(f"build image {image.tag}"), tempfile.TemporaryDirectory(prefix="stoker-context-") as folder:
+        stage_context(image, Path(folder))
+        build_args = dict(image.build_args)
+        if base and image.base_arg:
+            build_args[image.base_arg] = base.tag
+        if with_docker:
+            docker_build(image.tag, Path(folder), build_args, archive)
+        else:
+            buildah.build(image.tag, Path(folder), build_args, archive, image.wheels)
     return archive
 
 

@@ -132,3 +132,9 @@ def test_missing_programs_are_named_with_the_command_that_installs_them(
 
 def test_installed_programs_need_nothing() -> None:
     packages.ensure({"sh": "dash"})
+
+
+def test_a_folder_takes_at_least_what_its_files_hold(tmp_path: Path) -> None:
+    empty = host.num_bytes(tmp_path)
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    assert 100_000 <= host.num_bytes(tmp_path) - empty < 200_000

@@ -59,6 +59,9 @@ def test_key_sees_every_ingredient(tmp_path: Path) -> None:
         image_key(make_image(tmp_path, build_args={"A": "1"}), "base"),
         image_key(make_image(tmp_path, tag="localhost/thing:2"), "base"),
     ]
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "thing-1-py3-none-any.whl").write_text("")
+    keys.append(image_key(make_image(tmp_path, wheels=tmp_path / "wheels"), "base"))
     (tmp_path / "src" / "a.py").chmod(0o755)
     keys.append(image_key(image, "base"))
     (tmp_path / "src" / "a.py").write_text("changed")
@@ -93,9 +96,9 @@ def test_pip_inside_a_build_is_told_what_pip_outside_is_told(tmp_path: Path) -> 
         "PIP_CERT": "/etc/ssl/certs/ca.crt",
         "PIP_INDEX_URL": "https://index.example/simple",
         "PIP_FIND_LINKS": f"{wheels} https://links.example {tmp_path}/absent",
-        "STOKER_WHEELS": str(wheels),
     }
-    folders = buildah.wheel_folders(environment)
+    folders = buildah.wheel_folders(environment, wheels)
+    assert buildah.wheel_folders({}, None) == []
     parser = configparser.ConfigParser()
     parser.read_string(buildah.pip_conf(environment, folders))
     assert folders == [wheels]
