@@ -196,6 +196,7 @@ class ClusterModel:
         pod = self._changed(action.name)
         pod["metadata"]["labels"][labels.SERVING] = "false"
         pod["metadata"].setdefault("annotations", {})[labels.DRAINING_SINCE] = action.since
+        self._check_budget(limits, action.name)
         # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
         if self._is_available(self.cached_pods[action.name], self.cached_nodes):
             self._check_available(limits)
@@ -234,6 +235,19 @@ class ClusterModel:
         after = sum(serves(self.pods[name]) for name in names)
         least = limits.num_wanted - limits.max_unavailable
         self._require(after >= least, f"{after} pods answer, {least} have to")
+
+    def _check_budget(self, limits: ModelDeployment, stopping: str) -> None:
+        """An eviction may take as many pods as the rollout may, though draining pods look available to it."""
+        least = limits.num_wanted - limits.max_unavailable
+        if self.budget is None:
+            self._require(least <= 0, "there is no budget")
+            return
+        draining = sum(
+            is_ready(pod) and not is_terminating(pod) and not (serves(pod) and name != stopping)
+            for name, pod in self.cached_pods.items()
+        )
+        left = self.budget["spec"]["minAvailable"] - draining
+        self._require(left >= least, f"evictions may leave {left} pods that answer, {least} have to")
 
     def _check_drained(self, pod: Object) -> None:
         count = self.in_flight.get(uid_of(pod), 0)

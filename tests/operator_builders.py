@@ -149,17 +149,19 @@ def make_observed(
         pods: those that exist.
         model: the stored ModelDeployment.
         service: the Service, if it is not as wanted.
-        budget: the PodDisruptionBudget, if it is not as wanted.
+        budget: the PodDisruptionBudget, if it is not as wanted while the pods that do not serve drain.
         nodes: by name.
         in_flight: requests in flight by pod name.
     """
     uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
     readings = {uids[name]: Reading(count) for name, count in (in_flight or {}).items()}
+    num_draining = sum(pod["metadata"]["labels"].get(labels.SERVING) == "false" for pod in pods)
+    usual = wanted.budget(num_draining)
     return Observed(
         model=make_model() if model is None else model,
         pods=pods,
         service=stored(wanted.service, "service") if service is None else service,
-        budget=stored(wanted.budget, "budget") if budget is None and wanted.budget else budget,
+        budget=stored(usual, "budget") if budget is None and usual else budget,
         nodes=nodes or {},
         readings=readings,
     )

@@ -18,7 +18,7 @@ def service(model: ModelDeployment) -> dict[str, Any]:
         "metadata": _metadata(model, dict(spec.annotations or {})),
         "spec": {
             "type": spec.type,
-            "selector": _serving(model),
+            "selector": {**labels.leader_selector(model.name), labels.SERVING: "true"},
             "ports": [
                 {
                     "name": labels.HTTP_PORT,
@@ -33,11 +33,21 @@ def service(model: ModelDeployment) -> dict[str, Any]:
     return _hashed(manifest)
 
 
-def budget(model: ModelDeployment) -> dict[str, Any] | None:
+def budget(model: ModelDeployment, num_draining: int = 0) -> dict[str, Any] | None:
     """Return the PodDisruptionBudget, or None when every replica may be missing.
 
     With the default of no unavailable replica an eviction is refused until the operator, which sees the node
     cordoned, has a replacement that answers elsewhere. Pods that never got ready do not hold up a drain.
+
+    Draining pods are ready, but answer nobody new. They cannot be left out by their label: Kubernetes counts
+    again when a pod changes that the budget selects, so one that stops being selected would go on counting
+    (updatePod of its disruption controller looks at the new labels only). They are selected, and so many more
+    must be available. A change of the number is a new generation, and evictions are refused until that has
+    been counted.
+
+    Args:
+        model: what it is for.
+        num_draining: leaders that do not serve and still exist.
     """
     min_available = model.num_wanted - model.max_unavailable
     if min_available <= 0:
@@ -47,16 +57,12 @@ def budget(model: ModelDeployment) -> dict[str, Any] | None:
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(model, {}),
         "spec": {
-            "minAvailable": min_available,
-            "selector": {"matchLabels": _serving(model)},
+            "minAvailable": min_available + num_draining,
+            "selector": {"matchLabels": labels.leader_selector(model.name)},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }
     return _hashed(manifest)
-
-
-def _serving(model: ModelDeployment) -> dict[str, str]:
-    return {**labels.leader_selector(model.name), labels.SERVING: "true"}
 
 
 def _metadata(model: ModelDeployment, annotations: dict[str, str]) -> dict[str, Any]:

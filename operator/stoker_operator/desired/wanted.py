@@ -27,14 +27,16 @@ class Wanted:
             that another version of the operator restarts nothing.
         pod: template of the pods of this revision.
         service: the Service.
-        budget: the PodDisruptionBudget, if there should be one.
     """
 
     model: ModelDeployment
     revision: str
     pod: dict[str, Any]
     service: dict[str, Any]
-    budget: dict[str, Any] | None
+
+    def budget(self, num_draining: int = 0) -> dict[str, Any] | None:
+        """Return the PodDisruptionBudget, if there should be one, while so many replicas drain."""
+        return budget(self.model, num_draining)
 
 
 def revision_of(spec: Spec) -> str:
@@ -56,5 +58,4 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
         revision=revision_of(model.spec),
         pod=pod_template(model, config),
         service=service(model),
-        budget=budget(model),
     )

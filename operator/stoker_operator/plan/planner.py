@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
@@ -50,10 +50,11 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
     ]
     finished, drain_waits = _finished(draining, model.spec.pod.termination_grace_period_seconds, now)
+    stops = list(_stops(decision, now))
     actions: list[Action] = [
-        *_shared(wanted, observed),
+        *_shared(wanted, observed, _num_draining(all_groups, stops)),
         *_creations(wanted, observed, target, decision),
-        *_stops(decision, now),
+        *stops,
         *(DeletePod(ref.name, ref.uid, "Failed") for group in decision.removals for ref in group.pods),
         *finished,
     ]
@@ -64,10 +65,20 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     return Plan(tuple(actions), min(waits, default=None), uids)
 
 
-def _shared(wanted: Wanted, observed: Observed) -> Iterator[Action]:
+def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod]) -> int:
+    """Count the replicas that drain or are about to: the budget makes up for them before they stop serving.
+
+    Those on their way out count until they are gone, when nobody can still take them for available ones.
+    """
+    stopping = {stop.name for stop in stops if isinstance(stop, StopServing)}
+    return sum(not group.is_serving or group.name in stopping for group in all_groups)
+
+
+def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[Action]:
     """Apply the Service and the PodDisruptionBudget where they differ; never touch somebody else's."""
     uid = wanted.model.uid
-    for manifest, existing in ((wanted.service, observed.service), (wanted.budget, observed.budget)):
+    budget = wanted.budget(num_draining)
+    for manifest, existing in ((wanted.service, observed.service), (budget, observed.budget)):
         if existing is not None and not is_owned_by(existing, uid):
             continue
         if manifest is not None:
@@ -91,7 +102,8 @@ def _creations(
 
 
 def _stops(decision: Decision, now: datetime) -> Iterator[StopServing | DeletePod]:
-    since = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    # To the millisecond: a second cut off here would be one less to settle.
+    since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     for group, reason in decision.stops:
         for ref in group.pods:
             if group.is_ready or group.was_started:
@@ -126,7 +138,7 @@ def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
     model = wanted.model
     found: list[tuple[str, Manifest | None, Any]] = [
         ("Service", observed.service, wanted.service),
-        ("PodDisruptionBudget", observed.budget, wanted.budget),
+        ("PodDisruptionBudget", observed.budget, wanted.budget()),
     ]
     for kind, existing, manifest in found:
         if manifest is not None and existing is not None and _is_foreign(existing, model):

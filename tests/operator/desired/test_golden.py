@@ -77,7 +77,8 @@ class Dumper(yaml.SafeDumper):
 def manifests(spec: dict[str, Any]) -> list[dict[str, Any]]:
     wanted = desired(parse(make_model(**spec)), CONFIG)
     pod = named_pod(wanted.pod, f"{wanted.model.name}-{wanted.revision}-0", wanted.revision)
-    return [pod, wanted.service, *([wanted.budget] if wanted.budget else [])]
+    budget = wanted.budget()
+    return [pod, wanted.service, *([budget] if budget else [])]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -34,6 +34,23 @@ def steps(todo: Plan) -> list[tuple[str, str, str]]:
     return [(type(action).__name__, getattr(action, "name", ""), action.reason) for action in todo.actions]
 
 
+BUDGET_MAKES_UP = ("Apply", "", "Drift")
+
+
+def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
+    wanted = make_wanted(replicas=1)
+    old = [make_pod(wanted, ordinal, is_serving=False, draining_since=ago(9)) for ordinal in (0, 1)]
+    old[1]["metadata"]["deletionTimestamp"] = ago(1)
+    serving = make_pod(wanted, 2)
+    min_available = []
+    for others in (old, old[1:], []):
+        observed = make_observed(wanted, serving, *others, budget=stored(wanted.budget(7), "budget"))
+        apply = plan(wanted, observed, NOW).actions[0]
+        assert isinstance(apply, Apply)
+        min_available.append(apply.manifest["spec"]["minAvailable"])
+    assert min_available == [3, 2, 1]
+
+
 def test_first_pass_makes_the_service_before_the_pods() -> None:
     wanted = make_wanted(replicas=2)
     todo = plan(wanted, Observed(make_model()), NOW)
@@ -63,7 +80,7 @@ def test_new_revision_comes_up_before_the_old_one_stops_serving() -> None:
     starting = plan(new, make_observed(new, make_pod(old), make_pod(new, is_ready=False)), NOW)
     assert steps(starting) == []
     ready = plan(new, make_observed(new, make_pod(old), make_pod(new)), NOW)
-    assert steps(ready) == [("StopServing", name(old), "Outdated")]
+    assert steps(ready) == [BUDGET_MAKES_UP, ("StopServing", name(old), "Outdated")]
 
 
 def test_broken_revision_keeps_an_old_pod_that_stumbles() -> None:
@@ -84,7 +101,7 @@ def test_without_surge_one_pod_leaves_first() -> None:
     rollout: dict[str, Any] = {"rollout": {"maxSurge": 0, "maxUnavailable": 1}, "replicas": 2}
     old, new = make_wanted(**OLD, **rollout), make_wanted(**NEW, **rollout)
     todo = plan(new, make_observed(new, make_pod(old, 0), make_pod(old, 1)), NOW)
-    assert [step[0] for step in steps(todo)] == ["StopServing"]
+    assert [step[0] for step in steps(todo)] == ["Apply", "StopServing"]
 
 
 def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
@@ -107,7 +124,8 @@ def test_pod_on_a_cordoned_node_is_replaced_before_it_leaves() -> None:
     ]
     successor = make_pod(wanted, 1, node="node-b")
     assert steps(plan(wanted, make_observed(wanted, leaving, successor, nodes=nodes), NOW)) == [
-        ("StopServing", name(wanted, 0), "NodeLeaving")
+        BUDGET_MAKES_UP,
+        ("StopServing", name(wanted, 0), "NodeLeaving"),
     ]
 
 
@@ -195,8 +213,8 @@ def test_failures_of_an_old_revision_do_not_delay_the_new_one() -> None:
 
 def test_suspending_drains_all_pods_and_drops_the_budget_but_not_the_service() -> None:
     running, suspended = make_wanted(), make_wanted(suspend=True)
-    assert running.budget is not None
-    observed = make_observed(suspended, make_pod(running), budget=stored(running.budget, "budget"))
+    assert running.budget() is not None
+    observed = make_observed(suspended, make_pod(running), budget=stored(running.budget(), "budget"))
     actions = plan(suspended, observed, NOW).actions
     assert [type(action) for action in actions] == [DeleteBudget, StopServing]
 
