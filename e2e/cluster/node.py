@@ -83,7 +83,7 @@ class NodeDaemons:
 
     def import_image(self, archive: str) -> None:
         """Put the images of an archive into this node's store."""
-        host.run(self._ctr("images", "import", archive), timeout_s=300)
+        host.run(self._ctr("images", "import", "--local", archive), timeout_s=300)
 
     def is_running(self) -> bool:
         """Whether every daemon of the node runs."""
