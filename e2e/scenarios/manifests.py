@@ -9,7 +9,11 @@ from scenarios.kube import Object
 
 MODEL_IMAGE = "localhost/smollm2:1"
 SMALL_POD: Object = {
-    "resources": {"requests": {"cpu": "100m", "memory": "700Mi"}, "limits": {"memory": "3Gi"}},
+    # One thread each: several pods share the cores of one machine, and threads wait for each other.
+    "resources": {
+        "requests": {"cpu": "100m", "memory": "700Mi"},
+        "limits": {"cpu": "1500m", "memory": "3Gi"},
+    },
     "terminationGracePeriodSeconds": 120,
 }
 SMALL_ENGINE: Object = {"maxModelLen": 2048, "maxNumSeqs": 32}

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_o
 MIN_REQUESTS = 2000
 MIN_LONG_STREAMS = 50
 LONG_S = 5.0
-NUM_SHORT_CLIENTS = 4
+NUM_SHORT_CLIENTS = 8
 NUM_STREAM_CLIENTS = 4
 LOAD_TIMEOUT_S = 400
 MAX_MODEL_LEN = 2048
@@ -46,10 +46,10 @@ def model(kube: Kube, namespace: str) -> Iterator[Model]:
 
 
 def long_stream_tokens(clients: ClientPod, url: str, name: str) -> int:
-    """Output tokens of a stream that takes a little over LONG_S even while nothing else runs."""
+    """Output tokens of a stream that takes LONG_S even while nothing else runs."""
     report = clients.load(url, name, "--requests", "2", "--output-tokens", "64")
     tpot_s: float = report["summary"]["tpot_s"]["min"]
-    return min(MAX_MODEL_LEN - 128, math.ceil(1.3 * LONG_S / tpot_s))
+    return min(MAX_MODEL_LEN - 128, math.ceil(1.05 * LONG_S / tpot_s))
 
 
 def roll(model: Model, max_num_seqs: int) -> None:
@@ -92,12 +92,11 @@ def test_no_request_fails_in_rollouts_scaling_and_a_drain(
 ) -> None:
     url = model.status()["url"]
     tokens = long_stream_tokens(clients, url, model.name)
-    short = ("--output-tokens", "2", "--same-prompt", "--at-least", f"{MIN_REQUESTS}")
-    stream = ("--output-tokens", f"{tokens}", "--at-least", f"{MIN_LONG_STREAMS + 10}")
-    clients_of = {short: NUM_SHORT_CLIENTS, stream: NUM_STREAM_CLIENTS}
+    short = ("--concurrency", f"{NUM_SHORT_CLIENTS}", "--prompt-tokens", "4", "--output-tokens", "2")
+    stream = ("--concurrency", f"{NUM_STREAM_CLIENTS}", "--output-tokens", f"{tokens}")
     loads = [
-        clients.start_load(url, model.name, "--prompt-tokens", "16", "--concurrency", f"{number}", *options)
-        for options, number in clients_of.items()
+        clients.start_load(url, model.name, *options, "--at-least", f"{number}")
+        for options, number in ((short, MIN_REQUESTS), (stream, MIN_LONG_STREAMS + 10))
     ]
     try:
         for max_num_seqs in (48, 40, 32):
