@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest
-from stoker_runtime.model.architecture import read_config_json
+from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.kv_cache import block_bytes
 from stoker_runtime.model.loader import load_runner
 
@@ -67,6 +67,11 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MistralConfig",
         {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": None},
     ),
+    "mistral-window": (
+        "MistralForCausalLM",
+        "MistralConfig",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 11},
+    ),
     "qwen2": (
         "Qwen2ForCausalLM",
         "Qwen2Config",
@@ -76,6 +81,45 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3ForCausalLM",
         "Qwen3Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    ),
+    "qwen3-window": (  # the second layer alone has a window
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+    ),
+    "smollm3": (  # the second layer has no rope
+        "SmolLM3ForCausalLM",
+        "SmolLM3Config",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "no_rope_layer_interval": 2},
+    ),
+    "phi3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 13},
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": (
+        "Olmo2ForCausalLM",
+        "Olmo2Config",
+        {"num_attention_heads": 4, "num_key_value_heads": 2},
     ),
 }
 FAMILIES = tuple(_FAMILIES)

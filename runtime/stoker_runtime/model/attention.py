@@ -9,15 +9,25 @@ from torch import Tensor
 from stoker_runtime.model.batch import Batch, Chunk, DecodeGroup
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache: tuple[Tensor, Tensor],
+    batch: Batch,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Store this step's keys and values, then attend each request over its context.
 
     Args:
-        query: already rotated; scaled here by 1 / sqrt(D).
+        query: already rotated.
         key: already rotated.
         value: as projected.
         cache: one layer's keys and values by slot; changed in place.
         batch: where each token goes and what it sees.
+        window: of this layer; one of those that the batch was packed for.
+        scale: of the scores; None for 1 / sqrt(D).
     Shapes:
         query [T, H, D], key and value [T, Hkv, D], cache 2 x [N * S, Hkv, D] -> [T, H * D]
     """
@@ -27,25 +37,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tenso
     num_kv_heads = key.shape[1]
     # Query heads that share a KV head become rows (decode) or a batch axis (chunks): keys are never repeated.
     grouped = query.view(query.shape[0], num_kv_heads, -1, query.shape[2])  # [T, Hkv, G, D]
-    parts = [_decode(grouped[group.rows], keys, values, group) for group in batch.decode_groups]
-    for chunk in batch.chunks:
+    reach = batch.reaches[window]
+    parts = [_decode(grouped[group.rows], keys, values, group, scale) for group in reach.decode_groups]
+    for chunk in reach.chunks:
         rows = chunk.rows
         seen = (key[rows], value[rows]) if chunk.slots is None else (keys[chunk.slots], values[chunk.slots])
-        parts.append(_prefill(grouped[rows], *seen, chunk))
+        parts.append(_prefill(grouped[rows], *seen, chunk, scale))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.reshape(query.shape[0], -1)
 
 
-def _decode(grouped: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:
+def _decode(grouped: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scale: float | None) -> Tensor:
     """[B, Hkv, G, D] over C gathered slots each -> [B, Hkv, G, D]."""
     num_requests = grouped.shape[0]
     shape = (num_requests, -1, *keys.shape[1:])
     key = keys.index_select(0, group.slots).view(shape).transpose(1, 2)  # [B, Hkv, C, D]
     value = values.index_select(0, group.slots).view(shape).transpose(1, 2)
-    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=group.mask)
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=group.mask, scale=scale)
 
 
-def _prefill(grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk) -> Tensor:
+def _prefill(grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scale: float | None) -> Tensor:
     """[T, Hkv, G, D] over key and value [C, Hkv, D] -> [T, Hkv, G, D]."""
     _, num_kv_heads, num_shared, size = grouped.shape
     spread = (num_kv_heads, num_shared, -1, size)
@@ -55,5 +66,6 @@ def _prefill(grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk) -> Tenso
         value.transpose(0, 1).unsqueeze(1).expand(spread),
         attn_mask=chunk.mask,
         is_causal=chunk.mask is None,
+        scale=scale,
     )
     return out.permute(2, 0, 1, 3)

@@ -6,7 +6,7 @@ cut into groups of similar length that are padded together; then each longer chu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ class DecodeGroup:
 
     Args:
         rows: their consecutive rows of the step's tokens.
-        slots: cache slots of each context, [B * C], padded with the request's own first slot, so that no
-            request ever reads what another one stored.
+        slots: cache slots of what each token sees, [B * C], padded with one of the request's own slots, so
+            that no request ever reads what another one stored.
         mask: 0 for context, -inf for padding, [B, 1, 1, C]; None when nothing is padded.
     """
 
@@ -41,8 +41,8 @@ class Chunk:
 
     Args:
         rows: their consecutive rows of the step's tokens.
-        slots: cache slots of the whole context, [C]; None when the chunk is the whole context.
-        mask: causal, 0 or -inf, [T, C]; None when slots is None.
+        slots: cache slots of what any of them sees, [C]; None when the chunk is the whole context.
+        mask: 0 or -inf, [T, C]; None for a plain causal one.
     """
 
     rows: slice
@@ -51,9 +51,19 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """What each token of a step attends to, in the layers that share a window. Rows are in step order."""
+
+    decode_groups: tuple[DecodeGroup, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A step's tensors.
 
+    Args:
+        reaches: by window.
     Shapes:
         token_ids, positions, slot_mapping [T]; sampled_rows [requests that sample], in plan order
     """
@@ -61,17 +71,37 @@ class Batch:
     token_ids: Tensor
     positions: Tensor
     slot_mapping: Tensor
-    decode_groups: tuple[DecodeGroup, ...]
-    chunks: tuple[Chunk, ...]
+    reaches: Mapping[int | None, Reach]
     sampled_rows: Tensor
 
 
-def pack_batch(plan: StepPlan, block_size: int, dtype: torch.dtype, device: torch.device) -> Batch:
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How slots and masks are made."""
+
+    block_size: int
+    window: int | None
+    dtype: torch.dtype
+    device: torch.device
+
+    def first_seen(self, position: int) -> int:
+        """The first position that the token at `position` attends to."""
+        return 0 if self.window is None else max(0, position + 1 - self.window)
+
+
+def pack_batch(
+    plan: StepPlan,
+    block_size: int,
+    windows: Sequence[int | None],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Batch:
     """Turn a plan into tensors.
 
     Args:
         plan: at least one request.
         block_size: tokens per KV block.
+        windows: of the model's layers, each once.
         dtype: of the attention masks: the queries' dtype.
         device: where the tensors go.
     """
@@ -88,20 +118,12 @@ def pack_batch(plan: StepPlan, block_size: int, dtype: torch.dtype, device: torc
         slot_mapping += [request.block_ids[p // block_size] * block_size + p % block_size for p in span]
         last_rows[request.request_id] = len(token_ids) - 1
 
-    groups, first = [], 0
-    for members in _groups(decodes):
-        groups.append(_decode_group(members, first, block_size, dtype, device))
-        first += len(members)
-    chunks = []
-    for request in longer:
-        chunks.append(_chunk(request, first, block_size, dtype, device))
-        first += len(request.token_ids)
+    layouts = {window: _Layout(block_size, window, dtype, device) for window in windows}
     return Batch(
         token_ids=torch.tensor(token_ids, device=device),
         positions=torch.tensor(positions, device=device),
         slot_mapping=torch.tensor(slot_mapping, device=device),
-        decode_groups=tuple(groups),
-        chunks=tuple(chunks),
+        reaches={window: _reach(decodes, longer, layout) for window, layout in layouts.items()},
         sampled_rows=torch.tensor(
             [last_rows[r.request_id] for r in plan.requests if r.samples], dtype=torch.long, device=device
         ),
@@ -129,38 +151,61 @@ def _groups(decodes: Sequence[ScheduledRequest]) -> list[list[ScheduledRequest]]
     return groups
 
 
-def _slots(tables: Tensor, count: int, block_size: int) -> Tensor:
-    """Cache slots of the first `count` tokens: block tables [..., M] -> [..., count]."""
-    offsets = torch.arange(count)
-    return tables[..., offsets // block_size] * block_size + offsets % block_size
+def _reach(decodes: Sequence[ScheduledRequest], longer: Sequence[ScheduledRequest], layout: _Layout) -> Reach:
+    groups, chunks, first = [], [], 0
+    for members in _groups(decodes):
+        groups.append(_decode_group(members, first, layout))
+        first += len(members)
+    for request in longer:
+        chunks.append(_chunk(request, first, layout))
+        first += len(request.token_ids)
+    return Reach(tuple(groups), tuple(chunks))
 
 
-def _decode_group(
-    members: Sequence[ScheduledRequest], first: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> DecodeGroup:
+def _slots(block_ids: Tensor, positions: Tensor, block_size: int) -> Tensor:
+    """Cache slots of positions: block tables [..., M], positions [C] or [..., C] -> [..., C]."""
+    blocks = positions // block_size
+    found = block_ids[..., blocks] if blocks.dim() == 1 else block_ids.gather(-1, blocks)
+    return found * block_size + positions % block_size
+
+
+def _decode_group(members: Sequence[ScheduledRequest], first: int, layout: _Layout) -> DecodeGroup:
     lengths = [_context(request) for request in members]
-    longest = lengths[-1]
-    num_blocks = -(-longest // block_size)
+    num_blocks = -(-lengths[-1] // layout.block_size)
     tables = [r.block_ids[:num_blocks] + [0] * (num_blocks - len(r.block_ids)) for r in members]
-    slots = _slots(torch.tensor(tables), longest, block_size)  # [B, C]
+    starts = [layout.first_seen(length - 1) for length in lengths]
+    counts = [length - start for length, start in zip(lengths, starts, strict=True)]
+    most = max(counts)
     mask = None
-    if lengths[0] != longest:
-        is_padding = torch.arange(longest) >= torch.tensor(lengths).unsqueeze(1)  # [B, C]
-        slots = torch.where(is_padding, slots[:, :1], slots)
-        mask = torch.zeros(is_padding.shape, dtype=dtype).masked_fill_(is_padding, float("-inf"))
-        mask = mask[:, None, None, :].to(device)
-    return DecodeGroup(slice(first, first + len(members)), slots.flatten().to(device), mask)
+    if starts[-1] == 0 and counts[0] == most:
+        slots = _slots(torch.tensor(tables), torch.arange(most), layout.block_size)  # [B, C]
+    else:
+        offsets = torch.arange(most).expand(len(members), most)
+        is_padding = offsets >= torch.tensor(counts).unsqueeze(1)  # [B, C]
+        positions = torch.tensor(starts).unsqueeze(1) + offsets.masked_fill(is_padding, 0)
+        slots = _slots(torch.tensor(tables), positions, layout.block_size)
+        if counts[0] != most:
+            mask = torch.zeros(is_padding.shape, dtype=layout.dtype)
+            mask = mask.masked_fill_(is_padding, float("-inf"))[:, None, None, :].to(layout.device)
+    return DecodeGroup(slice(first, first + len(members)), slots.flatten().to(layout.device), mask)
 
 
-def _chunk(
-    request: ScheduledRequest, first: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> Chunk:
-    num_tokens = len(request.token_ids)
+def _chunk(request: ScheduledRequest, first: int, layout: _Layout) -> Chunk:
+    num_tokens, num_computed = len(request.token_ids), request.num_computed_tokens
     rows = slice(first, first + num_tokens)
-    if request.num_computed_tokens == 0:
-        return Chunk(rows, None, None)
     context = _context(request)
-    slots = _slots(torch.tensor(request.block_ids), context, block_size)
-    mask = torch.full((num_tokens, context), float("-inf"), dtype=dtype)
-    mask.triu_(request.num_computed_tokens + 1)
-    return Chunk(rows, slots.to(device), mask.to(device))
+    is_cut = layout.first_seen(context - 1) > 0
+    if num_computed == 0 and not is_cut:
+        return Chunk(rows, None, None)
+    start = layout.first_seen(num_computed)
+    seen = torch.arange(start, context)
+    queries = torch.arange(num_computed, context).unsqueeze(1)
+    is_hidden = seen > queries  # [T, C]
+    if is_cut and layout.window is not None:
+        is_hidden |= seen <= queries - layout.window
+    mask = torch.zeros(is_hidden.shape, dtype=layout.dtype)
+    mask = mask.masked_fill_(is_hidden, float("-inf")).to(layout.device)
+    if num_computed == 0:
+        return Chunk(rows, None, mask)
+    slots = _slots(torch.tensor(request.block_ids), seen, layout.block_size)
+    return Chunk(rows, slots.to(layout.device), mask)

@@ -13,8 +13,10 @@ from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.gguf_file import find_gguf, read_gguf
 from stoker_runtime.machine import available_memory_bytes
 from stoker_runtime.messages import EngineReady, SamplingParams
-from stoker_runtime.model.architecture import Architecture, architecture_from_gguf, read_config_json
+from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.decoder import Decoder, build_decoder
+from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.runner import ModelRunner, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource

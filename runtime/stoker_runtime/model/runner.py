@@ -34,6 +34,6 @@ def run_step(decoder: Decoder, cache: KVCache, plan: StepPlan) -> StepResult:
     """Compute a plan against a cache: forward, then sample."""
     if not plan.requests:
         return StepResult()
-    batch = pack_batch(plan, cache.block_size, decoder.dtype, decoder.device)
+    batch = pack_batch(plan, cache.block_size, decoder.architecture.windows, decoder.dtype, decoder.device)
     logits = decoder(batch, cache)
     return StepResult(sample(logits, [request for request in plan.requests if request.samples]))

@@ -12,12 +12,9 @@ from model_builders import FAMILIES, make_model, write_gguf
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
-from stoker_runtime.model.architecture import (
-    Llama3Scaling,
-    architecture_from_config,
-    architecture_from_gguf,
-    read_config_json,
-)
+from stoker_runtime.model.architecture import LayerKind, Llama3Scaling, Scales
+from stoker_runtime.model.config_json import architecture_from_config, read_config_json
+from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.rope import inverse_frequencies
 
 
@@ -109,15 +106,17 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
             {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention", id="layers"
         ),
         pytest.param(
-            {"architectures": ["MistralForCausalLM"], "sliding_window": 256},
-            "sliding_window = 256",
-            id="mistral",
+            {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["chunked_attention"] * 2},
+            "chunked_attention",
+            id="layers-of-an-unknown-type",
         ),
         pytest.param(
-            {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 256, "use_sliding_window": True},
-            "sliding_window = 256",
-            id="qwen2",
+            {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 2},
+            "sliding_attention",
+            id="layers-without-a-window",
         ),
+        pytest.param({"final_logit_softcapping": 30.0}, "final_logit_softcapping", id="soft-cap"),
+        pytest.param({"residual_multiplier": 0.5}, "residual_multiplier", id="scales-of-granite-elsewhere"),
         pytest.param(
             {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias", id="qwen3-bias"
         ),
@@ -147,7 +146,56 @@ def test_what_changes_results_is_refused_by_name(fields: dict[str, Any], word: s
     ],
 )
 def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
-    assert architecture_from_config(config(**fields)).num_layers == 2
+    assert architecture_from_config(config(**fields)).layers == (LayerKind(),) * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "windows"),
+    [
+        pytest.param("Mistral", {}, [256, 256], id="mistral"),
+        pytest.param("Phi3", {}, [256, 256], id="phi3"),
+        pytest.param("Qwen2", {"use_sliding_window": True}, [None, None], id="qwen2-first-28-have-none"),
+        pytest.param("Qwen2", {"use_sliding_window": True, "max_window_layers": 1}, [None, 256], id="qwen2"),
+        pytest.param(
+            "Qwen3",
+            {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+            [256, None],
+            id="layer-types-win",
+        ),
+        pytest.param(
+            "SmolLM3", {"use_sliding_window": True, "no_rope_layers": [1, 0]}, [None, 256], id="ropeless"
+        ),
+        pytest.param("SmolLM3", {}, [None, None], id="smollm3-does-not-use-it"),
+        pytest.param("Olmo2", {}, [None, None], id="olmo2-has-none"),
+    ],
+)
+def test_windows_are_for_the_layers_that_the_family_says(
+    name: str, fields: dict[str, Any], windows: list[int | None]
+) -> None:
+    read = architecture_from_config(
+        config(architectures=[f"{name}ForCausalLM"], sliding_window=256, **fields)
+    )
+    assert [layer.window for layer in read.layers] == windows
+
+
+def test_smollm3_leaves_out_every_fourth_rope_unless_it_says_which() -> None:
+    said = config(architectures=["SmolLM3ForCausalLM"], num_hidden_layers=5)
+    by_default = architecture_from_config(said)
+    assert [layer.has_rope for layer in by_default.layers] == [True, True, True, False, True]
+    listed = architecture_from_config({**said, "no_rope_layers": [0, 1, 1, 1, 0]})
+    assert [layer.has_rope for layer in listed.layers] == [False, True, True, True, False]
+
+
+def test_granite_has_scales_and_others_have_none() -> None:
+    scales = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.015625,
+        "logits_scaling": 8.0,
+    }
+    read = architecture_from_config(config(architectures=["GraniteForCausalLM"], **scales))
+    assert read.scales == Scales(embedding=12.0, residual=0.22, attention=0.015625, logits=8.0)
+    assert architecture_from_config(config()).scales == Scales()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +207,20 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
         pytest.param({"num_attention_heads": 0}, "num_heads", id="no-heads"),
         pytest.param({"num_key_value_heads": 3}, "4 heads", id="uneven-groups"),
         pytest.param({"head_dim": 15}, "head_dim", id="odd-head"),
+        pytest.param({"layer_types": ["full_attention"]}, "layer_types", id="too-few-layer-types"),
+        pytest.param(
+            {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]},
+            "no_rope_layers",
+            id="too-few-ropes",
+        ),
+        pytest.param(
+            {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 0},
+            "no_rope_layer_interval",
+            id="no-interval",
+        ),
+        pytest.param(
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window", id="no-window"
+        ),
         pytest.param(
             {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor", id="half-llama3"
         ),

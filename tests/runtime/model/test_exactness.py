@@ -95,15 +95,29 @@ def test_any_chunk_size_equals_the_reference(budget: int, model_directory: Model
     assert_equals_reference("llama3", requests, run_to_end(engine, {0: requests}))
 
 
-def test_decodes_of_very_different_lengths_equal_the_reference(model_directory: ModelDirectory) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen3-window"])
+def test_decodes_of_very_different_lengths_equal_the_reference(
+    family: str, model_directory: ModelDirectory
+) -> None:
     # more waste than one padded call allows, so that the decodes are cut into groups
-    engine = make_engine(model_directory("llama"), num_blocks=640, block_size=2, budget=512, max_num_seqs=16)
+    engine = make_engine(model_directory(family), num_blocks=640, block_size=2, budget=512, max_num_seqs=16)
     lengths = [1, 2, 3, 5, 8, 230, 232, 235, 237, 239]
     requests = [
         make_request([(11 * i + j) % VOCAB_SIZE for j in range(length)], max_tokens=8)
         for i, length in enumerate(lengths)
     ]
-    assert_equals_reference("llama", requests, run_to_end(engine, {0: requests}))
+    assert_equals_reference(family, requests, run_to_end(engine, {0: requests}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_outputs_in_a_mixed_batch_equal_the_reference(
+    family: str, model_directory: ModelDirectory
+) -> None:
+    engine = make_engine(model_directory(family), num_blocks=256, budget=32)
+    requests = [make_request(prompt, max_tokens=64) for prompt in prompts(8)]
+    arrivals = {3 * i: [request] for i, request in enumerate(requests)}
+    assert_equals_reference(family, requests, run_to_end(engine, arrivals))
 
 
 @st.composite

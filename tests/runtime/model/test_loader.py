@@ -24,7 +24,8 @@ from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.model import loader
-from stoker_runtime.model.architecture import Architecture, read_config_json
+from stoker_runtime.model.architecture import Architecture, Family, LayerKind
+from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, packing_works
 from stoker_runtime.model.loader import load_runner
@@ -195,7 +196,6 @@ def make_architecture() -> Architecture:
         vocab_size=8,
         hidden_size=64,
         intermediate_size=8,
-        num_layers=2,
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
@@ -204,9 +204,9 @@ def make_architecture() -> Architecture:
         rope_theta=10000.0,
         rope_scaling=None,
         tied_embeddings=False,
-        qkv_bias=False,
-        qk_norm=False,
         stored_dtype=None,
+        family=Family(),
+        layers=(LayerKind(),) * 2,
     )
 
 

@@ -28,9 +28,10 @@ from safetensors.torch import load_file, save_file
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
-from stoker_runtime.model.architecture import architecture_from_gguf, read_config_json
+from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.decoder import build_decoder
 from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource
 
 TYPES = gguf.GGMLQuantizationType
