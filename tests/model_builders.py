@@ -49,6 +49,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_GEMMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 24}
 # family -> (model class, configuration class, fields): tied and untied, with several GQA ratios
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_attention_heads": 4, "num_key_value_heads": 2}),
@@ -103,6 +104,15 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Phi3Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 13},
     ),
+    "phi4": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
     "granite": (
         "GraniteForCausalLM",
         "GraniteConfig",
@@ -120,6 +130,29 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Olmo2ForCausalLM",
         "Olmo2Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
+    "gemma2": (  # caps low enough to matter
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {
+            **_GEMMA,
+            "sliding_window": 9,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_GEMMA,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
     ),
 }
 FAMILIES = tuple(_FAMILIES)
@@ -141,8 +174,8 @@ def make_model(family: str, seed: int = 0, **fields: object) -> transformers.Pre
     model = getattr(transformers, model_class)(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 1.5)
+            if name.endswith("norm.weight"):  # Gemma adds one to it
+                parameter.uniform_(-0.5, 0.5) if "gemma" in family else parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.5)
             else:

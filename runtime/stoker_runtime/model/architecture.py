@@ -23,20 +23,46 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """All frequencies divided by `factor` (Gemma 3)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSettings:
+    """How queries and keys are rotated.
+
+    Args:
+        theta: base of the frequencies.
+        rotary_dim: elements of each head that are rotated, the first ones.
+        scaling: of the frequencies.
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: Llama3Scaling | LinearScaling | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """What all models of a family have in common.
 
     Args:
         qkv_bias: the projections of queries, keys and values have biases (Qwen 2).
         qk_norm: where queries and keys are normalised, if they are.
-        norms_outputs: attention and MLP are normalised behind instead of before (OLMo 2).
+        norms: whether attention and MLP are normalised before, behind (OLMo 2) or both (Gemma).
+        norm_offset: added to the weights of all norms (1 in Gemma).
+        activation: of the MLP's gate.
         has_fused_projections: checkpoints hold queries, keys and values as one tensor, gate and up as well
             (Phi 3).
     """
 
     qkv_bias: bool = False
     qk_norm: QkNorm | None = None
-    norms_outputs: bool = False
+    norms: Literal["inputs", "outputs", "both"] = "inputs"
+    norm_offset: float = 0.0
+    activation: Literal["silu", "gelu_tanh"] = "silu"
     has_fused_projections: bool = False
 
 
@@ -45,29 +71,33 @@ class LayerKind:
     """What may differ between the layers of one model.
 
     Args:
+        rope: None where nothing is rotated (SmolLM 3 has such layers).
         window: tokens that a token attends to, itself included; None for all before it.
-        has_rope: queries and keys are rotated (SmolLM 3 leaves some layers out).
     """
 
+    rope: RopeSettings | None
     window: int | None = None
-    has_rope: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Constant factors (Granite).
+    """Constant factors and caps. A cap turns x into cap * tanh(x / cap) (Gemma 2).
 
     Args:
         embedding: of the embeddings.
         residual: of what each attention and MLP adds.
         attention: of the attention scores; None for 1 / sqrt(head_dim).
+        attention_cap: of the scaled scores, if any.
         logits: what the logits are divided by.
+        logits_cap: of the logits, if any.
     """
 
     embedding: float = 1.0
     residual: float = 1.0
     attention: float | None = None
+    attention_cap: float | None = None
     logits: float = 1.0
+    logits_cap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +114,6 @@ class Architecture:
     head_dim: int
     rms_norm_eps: float
     max_position: int
-    rope_theta: float
-    rope_scaling: Llama3Scaling | None
     tied_embeddings: bool  # lm_head is the embedding table
     stored_dtype: str | None  # what the file's weights are, when it says
     layers: tuple[LayerKind, ...]
@@ -98,13 +126,22 @@ class Architecture:
                 raise ModelError(f"the model's {field} is {getattr(self, field)}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly")
-        if self.head_dim % 2:
-            raise ModelError(f"the model's head_dim is {self.head_dim}; rotary embedding needs an even one")
+        for rope in self.ropes:
+            if rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim:
+                raise ModelError(
+                    f"{rope.rotary_dim} elements of each head, whose head_dim is {self.head_dim}, cannot be "
+                    "rotated: an even number is needed"
+                )
 
     @property
     def num_layers(self) -> int:
         """How many layers there are."""
         return len(self.layers)
+
+    @property
+    def ropes(self) -> tuple[RopeSettings, ...]:
+        """The distinct rotations of the layers, in the order of their first layer."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None))
 
     @property
     def windows(self) -> tuple[int | None, ...]:

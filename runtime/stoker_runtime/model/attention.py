@@ -17,6 +17,7 @@ def attend(
     batch: Batch,
     window: int | None = None,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Store this step's keys and values, then attend each request over its context.
 
@@ -28,6 +29,7 @@ def attend(
         batch: where each token goes and what it sees.
         window: of this layer; one of those that the batch was packed for.
         scale: of the scores; None for 1 / sqrt(D).
+        cap: turns scaled scores into cap * tanh(score / cap), if given.
     Shapes:
         query [T, H, D], key and value [T, Hkv, D], cache 2 x [N * S, Hkv, D] -> [T, H * D]
     """
@@ -38,34 +40,61 @@ def attend(
     # Query heads that share a KV head become rows (decode) or a batch axis (chunks): keys are never repeated.
     grouped = query.view(query.shape[0], num_kv_heads, -1, query.shape[2])  # [T, Hkv, G, D]
     reach = batch.reaches[window]
-    parts = [_decode(grouped[group.rows], keys, values, group, scale) for group in reach.decode_groups]
+    parts = [_decode(grouped[group.rows], keys, values, group, scale, cap) for group in reach.decode_groups]
     for chunk in reach.chunks:
         rows = chunk.rows
         seen = (key[rows], value[rows]) if chunk.slots is None else (keys[chunk.slots], values[chunk.slots])
-        parts.append(_prefill(grouped[rows], *seen, chunk, scale))
+        parts.append(_prefill(grouped[rows], *seen, chunk, scale, cap))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.reshape(query.shape[0], -1)
 
 
-def _decode(grouped: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scale: float | None) -> Tensor:
+def _decode(
+    grouped: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    group: DecodeGroup,
+    scale: float | None,
+    cap: float | None,
+) -> Tensor:
     """[B, Hkv, G, D] over C gathered slots each -> [B, Hkv, G, D]."""
     num_requests = grouped.shape[0]
     shape = (num_requests, -1, *keys.shape[1:])
     key = keys.index_select(0, group.slots).view(shape).transpose(1, 2)  # [B, Hkv, C, D]
     value = values.index_select(0, group.slots).view(shape).transpose(1, 2)
+    if cap is not None:
+        return _capped(grouped, key, value, group.mask, scale, cap)
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=group.mask, scale=scale)
 
 
-def _prefill(grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scale: float | None) -> Tensor:
+def _prefill(
+    grouped: Tensor, key: Tensor, value: Tensor, chunk: Chunk, scale: float | None, cap: float | None
+) -> Tensor:
     """[T, Hkv, G, D] over key and value [C, Hkv, D] -> [T, Hkv, G, D]."""
     _, num_kv_heads, num_shared, size = grouped.shape
     spread = (num_kv_heads, num_shared, -1, size)
-    out = F.scaled_dot_product_attention(
-        grouped.permute(1, 2, 0, 3),  # [Hkv, G, T, D]
-        key.transpose(0, 1).unsqueeze(1).expand(spread),  # [Hkv, G, C, D]
-        value.transpose(0, 1).unsqueeze(1).expand(spread),
-        attn_mask=chunk.mask,
-        is_causal=chunk.mask is None,
-        scale=scale,
-    )
+    query = grouped.permute(1, 2, 0, 3)  # [Hkv, G, T, D]
+    key = key.transpose(0, 1).unsqueeze(1).expand(spread)  # [Hkv, G, C, D]
+    value = value.transpose(0, 1).unsqueeze(1).expand(spread)
+    if cap is not None:
+        mask = chunk.mask
+        if mask is None:
+            mask = query.new_full((query.shape[-2], key.shape[-2]), float("-inf")).triu_(1)
+        out = _capped(query, key, value, mask, scale, cap)
+    else:
+        is_causal = chunk.mask is None
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=chunk.mask, is_causal=is_causal, scale=scale
+        )
     return out.permute(2, 0, 1, 3)
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, cap: float
+) -> Tensor:
+    """Attention with capped scores, which the fused operator does not have: [..., T, D] -> [..., T, D]."""
+    scores = (query @ key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.tanh(scores / cap) * cap
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value

@@ -7,24 +7,20 @@ before any weight is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import Architecture, Family, LayerKind, Llama3Scaling, Scales
+from stoker_runtime.model.architecture import Architecture, Family, Scales
+from stoker_runtime.model.config_values import integer, unsupported
+from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
 
-# Which layers a sliding_window is for where layer_types does not say: "all"; those that max_window_layers
-# leaves over, and only with use_sliding_window ("upper"); or those without rope, likewise ("ropeless").
-_WindowRule = Literal["all", "upper", "ropeless"]
-_WINDOW_RULES: dict[str, _WindowRule] = {
-    "MistralForCausalLM": "all",
-    "Phi3ForCausalLM": "all",
-    "Qwen2ForCausalLM": "upper",
-    "Qwen3ForCausalLM": "upper",
-    "SmolLM3ForCausalLM": "ropeless",
-}
+_GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
+
+
+_LAYERS = LayerDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +28,8 @@ class _Defaults:
     """What `transformers` takes where a config.json is silent and families disagree."""
 
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
     tied_embeddings: bool = False
-    rope_interval: int | None = None  # every so many layers, one has no rope
+    layers: LayerDefaults = _LAYERS
 
 
 _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
@@ -44,27 +39,40 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     "Qwen3ForCausalLM": (Family(qk_norm="head"), _Defaults()),
     "SmolLM3ForCausalLM": (
         Family(),
-        _Defaults(rope_theta=2_000_000.0, tied_embeddings=True, rope_interval=4),
+        _Defaults(tied_embeddings=True, layers=LayerDefaults(rope_theta=2_000_000.0, rope_interval=4)),
     ),
     "Phi3ForCausalLM": (Family(has_fused_projections=True), _Defaults(rms_norm_eps=1e-5)),
     "GraniteForCausalLM": (Family(), _Defaults()),
-    "Olmo2ForCausalLM": (Family(qk_norm="projection", norms_outputs=True), _Defaults(rms_norm_eps=1e-5)),
+    "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
+    "Gemma2ForCausalLM": (_GEMMA, _Defaults(tied_embeddings=True)),
+    "Gemma3ForCausalLM": (
+        replace(_GEMMA, qk_norm="head"),
+        _Defaults(
+            tied_embeddings=True,
+            layers=LayerDefaults(rope_theta=1_000_000.0, window_pattern=6, local_rope_theta=10000.0),
+        ),
+    ),
 }
-_GRANITE = "GraniteForCausalLM"
-_GRANITE_SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+# Fields that only these families compute with; elsewhere any other value than the neutral one is refused.
+_OWN_FIELDS: dict[str, tuple[str, ...]] = {
+    "GraniteForCausalLM": (
+        "embedding_multiplier",
+        "residual_multiplier",
+        "attention_multiplier",
+        "logits_scaling",
+    ),
+    "Gemma2ForCausalLM": (*_SOFT_CAPS, "query_pre_attn_scalar"),
+    "Gemma3ForCausalLM": (*_SOFT_CAPS, "query_pre_attn_scalar"),
+}
 # Llama 2 checkpoints carry pretraining_tp, which only splits a product into parts: not listed, no effect.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
     "mlp_bias": (False, None),
-    "partial_rotary_factor": (1, 1.0, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    **dict.fromkeys(_OWN_FIELDS["GraniteForCausalLM"], (1, None)),
+    **dict.fromkeys(_OWN_FIELDS["Gemma2ForCausalLM"], (None,)),
 }
-
-
-def unsupported(what: str) -> ModelError:
-    """Return the refusal of something by name."""
-    return ModelError(f"{what} is not supported", reason="UnsupportedModel")
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}
 
 
 def read_config_json(path: Path) -> Architecture:
@@ -93,7 +101,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     _refuse_what_changes_results(config, name, family)
     num_heads = integer(config, "num_attention_heads")
     hidden_size = integer(config, "hidden_size")
-    theta, scaling = _rope(config, defaults.rope_theta)
+    head_dim = integer(config, "head_dim", _head_dim(family, hidden_size, num_heads))
     return Architecture(
         name=name,
         family=family,
@@ -102,26 +110,18 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         intermediate_size=integer(config, "intermediate_size"),
         num_heads=num_heads,
         num_kv_heads=integer(config, "num_key_value_heads", num_heads),
-        head_dim=integer(config, "head_dim", hidden_size // max(num_heads, 1)),
+        head_dim=head_dim,
         rms_norm_eps=float(config.get("rms_norm_eps", defaults.rms_norm_eps)),
         max_position=integer(config, "max_position_embeddings"),
-        rope_theta=theta,
-        rope_scaling=scaling,
         tied_embeddings=bool(config.get("tie_word_embeddings", defaults.tied_embeddings)),
         stored_dtype=config.get("dtype") or config.get("torch_dtype"),
-        layers=_layers(config, name, defaults),
-        scales=_scales(config) if name == _GRANITE else Scales(),
+        layers=layer_kinds(config, name, defaults.layers, head_dim),
+        scales=_scales(config, name, hidden_size),
     )
 
 
-def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """Return an integer field. Raises ModelError, naming the key, for anything else."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"the model's {key} is {value!r}, an integer is needed")
-    return value
+def _head_dim(family: Family, hidden_size: int, num_heads: int) -> int:
+    return 256 if family.norms == "both" else hidden_size // max(num_heads, 1)
 
 
 def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: Family) -> None:
@@ -131,98 +131,32 @@ def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: F
             quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
         )
         raise unsupported(f"quantization_config ({method}); use the unquantized weights or a GGUF file: it")
+    own = _OWN_FIELDS.get(name, ())
     for key, neutral in _NEUTRAL_VALUES.items():
-        if key in config and config[key] not in neutral:
+        if key in config and key not in own and config[key] not in neutral:
             raise unsupported(f"{key} = {config[key]!r}")
+    activation = config.get("hidden_activation") or config.get("hidden_act")
+    if activation is not None and activation not in _ACTIVATIONS[family.activation]:
+        raise unsupported(f"hidden_act = {activation!r}")
     if config.get("attention_bias") and not family.qkv_bias:
         raise unsupported("attention_bias = true")
-    if name != _GRANITE:
-        for key in _GRANITE_SCALES:
-            if config.get(key, 1) != 1:
-                raise unsupported(f"{key} = {config[key]!r} in {name}")
 
 
-def _scales(config: Mapping[str, Any]) -> Scales:
-    embedding, residual, attention, logits = (float(config.get(key, 1.0)) for key in _GRANITE_SCALES)
-    return Scales(embedding, residual, attention, logits)
-
-
-def _layers(config: Mapping[str, Any], name: str, defaults: _Defaults) -> tuple[LayerKind, ...]:
-    num_layers = integer(config, "num_hidden_layers")
-    ropes = _ropes(config, defaults, num_layers)
-    windows = _windows(config, _WINDOW_RULES.get(name), ropes)
-    return tuple(LayerKind(window, has_rope) for window, has_rope in zip(windows, ropes, strict=True))
-
-
-def _ropes(config: Mapping[str, Any], defaults: _Defaults, num_layers: int) -> list[bool]:
-    """Which layers rotate: no_rope_layers has, despite its name, a 1 for each that does."""
-    if defaults.rope_interval is None:
-        return [True] * num_layers
-    listed = config.get("no_rope_layers")
-    if listed is not None:
-        return [bool(flag) for flag in _per_layer("no_rope_layers", listed, num_layers)]
-    interval = integer(config, "no_rope_layer_interval", defaults.rope_interval)
-    if interval < 1:
-        raise ModelError(f"the model's no_rope_layer_interval is {interval}")
-    return [(index + 1) % interval != 0 for index in range(num_layers)]
-
-
-def _windows(config: Mapping[str, Any], rule: _WindowRule | None, ropes: Sequence[bool]) -> list[int | None]:
-    """The window of each layer; one as long as the longest context is none."""
-    kinds = config.get("layer_types")
-    if kinds is not None:
-        others = set(map(str, _per_layer("layer_types", kinds, len(ropes)))) - {"full_attention"}
-        is_known = others <= {"sliding_attention"} and rule is not None
-        if others and not (is_known and config.get("sliding_window") is not None):
-            raise unsupported(f"layer_types with {', '.join(sorted(others))}")
-    is_used = rule is not None and config.get("use_sliding_window", rule == "all")
-    if config.get("sliding_window") is None or not is_used:
-        return [None] * len(ropes)
-    window = integer(config, "sliding_window")
-    if window < 1:
-        raise ModelError(f"the model's sliding_window is {window}")
-    if window >= integer(config, "max_position_embeddings"):
-        return [None] * len(ropes)
-    return [window if slides else None for slides in _slides(config, rule, kinds, ropes)]
-
-
-def _slides(
-    config: Mapping[str, Any], rule: _WindowRule | None, kinds: Sequence[str] | None, ropes: Sequence[bool]
-) -> list[bool]:
-    """Which layers the window in use is for."""
-    if rule == "all":  # their attention does not look at layer_types
-        return [True] * len(ropes)
-    if kinds is not None:
-        return [kind == "sliding_attention" for kind in kinds]
-    if rule == "ropeless":
-        return [not has_rope for has_rope in ropes]
-    first = integer(config, "max_window_layers", 28)
-    return [index >= first for index in range(len(ropes))]
-
-
-def _per_layer(key: str, values: Any, num_layers: int) -> Sequence[Any]:
-    if not isinstance(values, list) or len(values) != num_layers:
-        raise ModelError(f"the model's {key} is not a list of {num_layers}, one for each layer")
-    return values
-
-
-def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Llama3Scaling | None]:
-    """Read theta and scaling from `rope_parameters` (newer files) or `rope_theta` and `rope_scaling`."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or default_theta)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise unsupported(f"partial_rotary_factor = {rope['partial_rotary_factor']}")
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise unsupported(f"rope scaling {kind!r} (supported: default, llama3)")
-    try:
-        return theta, Llama3Scaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position=int(rope["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise ModelError(f"llama3 rope scaling lacks {error}") from error
+def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
+    own = _OWN_FIELDS.get(name, ())
+    if "embedding_multiplier" in own:
+        embedding, residual, attention, logits = (float(config.get(key, 1.0)) for key in own)
+        return Scales(embedding, residual, attention, logits=logits)
+    if "query_pre_attn_scalar" not in own:
+        return Scales()
+    is_second = name == "Gemma2ForCausalLM"
+    attention_cap, logits_cap = (
+        config.get(key, default if is_second else None)
+        for key, default in zip(_SOFT_CAPS, (50.0, 30.0), strict=True)
+    )
+    return Scales(
+        embedding=hidden_size**0.5,
+        attention=float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+        attention_cap=attention_cap,
+        logits_cap=logits_cap,
+    )

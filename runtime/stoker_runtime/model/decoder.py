@@ -2,124 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import Architecture, LayerKind
-from stoker_runtime.model.attention import attend
+from stoker_runtime.model.architecture import Architecture, LayerKind, RopeSettings
 from stoker_runtime.model.batch import Batch
 from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear
-from stoker_runtime.model.rope import Rope, rotate
+from stoker_runtime.model.rope import Rope
 from stoker_runtime.model.weights import WeightSource
 
 # In some checkpoints, and always recomputed from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 _ROPE_DIVISORS = "rope_freqs.weight"  # Llama 3's scaling, as GGUF files carry it
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorms:
-    """RMSNorm of each query and key head by itself.
-
-    Shapes:
-        weight [H + Hkv, D]
-    """
-
-    weight: Tensor
-
-    def __call__(self, heads: Tensor, eps: float) -> Tensor:
-        """Normalise queries and keys: [T, H + Hkv, D] -> the same."""
-        return F.rms_norm(heads, heads.shape[-1:], None, eps) * self.weight
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectionNorms:
-    """RMSNorm of all query heads together, and of all key heads.
-
-    Shapes:
-        query [H * D], key [Hkv * D]
-    """
-
-    query: Tensor
-    key: Tensor
-
-    def __call__(self, heads: Tensor, eps: float) -> Tensor:
-        """Normalise queries and keys: [T, H + Hkv, D] -> the same."""
-        flat, size = heads.flatten(1), self.query.shape[0]
-        parts = ((flat[:, :size], self.query), (flat[:, size:], self.key))
-        normed = [F.rms_norm(part, weight.shape, weight, eps) for part, weight in parts]
-        return torch.cat(normed, dim=-1).view(heads.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One transformer layer.
-
-    Args:
-        kind: what may differ between the layers of one model.
-        attention_norm: before attention, or behind it where the family normalises outputs.
-        mlp_norm: of the MLP, likewise.
-    Shapes:
-        qkv [(H + 2 Hkv) * D, E], gate_up [2 * intermediate, E]
-    """
-
-    kind: LayerKind
-    attention_norm: Tensor
-    qkv: Linear
-    qk_norms: HeadNorms | ProjectionNorms | None
-    output: Linear
-    mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        angles: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
-        batch: Batch,
-        architecture: Architecture,
-    ) -> Tensor:
-        """Return the residual stream after this layer: hidden [T, E] -> [T, E]."""
-        eps, residual = architecture.rms_norm_eps, architecture.scales.residual
-        if architecture.family.norms_outputs:
-            added = self._attend(hidden, angles, cache, batch, architecture)
-            hidden = hidden + F.rms_norm(added, added.shape[-1:], self.attention_norm, eps)
-            added = self._mlp(hidden)
-            return hidden + F.rms_norm(added, added.shape[-1:], self.mlp_norm, eps)
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.attention_norm, eps)
-        attended = self._attend(normed, angles, cache, batch, architecture)
-        hidden = hidden.add(attended, alpha=residual)
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.mlp_norm, eps)
-        return hidden.add(self._mlp(normed), alpha=residual)
-
-    def _attend(
-        self,
-        hidden: Tensor,
-        angles: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
-        batch: Batch,
-        architecture: Architecture,
-    ) -> Tensor:
-        heads = self.qkv(hidden).view(hidden.shape[0], -1, architecture.head_dim)  # [T, H + 2 Hkv, D]
-        num_rotated = architecture.num_heads + architecture.num_kv_heads
-        rotated, value = heads[:, :num_rotated], heads[:, num_rotated:]
-        if self.qk_norms is not None:
-            rotated = self.qk_norms(rotated, architecture.rms_norm_eps)
-        if self.kind.has_rope:
-            rotated = rotate(rotated, *angles)
-        query, key = rotated[:, : architecture.num_heads], rotated[:, architecture.num_heads :]
-        scale = architecture.scales.attention
-        return self.output(attend(query, key, value, cache, batch, self.kind.window, scale))
-
-    def _mlp(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))
 
 
 class Decoder:
@@ -142,7 +40,7 @@ class Decoder:
         self._norm = norm
         self._lm_head = lm_head
         self._rope_divisors = rope_divisors
-        self._rope: Rope | None = None
+        self._ropes: dict[RopeSettings, Rope] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,8 +53,11 @@ class Decoder:
         return self._embedding.device
 
     def set_max_positions(self, count: int) -> None:
-        """Make the table of rotary angles; needed once, before the first step."""
-        self._rope = Rope(self.architecture, count, self.dtype, self.device, self._rope_divisors)
+        """Make the tables of rotary angles; needed once, before the first step."""
+        self._ropes = {
+            settings: Rope(settings, count, self.dtype, self.device, self._rope_divisors)
+            for settings in self.architecture.ropes
+        }
 
     def __call__(self, batch: Batch, cache: KVCache) -> Tensor:
         """Compute one step.
@@ -164,18 +65,22 @@ class Decoder:
         Returns:
             Logits of the rows that sample, [len(batch.sampled_rows), V] float32.
         """
-        assert self._rope is not None, "set_max_positions comes first"
+        assert self._ropes is not None, "set_max_positions comes first"
         scales = self.architecture.scales
         hidden = F.embedding(batch.token_ids, self._embedding)
         if scales.embedding != 1:
             hidden = hidden * scales.embedding
-        angles = self._rope.at(batch.positions)
+        angles = {settings: rope.at(batch.positions) for settings, rope in self._ropes.items()}
         for index, layer in enumerate(self._layers):
             hidden = layer(hidden, angles, cache.layer(index), batch, self.architecture)
         hidden = hidden[batch.sampled_rows]
         normed = F.rms_norm(hidden, hidden.shape[-1:], self._norm, self.architecture.rms_norm_eps)
         logits = self._lm_head(normed).float()
-        return logits if scales.logits == 1 else logits / scales.logits
+        if scales.logits != 1:
+            logits = logits / scales.logits
+        return (
+            logits if scales.logits_cap is None else (logits / scales.logits_cap).tanh_() * scales.logits_cap
+        )
 
 
 def build_decoder(
@@ -207,7 +112,7 @@ class _Builder:
         arch = self._architecture
         embedding = self._rows("weight", {"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
         layers = [self._layer(f"model.layers.{index}", kind) for index, kind in enumerate(arch.layers)]
-        norm = self._vector("model.norm.weight", arch.hidden_size)
+        norm = self._norm("model.norm", arch.hidden_size)
         if arch.tied_embeddings:
             self._used.add("lm_head.weight")  # some checkpoints store the copy as well
             lm_head = Linear(embedding)
@@ -228,37 +133,51 @@ class _Builder:
         gate_up = {"gate_proj": arch.intermediate_size, "up_proj": arch.intermediate_size}
         if arch.family.has_fused_projections:  # one tensor, with the same parts in the same order
             qkv, gate_up = {"qkv_proj": sum(qkv.values())}, {"gate_up_proj": sum(gate_up.values())}
-        norms = ("input_layernorm", "post_attention_layernorm")
-        if arch.family.norms_outputs:
-            norms = ("post_attention_layernorm", "post_feedforward_layernorm")
-        attention_norm, mlp_norm = (
-            self._vector(f"{prefix}.{norm}.weight", arch.hidden_size) for norm in norms
-        )
+        attention_norms, mlp_norms = self._layer_norms(prefix)
         return Layer(
             kind=kind,
-            attention_norm=attention_norm,
+            attention_norms=attention_norms,
             qkv=self._linear(attention, qkv, arch.hidden_size, bias=arch.family.qkv_bias),
             qk_norms=self._qk_norms(attention),
             output=self._linear(attention, {"o_proj": arch.hidden_size}, heads),
-            mlp_norm=mlp_norm,
+            mlp_norms=mlp_norms,
             gate_up=self._linear(mlp, gate_up, arch.hidden_size),
             down=self._linear(mlp, {"down_proj": arch.hidden_size}, arch.intermediate_size),
         )
 
+    def _layer_norms(self, prefix: str) -> tuple[Norms, Norms]:
+        """Load the norms of attention and MLP; the name post_attention_layernorm means two things."""
+        names: dict[str, tuple[str | None, ...]] = {
+            "inputs": ("input", None, "post_attention", None),
+            "outputs": (None, "post_attention", None, "post_feedforward"),
+            "both": ("input", "post_attention", "pre_feedforward", "post_feedforward"),
+        }
+        size = self._architecture.hidden_size
+        weights = [
+            self._norm(f"{prefix}.{name}_layernorm", size) if name else None
+            for name in names[self._architecture.family.norms]
+        ]
+        return Norms(*weights[:2]), Norms(*weights[2:])
+
+    def _norm(self, module: str, size: int) -> Tensor:
+        weight = self._vector(f"{module}.weight", size)
+        offset = self._architecture.family.norm_offset
+        return weight + offset if offset else weight
+
     def _qk_norms(self, prefix: str) -> HeadNorms | ProjectionNorms | None:
         arch = self._architecture
-        query, key = f"{prefix}.q_norm.weight", f"{prefix}.k_norm.weight"
+        query, key = f"{prefix}.q_norm", f"{prefix}.k_norm"
         match arch.family.qk_norm:
             case None:
                 return None
             case "head":
                 weights = ((query, arch.num_heads), (key, arch.num_kv_heads))
-                spread = [self._vector(name, arch.head_dim).expand(count, -1) for name, count in weights]
+                spread = [self._norm(name, arch.head_dim).expand(count, -1) for name, count in weights]
                 return HeadNorms(torch.cat(spread))
             case "projection":
                 return ProjectionNorms(
-                    self._vector(query, arch.num_heads * arch.head_dim),
-                    self._vector(key, arch.num_kv_heads * arch.head_dim),
+                    self._norm(query, arch.num_heads * arch.head_dim),
+                    self._norm(key, arch.num_kv_heads * arch.head_dim),
                 )
 
     def _linear(self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False) -> Linear:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
-from stoker_runtime.model.architecture import Architecture, Family, LayerKind
-from stoker_runtime.model.config_json import integer, unsupported
+from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
+from stoker_runtime.model.config_values import integer, unsupported
 
 _FAMILIES = {"llama": Family(), "qwen2": Family(qkv_bias=True), "qwen3": Family(qk_norm="head")}
 
@@ -35,6 +35,7 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
     for key in ("attention.value_length", "rope.dimension_count"):
         if values.get(key, head_dim) != head_dim:
             raise unsupported(f"{name}.{key} = {values[key]} with a head size of {head_dim}")
+    rope = RopeSettings(theta=float(values.get("rope.freq_base", 10000.0)), rotary_dim=head_dim)
     return Architecture(
         name=name,
         family=family,
@@ -46,9 +47,7 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
         head_dim=head_dim,
         rms_norm_eps=float(values.get("attention.layer_norm_rms_epsilon", 1e-6)),
         max_position=integer(values, "context_length"),
-        rope_theta=float(values.get("rope.freq_base", 10000.0)),
-        rope_scaling=None,
         tied_embeddings="output.weight" not in gguf.tensors,
         stored_dtype=None,
-        layers=(LayerKind(),) * integer(values, "block_count"),
+        layers=(LayerKind(rope),) * integer(values, "block_count"),
     )

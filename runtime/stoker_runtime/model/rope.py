@@ -7,55 +7,62 @@ import math
 import torch
 from torch import Tensor
 
-from stoker_runtime.model.architecture import Architecture, Llama3Scaling
+from stoker_runtime.model.architecture import LinearScaling, Llama3Scaling, RopeSettings
 
 
 class Rope:
     """Cosines and sines of every position, in the dtype the heads have.
 
     Shapes:
-        cos, sin [max_position, D]; the sine's first half is negated, see rotate.
+        cos, sin [max_position, R] for the R rotated elements; the sine's first half is negated, see rotate.
     """
 
     def __init__(
         self,
-        architecture: Architecture,
+        settings: RopeSettings,
         max_position: int,
         dtype: torch.dtype,
         device: torch.device,
         frequency_divisors: Tensor | None = None,
     ) -> None:
-        frequencies = inverse_frequencies(architecture)
+        frequencies = inverse_frequencies(settings)
         if frequency_divisors is not None:
             frequencies = frequencies / frequency_divisors
-        angles = torch.outer(torch.arange(max_position).float(), frequencies)  # [P, D/2] float32
+        angles = torch.outer(torch.arange(max_position).float(), frequencies)  # [P, R/2] float32
         self._cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
         self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines for a step: positions [T] -> two [T, 1, D]."""
+        """Return cosines and sines for a step: positions [T] -> two [T, 1, R]."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head by its position's angles.
+    """Turn the first R elements of each head by its position's angles.
 
-    The pair of element i is element i + D/2; a roll by D/2 swaps the halves, and the sign that rotation needs
+    The pair of element i is element i + R/2; a roll by R/2 swaps the halves, and the sign that rotation needs
     is in the sine table.
 
     Shapes:
-        heads [T, H, D], cos and sin [T, 1, D] -> [T, H, D]
+        heads [T, H, D], cos and sin [T, 1, R] -> [T, H, D]
     """
-    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
+    size = cos.shape[-1]
+    turned = heads[..., :size]
+    turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
+    return turned if size == heads.shape[-1] else torch.cat([turned, heads[..., size:]], dim=-1)
 
 
-def inverse_frequencies(architecture: Architecture) -> Tensor:
-    """Return the rotation per position of each pair, [D/2] float32, scaled as the architecture asks."""
-    exponents = torch.arange(0, architecture.head_dim, 2).float() / architecture.head_dim
-    frequencies = 1.0 / (architecture.rope_theta**exponents)
-    if architecture.rope_scaling is None:
-        return frequencies
-    return _llama3(frequencies, architecture.rope_scaling)
+def inverse_frequencies(settings: RopeSettings) -> Tensor:
+    """Return the rotation per position of each pair, [R/2] float32, scaled as the settings ask."""
+    exponents = torch.arange(0, settings.rotary_dim, 2).float() / settings.rotary_dim
+    frequencies = 1.0 / (settings.theta**exponents)
+    match settings.scaling:
+        case None:
+            return frequencies
+        case LinearScaling(factor):
+            return frequencies / factor
+        case Llama3Scaling():
+            return _llama3(frequencies, settings.scaling)
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:

@@ -12,7 +12,7 @@ from model_builders import FAMILIES, make_model, write_gguf
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
-from stoker_runtime.model.architecture import LayerKind, Llama3Scaling, Scales
+from stoker_runtime.model.architecture import LinearScaling, Llama3Scaling, RopeSettings, Scales
 from stoker_runtime.model.config_json import architecture_from_config, read_config_json
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.rope import inverse_frequencies
@@ -48,8 +48,7 @@ LLAMA3_SCALING = {
 
 def test_older_files_keep_theta_and_scaling_apart() -> None:
     read = architecture_from_config(config(rope_scaling=LLAMA3_SCALING))
-    assert read.rope_theta == 500000.0
-    assert read.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 128)
+    assert read.ropes == (RopeSettings(500000.0, 16, Llama3Scaling(32.0, 1.0, 4.0, 128)),)
     assert read.stored_dtype == "bfloat16"
 
 
@@ -58,7 +57,7 @@ def test_newer_files_keep_theta_and_scaling_together() -> None:
     read = architecture_from_config(
         config(rope_theta=None, rope_parameters=rope, torch_dtype=None, dtype="float16")
     )
-    assert (read.rope_theta, read.rope_scaling) == (10000.0, Llama3Scaling(32.0, 1.0, 4.0, 128))
+    assert read.ropes == (RopeSettings(10000.0, 16, Llama3Scaling(32.0, 1.0, 4.0, 128)),)
     assert read.stored_dtype == "float16"
 
 
@@ -66,7 +65,8 @@ def test_missing_fields_have_the_defaults_of_transformers() -> None:
     read = architecture_from_config(
         config(num_key_value_heads=None, rope_theta=None, rms_norm_eps=None, hidden_act=None)
     )
-    assert (read.num_kv_heads, read.head_dim, read.rope_theta, read.rms_norm_eps) == (4, 16, 10000.0, 1e-6)
+    assert (read.num_kv_heads, read.head_dim, read.rms_norm_eps) == (4, 16, 1e-6)
+    assert read.ropes == (RopeSettings(10000.0, 16),)
     assert not read.tied_embeddings
 
 
@@ -76,8 +76,13 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
     model.config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**saved, "architectures": [type(model).__name__]}))
-    ours = inverse_frequencies(read_config_json(tmp_path / "config.json"))
-    torch.testing.assert_close(ours, model.model.rotary_emb.inv_freq, rtol=1e-6, atol=0.0)
+    read = read_config_json(tmp_path / "config.json")
+    theirs = dict(model.model.rotary_emb.named_buffers())
+    wanted = [theirs[key] for key in theirs if key.endswith("inv_freq") and "original" not in key]
+    ours = [inverse_frequencies(settings) for settings in read.ropes]
+    assert len(ours) == len(wanted)
+    for frequencies in wanted:
+        assert any(torch.allclose(frequencies, own, rtol=1e-6, atol=0.0) for own in ours)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +93,10 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
         pytest.param({"hidden_act": "gelu"}, "hidden_act = 'gelu'", id="activation"),
         pytest.param({"attention_bias": True}, "attention_bias", id="attention-bias"),
         pytest.param({"mlp_bias": True}, "mlp_bias", id="mlp-bias"),
-        pytest.param({"partial_rotary_factor": 0.5}, "partial_rotary_factor", id="partial-rotary"),
+        pytest.param({"use_bidirectional_attention": True}, "use_bidirectional_attention", id="both-ways"),
         pytest.param(
-            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor",
-            id="partial-rotary-in-rope-parameters",
+            {"architectures": ["Gemma2ForCausalLM"]}, "hidden_act = 'silu'", id="another-activation-in-gemma"
         ),
-        pytest.param({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'", id="linear-rope"),
         pytest.param({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'", id="yarn-rope"),
         pytest.param(
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'", id="dynamic-rope"
@@ -146,7 +148,7 @@ def test_what_changes_results_is_refused_by_name(fields: dict[str, Any], word: s
     ],
 )
 def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
-    assert architecture_from_config(config(**fields)).layers == (LayerKind(),) * 2
+    assert architecture_from_config(config(**fields)).windows == (None,)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,13 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
         ),
         pytest.param("SmolLM3", {}, [None, None], id="smollm3-does-not-use-it"),
         pytest.param("Olmo2", {}, [None, None], id="olmo2-has-none"),
+        pytest.param("Gemma2", {"hidden_act": "gelu_pytorch_tanh"}, [256, None], id="gemma2-every-second"),
+        pytest.param(
+            "Gemma3",
+            {"hidden_act": "gelu_pytorch_tanh", "num_hidden_layers": 7},
+            [256] * 5 + [None, 256],
+            id="gemma3-all-but-every-sixth",
+        ),
     ],
 )
 def test_windows_are_for_the_layers_that_the_family_says(
@@ -181,9 +190,47 @@ def test_windows_are_for_the_layers_that_the_family_says(
 def test_smollm3_leaves_out_every_fourth_rope_unless_it_says_which() -> None:
     said = config(architectures=["SmolLM3ForCausalLM"], num_hidden_layers=5)
     by_default = architecture_from_config(said)
-    assert [layer.has_rope for layer in by_default.layers] == [True, True, True, False, True]
+    assert [layer.rope is not None for layer in by_default.layers] == [True, True, True, False, True]
     listed = architecture_from_config({**said, "no_rope_layers": [0, 1, 1, 1, 0]})
-    assert [layer.has_rope for layer in listed.layers] == [False, True, True, True, False]
+    assert [layer.rope is not None for layer in listed.layers] == [False, True, True, True, False]
+
+
+def test_a_part_of_each_head_may_be_rotated() -> None:
+    older = architecture_from_config(config(partial_rotary_factor=0.5))
+    rope = {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.5}
+    newer = architecture_from_config(config(rope_parameters=rope))
+    assert older.ropes == newer.ropes == (RopeSettings(500000.0, rotary_dim=8),)
+
+
+def test_gemma3_rotates_layers_with_a_window_in_their_own_way() -> None:
+    gemma = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "hidden_act": None,
+        "num_hidden_layers": 6,
+        "head_dim": 16,
+    }
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    older = config(
+        **gemma, sliding_window=256, rope_theta=1e6, rope_local_base_freq=5000.0, rope_scaling=scaling
+    )
+    by_type = {
+        "full_attention": {**scaling, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    }
+    newer = config(**gemma, sliding_window=256, rope_theta=None, rope_parameters=by_type)
+    local, usual = RopeSettings(5000.0, 16), RopeSettings(1e6, 16, LinearScaling(8.0))
+    for said in (older, newer):
+        assert [layer.rope for layer in architecture_from_config(said).layers] == [local] * 5 + [usual]
+
+
+def test_gemma2_has_caps_and_gemma3_has_none() -> None:
+    gemma = {"hidden_act": None, "query_pre_attn_scalar": 64, "hidden_size": 256}
+    second, third = (
+        architecture_from_config(config(architectures=[f"Gemma{n}ForCausalLM"], **gemma)).scales
+        for n in (2, 3)
+    )
+    assert second == Scales(embedding=16.0, attention=0.125, attention_cap=50.0, logits_cap=30.0)
+    assert third == Scales(embedding=16.0, attention=0.125)
 
 
 def test_granite_has_scales_and_others_have_none() -> None:

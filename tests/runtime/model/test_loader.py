@@ -24,7 +24,7 @@ from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.model import loader
-from stoker_runtime.model.architecture import Architecture, Family, LayerKind
+from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, packing_works
@@ -201,12 +201,10 @@ def make_architecture() -> Architecture:
         head_dim=16,
         rms_norm_eps=1e-5,
         max_position=64,
-        rope_theta=10000.0,
-        rope_scaling=None,
         tied_embeddings=False,
         stored_dtype=None,
         family=Family(),
-        layers=(LayerKind(),) * 2,
+        layers=(LayerKind(RopeSettings(10000.0, rotary_dim=16)),) * 2,
     )
 
 

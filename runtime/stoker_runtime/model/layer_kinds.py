@@ -1,0 +1,175 @@
+"""Reads from a config.json which layers rotate, how, and which attend through a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.model.architecture import LayerKind, LinearScaling, Llama3Scaling, RopeSettings
+from stoker_runtime.model.config_values import integer, unsupported
+
+# Which layers a sliding_window is for where layer_types does not say: "all"; those that max_window_layers
+# leaves over, and only with use_sliding_window ("upper"); those without rope, likewise ("ropeless"); or all
+# but every second or sixth ("pattern").
+_WindowRule = Literal["all", "upper", "ropeless", "pattern"]
+_WINDOW_RULES: dict[str, _WindowRule] = {
+    "Gemma2ForCausalLM": "pattern",
+    "Gemma3ForCausalLM": "pattern",
+    "MistralForCausalLM": "all",
+    "Phi3ForCausalLM": "all",
+    "Qwen2ForCausalLM": "upper",
+    "Qwen3ForCausalLM": "upper",
+    "SmolLM3ForCausalLM": "ropeless",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDefaults:
+    """What `transformers` takes where a config.json is silent.
+
+    Args:
+        rope_theta: base of the rotation.
+        rope_interval: every so many layers, one has no rope.
+        window_pattern: every so many layers, one has no window (only the families with such a pattern).
+        local_rope_theta: base of the rotation in layers with a window, where they have one of their own.
+    """
+
+    rope_theta: float = 10000.0
+    rope_interval: int | None = None
+    window_pattern: int = 2
+    local_rope_theta: float | None = None
+
+
+def layer_kinds(
+    config: Mapping[str, Any], name: str, defaults: LayerDefaults, head_dim: int
+) -> tuple[LayerKind, ...]:
+    """Return what each layer is.
+
+    Args:
+        config: the parsed config.json.
+        name: of the architecture.
+        defaults: of the family.
+        head_dim: elements of a head.
+
+    Raises:
+        ModelError: reason InvalidModel or UnsupportedModel.
+    """
+    rotates = _rotates(config, defaults, integer(config, "num_hidden_layers"))
+    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates)
+    by_type = config.get("rope_parameters") or {}
+    if "full_attention" in by_type:
+        usual, local = by_type["full_attention"], by_type.get("sliding_attention") or {}
+    else:
+        usual, local = by_type or config.get("rope_scaling") or {}, {}
+    ropes = [_rope(usual, config.get("rope_theta"), defaults.rope_theta, config, head_dim)] * len(rotates)
+    if defaults.local_rope_theta is not None:
+        own = _rope(local, config.get("rope_local_base_freq"), defaults.local_rope_theta, config, head_dim)
+        ropes = [own if is_sliding else rope for is_sliding, rope in zip(slides, ropes, strict=True)]
+    return tuple(
+        LayerKind(rope if is_rotated else None, window)
+        for rope, is_rotated, window in zip(ropes, rotates, windows, strict=True)
+    )
+
+
+def _rotates(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int) -> list[bool]:
+    """Which layers rotate: no_rope_layers has, despite its name, a 1 for each that does."""
+    if defaults.rope_interval is None:
+        return [True] * num_layers
+    listed = config.get("no_rope_layers")
+    if listed is not None:
+        return [bool(flag) for flag in _per_layer("no_rope_layers", listed, num_layers)]
+    interval = integer(config, "no_rope_layer_interval", defaults.rope_interval)
+    if interval < 1:
+        raise ModelError(f"the model's no_rope_layer_interval is {interval}")
+    return [(index + 1) % interval != 0 for index in range(num_layers)]
+
+
+def _windows(
+    config: Mapping[str, Any], rule: _WindowRule | None, defaults: LayerDefaults, rotates: Sequence[bool]
+) -> tuple[list[int | None], list[bool]]:
+    """The window of each layer, and which layers are of the kind that slides.
+
+    A window as long as the longest context is none.
+    """
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        others = set(map(str, _per_layer("layer_types", kinds, len(rotates)))) - {"full_attention"}
+        is_known = others <= {"sliding_attention"} and rule is not None
+        if others and not (is_known and config.get("sliding_window") is not None):
+            raise unsupported(f"layer_types with {', '.join(sorted(others))}")
+    slides = _slides(config, rule, defaults, kinds, rotates)
+    size = config.get("sliding_window", 4096 if rule == "pattern" else None)
+    if size is None or not any(slides):
+        return [None] * len(rotates), slides
+    window = integer({"sliding_window": size}, "sliding_window")
+    if window < 1:
+        raise ModelError(f"the model's sliding_window is {window}")
+    is_limit = window < integer(config, "max_position_embeddings")
+    return [window if is_sliding and is_limit else None for is_sliding in slides], slides
+
+
+def _slides(
+    config: Mapping[str, Any],
+    rule: _WindowRule | None,
+    defaults: LayerDefaults,
+    kinds: Sequence[str] | None,
+    rotates: Sequence[bool],
+) -> list[bool]:
+    """Which layers a window is for."""
+    indices = range(len(rotates))
+    if rule is None or not config.get("use_sliding_window", rule in ("all", "pattern")):
+        return [False for _ in indices]
+    if rule == "all":  # their attention does not look at layer_types
+        return [True for _ in indices]
+    if kinds is not None:
+        return [kind == "sliding_attention" for kind in kinds]
+    if rule == "ropeless":
+        return [not is_rotated for is_rotated in rotates]
+    if rule == "pattern":
+        every = integer(config, "sliding_window_pattern", defaults.window_pattern)
+        if every < 1:
+            raise ModelError(f"the model's sliding_window_pattern is {every}")
+        return [(index + 1) % every != 0 for index in indices]
+    first = integer(config, "max_window_layers", 28)
+    return [index >= first for index in indices]
+
+
+def _per_layer(key: str, values: Any, num_layers: int) -> Sequence[Any]:
+    if not isinstance(values, list) or len(values) != num_layers:
+        raise ModelError(f"the model's {key} is not a list of {num_layers}, one for each layer")
+    return values
+
+
+def _rope(
+    rope: Mapping[str, Any],
+    theta: float | None,
+    default_theta: float,
+    config: Mapping[str, Any],
+    head_dim: int,
+) -> RopeSettings:
+    """Read `rope_parameters` (newer files), or `rope_scaling` beside a theta of its own (older ones)."""
+    fraction = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    base = float(rope.get("rope_theta") or theta or default_theta)
+    return RopeSettings(base, int(head_dim * fraction), _rope_scaling(rope))
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> Llama3Scaling | LinearScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    try:
+        match kind:
+            case "default":
+                return None
+            case "linear":
+                return LinearScaling(float(rope["factor"]))
+            case "llama3":
+                return Llama3Scaling(
+                    factor=float(rope["factor"]),
+                    low_freq_factor=float(rope["low_freq_factor"]),
+                    high_freq_factor=float(rope["high_freq_factor"]),
+                    original_max_position=int(rope["original_max_position_embeddings"]),
+                )
+    except KeyError as error:
+        raise ModelError(f"{kind} rope scaling lacks {error}") from error
+    raise unsupported(f"rope scaling {kind!r} (supported: default, linear, llama3)")
