@@ -131,6 +131,29 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Olmo2Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2},
     ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "qwen3-moe": (  # the second layer alone has experts
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+        },
+    ),
     "gemma2": (  # caps low enough to matter
         "Gemma2ForCausalLM",
         "Gemma2Config",

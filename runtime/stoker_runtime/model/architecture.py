@@ -45,6 +45,33 @@ class RopeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """How a family's checkpoints name the parts of a mixture: `MODULE.gate`, `MODULE.experts.N.GATE`."""
+
+    module: str
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSettings:
+    """A sparse mixture in place of the MLP, in the layers that have one.
+
+    Args:
+        num_experts: in each such layer.
+        num_per_token: how many each token goes through.
+        intermediate_size: of one expert.
+        normalizes_weights: the weights of a token's experts are made to add up to 1.
+    """
+
+    num_experts: int
+    num_per_token: int
+    intermediate_size: int
+    normalizes_weights: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """What all models of a family have in common.
 
@@ -56,6 +83,7 @@ class Family:
         activation: of the MLP's gate.
         has_fused_projections: checkpoints hold queries, keys and values as one tensor, gate and up as well
             (Phi 3).
+        expert_names: of the families whose layers may be mixtures.
     """
 
     qkv_bias: bool = False
@@ -64,6 +92,7 @@ class Family:
     norm_offset: float = 0.0
     activation: Literal["silu", "gelu_tanh"] = "silu"
     has_fused_projections: bool = False
+    expert_names: ExpertNames | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +102,12 @@ class LayerKind:
     Args:
         rope: None where nothing is rotated (SmolLM 3 has such layers).
         window: tokens that a token attends to, itself included; None for all before it.
+        is_sparse: experts take the place of the MLP.
     """
 
     rope: RopeSettings | None
     window: int | None = None
+    is_sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +149,7 @@ class Architecture:
     stored_dtype: str | None  # what the file's weights are, when it says
     layers: tuple[LayerKind, ...]
     scales: Scales = Scales()
+    experts: ExpertSettings | None = None
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -126,6 +158,9 @@ class Architecture:
                 raise ModelError(f"the model's {field} is {getattr(self, field)}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly")
+        experts = self.experts
+        if experts is not None and not 1 <= experts.num_per_token <= experts.num_experts:
+            raise ModelError(f"{experts.num_per_token} of {experts.num_experts} experts cannot be picked")
         for rope in self.ropes:
             if rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim:
                 raise ModelError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import Architecture, Family, Scales
+from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
 from stoker_runtime.model.config_values import integer, unsupported
 from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
 
@@ -44,6 +44,16 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     "Phi3ForCausalLM": (Family(has_fused_projections=True), _Defaults(rms_norm_eps=1e-5)),
     "GraniteForCausalLM": (Family(), _Defaults()),
     "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
+    "MixtralForCausalLM": (
+        Family(expert_names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")),
+        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(has_experts=True)),
+    ),
+    "Qwen3MoeForCausalLM": (
+        Family(
+            qk_norm="head", expert_names=ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
+        ),
+        _Defaults(layers=LayerDefaults(has_experts=True)),
+    ),
     "Gemma2ForCausalLM": (_GEMMA, _Defaults(tied_embeddings=True)),
     "Gemma3ForCausalLM": (
         replace(_GEMMA, qk_norm="head"),
@@ -117,6 +127,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         stored_dtype=config.get("dtype") or config.get("torch_dtype"),
         layers=layer_kinds(config, name, defaults.layers, head_dim),
         scales=_scales(config, name, hidden_size),
+        experts=_experts(config, name) if family.expert_names else None,
     )
 
 
@@ -140,6 +151,17 @@ def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: F
         raise unsupported(f"hidden_act = {activation!r}")
     if config.get("attention_bias") and not family.qkv_bias:
         raise unsupported("attention_bias = true")
+
+
+def _experts(config: Mapping[str, Any], name: str) -> ExpertSettings:
+    count = "num_local_experts" if config.get("num_experts") is None else "num_experts"
+    is_mixtral = name == "MixtralForCausalLM"
+    return ExpertSettings(
+        num_experts=integer(config, count),
+        num_per_token=integer(config, "num_experts_per_tok"),
+        intermediate_size=integer(config, "intermediate_size" if is_mixtral else "moe_intermediate_size"),
+        normalizes_weights=is_mixtral or bool(config.get("norm_topk_prob", False)),
+    )
 
 
 def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:

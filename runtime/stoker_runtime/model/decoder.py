@@ -12,6 +12,7 @@ from stoker_runtime.model.batch import Batch
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import Rope
 from stoker_runtime.model.weights import WeightSource
 
@@ -128,11 +129,10 @@ class _Builder:
     def _layer(self, prefix: str, kind: LayerKind) -> Layer:
         arch = self._architecture
         heads, kv_heads = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        attention = f"{prefix}.self_attn"
         qkv = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
-        gate_up = {"gate_proj": arch.intermediate_size, "up_proj": arch.intermediate_size}
         if arch.family.has_fused_projections:  # one tensor, with the same parts in the same order
-            qkv, gate_up = {"qkv_proj": sum(qkv.values())}, {"gate_up_proj": sum(gate_up.values())}
+            qkv = {"qkv_proj": sum(qkv.values())}
         attention_norms, mlp_norms = self._layer_norms(prefix)
         return Layer(
             kind=kind,
@@ -141,8 +141,39 @@ class _Builder:
             qk_norms=self._qk_norms(attention),
             output=self._linear(attention, {"o_proj": arch.hidden_size}, heads),
             mlp_norms=mlp_norms,
-            gate_up=self._linear(mlp, gate_up, arch.hidden_size),
-            down=self._linear(mlp, {"down_proj": arch.hidden_size}, arch.intermediate_size),
+            mlp=self._experts(prefix) if kind.is_sparse else self._dense_mlp(f"{prefix}.mlp"),
+        )
+
+    def _dense_mlp(self, prefix: str) -> Mlp:
+        size = self._architecture.intermediate_size
+        if self._architecture.family.has_fused_projections:
+            return self._mlp(prefix, {"gate_up_proj": 2 * size}, "down_proj", size)
+        return self._mlp(prefix, {"gate_proj": size, "up_proj": size}, "down_proj", size)
+
+    def _experts(self, prefix: str) -> Experts:
+        names, settings = self._architecture.family.expert_names, self._architecture.experts
+        assert names is not None, "a family without names has no sparse layers"
+        assert settings is not None, "as the architecture's readers see to"
+        module, size = f"{prefix}.{names.module}", settings.intermediate_size
+        gate_up = {names.gate: size, names.up: size}
+        return Experts(
+            router=self._rows(
+                "weight", {f"{module}.gate": settings.num_experts}, self._architecture.hidden_size
+            ),
+            experts=tuple(
+                self._mlp(f"{module}.experts.{index}", gate_up, names.down, size)
+                for index in range(settings.num_experts)
+            ),
+            num_per_token=settings.num_per_token,
+            normalizes_weights=settings.normalizes_weights,
+        )
+
+    def _mlp(self, prefix: str, gate_up: dict[str, int], down: str, size: int) -> Mlp:
+        hidden_size, activation = self._architecture.hidden_size, self._architecture.family.activation
+        return Mlp(
+            self._linear(prefix, gate_up, hidden_size),
+            self._linear(prefix, {down: hidden_size}, size),
+            activation,
         )
 
     def _layer_norms(self, prefix: str) -> tuple[Norms, Norms]:

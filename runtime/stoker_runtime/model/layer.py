@@ -13,6 +13,7 @@ from stoker_runtime.model.architecture import Architecture, LayerKind, RopeSetti
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import Batch
 from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import rotate
 
 Angles = Mapping[RopeSettings, tuple[Tensor, Tensor]]
@@ -70,7 +71,7 @@ class Layer:
     """One transformer layer.
 
     Shapes:
-        qkv [(H + 2 Hkv) * D, E], gate_up [2 * intermediate, E]
+        qkv [(H + 2 Hkv) * D, E]
     """
 
     kind: LayerKind
@@ -79,8 +80,7 @@ class Layer:
     qk_norms: HeadNorms | ProjectionNorms | None
     output: Linear
     mlp_norms: Norms
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp | Experts
 
     def __call__(
         self, hidden: Tensor, angles: Angles, cache: KVPair, batch: Batch, architecture: Architecture
@@ -99,8 +99,8 @@ class Layer:
             _normed(hidden, self.attention_norms.before, eps), angles, cache, batch, architecture
         )
         hidden = hidden.add(_normed(attended, self.attention_norms.behind, eps), alpha=residual)
-        activated = self._mlp(_normed(hidden, self.mlp_norms.before, eps), architecture.family.activation)
-        return hidden.add(_normed(activated, self.mlp_norms.behind, eps), alpha=residual)
+        computed = self.mlp(_normed(hidden, self.mlp_norms.before, eps))
+        return hidden.add(_normed(computed, self.mlp_norms.behind, eps), alpha=residual)
 
     def _attend(
         self, hidden: Tensor, angles: Angles, cache: KVPair, batch: Batch, architecture: Architecture
@@ -118,11 +118,6 @@ class Layer:
             query, key, value, cache, batch, self.kind.window, scales.attention, scales.attention_cap
         )
         return self.output(out)
-
-    def _mlp(self, hidden: Tensor, activation: str) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        activated = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-        return self.down(activated.mul_(up))
 
 
 def _normed(rows: Tensor, weight: Tensor | None, eps: float) -> Tensor:

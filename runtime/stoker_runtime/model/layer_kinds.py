@@ -10,17 +10,19 @@ from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import LayerKind, LinearScaling, Llama3Scaling, RopeSettings
 from stoker_runtime.model.config_values import integer, unsupported
 
-# Which layers a sliding_window is for where layer_types does not say: "all"; those that max_window_layers
-# leaves over, and only with use_sliding_window ("upper"); those without rope, likewise ("ropeless"); or all
-# but every second or sixth ("pattern").
-_WindowRule = Literal["all", "upper", "ropeless", "pattern"]
+# Which layers a sliding_window is for where layer_types does not say: "all"; with use_sliding_window also all
+# ("everywhere"), those that max_window_layers leaves over ("upper") or those without rope ("ropeless"); or
+# all but every second or sixth ("pattern").
+_WindowRule = Literal["all", "upper", "ropeless", "everywhere", "pattern"]
 _WINDOW_RULES: dict[str, _WindowRule] = {
     "Gemma2ForCausalLM": "pattern",
     "Gemma3ForCausalLM": "pattern",
     "MistralForCausalLM": "all",
+    "MixtralForCausalLM": "all",
     "Phi3ForCausalLM": "all",
     "Qwen2ForCausalLM": "upper",
     "Qwen3ForCausalLM": "upper",
+    "Qwen3MoeForCausalLM": "everywhere",
     "SmolLM3ForCausalLM": "ropeless",
 }
 
@@ -34,12 +36,14 @@ class LayerDefaults:
         rope_interval: every so many layers, one has no rope.
         window_pattern: every so many layers, one has no window (only the families with such a pattern).
         local_rope_theta: base of the rotation in layers with a window, where they have one of their own.
+        has_experts: layers are mixtures unless the file says otherwise.
     """
 
     rope_theta: float = 10000.0
     rope_interval: int | None = None
     window_pattern: int = 2
     local_rope_theta: float | None = None
+    has_experts: bool = False
 
 
 def layer_kinds(
@@ -67,10 +71,22 @@ def layer_kinds(
     if defaults.local_rope_theta is not None:
         own = _rope(local, config.get("rope_local_base_freq"), defaults.local_rope_theta, config, head_dim)
         ropes = [own if is_sliding else rope for is_sliding, rope in zip(slides, ropes, strict=True)]
+    sparse = _sparse(config, defaults, len(rotates))
     return tuple(
-        LayerKind(rope if is_rotated else None, window)
-        for rope, is_rotated, window in zip(ropes, rotates, windows, strict=True)
+        LayerKind(rope if is_rotated else None, window, is_sparse)
+        for rope, is_rotated, window, is_sparse in zip(ropes, rotates, windows, sparse, strict=True)
     )
+
+
+def _sparse(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int) -> list[bool]:
+    """Which layers have experts: every so many, less those that are listed."""
+    if not defaults.has_experts:
+        return [False] * num_layers
+    every = integer(config, "decoder_sparse_step", 1)
+    if every < 1:
+        raise ModelError(f"the model's decoder_sparse_step is {every}")
+    dense = config.get("mlp_only_layers") or []
+    return [(index + 1) % every == 0 and index not in dense for index in range(num_layers)]
 
 
 def _rotates(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int) -> list[bool]:
@@ -121,7 +137,7 @@ def _slides(
     indices = range(len(rotates))
     if rule is None or not config.get("use_sliding_window", rule in ("all", "pattern")):
         return [False for _ in indices]
-    if rule == "all":  # their attention does not look at layer_types
+    if rule in ("all", "everywhere"):  # their attention does not look at layer_types
         return [True for _ in indices]
     if kinds is not None:
         return [kind == "sliding_attention" for kind in kinds]

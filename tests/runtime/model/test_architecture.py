@@ -12,7 +12,13 @@ from model_builders import FAMILIES, make_model, write_gguf
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
-from stoker_runtime.model.architecture import LinearScaling, Llama3Scaling, RopeSettings, Scales
+from stoker_runtime.model.architecture import (
+    ExpertSettings,
+    LinearScaling,
+    Llama3Scaling,
+    RopeSettings,
+    Scales,
+)
 from stoker_runtime.model.config_json import architecture_from_config, read_config_json
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.rope import inverse_frequencies
@@ -233,6 +239,27 @@ def test_gemma2_has_caps_and_gemma3_has_none() -> None:
     assert third == Scales(embedding=16.0, attention=0.125)
 
 
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+}
+
+
+def test_mixtures_say_which_layers_have_how_many_experts() -> None:
+    mixtral = architecture_from_config(config(**MIXTRAL))
+    assert mixtral.experts == ExpertSettings(8, 2, intermediate_size=96, normalizes_weights=True)
+    assert all(layer.is_sparse for layer in mixtral.layers)
+    qwen = architecture_from_config(
+        config(**QWEN3_MOE, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3])
+    )
+    assert qwen.experts == ExpertSettings(16, 4, intermediate_size=32, normalizes_weights=False)
+    assert [layer.is_sparse for layer in qwen.layers] == [False, True, False, False]
+    assert architecture_from_config(config()).experts is None
+
+
 def test_granite_has_scales_and_others_have_none() -> None:
     scales = {
         "embedding_multiplier": 12.0,
@@ -255,6 +282,26 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"num_key_value_heads": 3}, "4 heads", id="uneven-groups"),
         pytest.param({"head_dim": 15}, "head_dim", id="odd-head"),
         pytest.param({"layer_types": ["full_attention"]}, "layer_types", id="too-few-layer-types"),
+        pytest.param(
+            {
+                "architectures": ["MixtralForCausalLM"],
+                "num_local_experts": 2,
+                "num_experts_per_tok": 3,
+            },
+            "3 of 2 experts",
+            id="too-few-experts",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 8,
+                "decoder_sparse_step": 0,
+            },
+            "decoder_sparse_step",
+            id="no-sparse-step",
+        ),
         pytest.param(
             {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]},
             "no_rope_layers",

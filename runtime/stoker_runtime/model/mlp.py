@@ -1,0 +1,64 @@
+"""The MLP of a layer: one for all tokens, or experts of which a router picks some for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stoker_runtime.model.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """down(activation(gate(x)) * up(x)).
+
+    Shapes:
+        gate_up [2 * intermediate, E], down [E, intermediate]
+    """
+
+    gate_up: Linear
+    down: Linear
+    activation: Literal["silu", "gelu_tanh"]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return what the MLP adds: [T, E] -> [T, E]."""
+        gate, up = self.gate_up(rows).chunk(2, dim=-1)
+        activated = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return self.down(activated.mul_(up))
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A sparse mixture: each token goes through the experts that the router likes best, and their sum counts.
+
+    Args:
+        router: scores the experts.
+        experts: all of them.
+        num_per_token: how many each token goes through.
+        normalizes_weights: the weights of a token's experts are made to add up to 1.
+    Shapes:
+        router [N, E]
+    """
+
+    router: Tensor
+    experts: tuple[Mlp, ...]
+    num_per_token: int
+    normalizes_weights: bool
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return what the experts add: [T, E] -> [T, E]."""
+        probabilities = F.linear(rows, self.router).softmax(dim=-1, dtype=torch.float32)
+        weights, chosen = probabilities.topk(self.num_per_token, dim=-1)  # [T, K]
+        if self.normalizes_weights:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        weights = weights.to(rows.dtype)
+        out = torch.zeros_like(rows)
+        for index in sorted(set(chosen.flatten().tolist())):
+            tokens, places = torch.where(chosen == index)
+            answered = self.experts[index](rows[tokens])
+            out.index_add_(0, tokens, answered * weights[tokens, places].unsqueeze(-1))
+        return out
