@@ -32,7 +32,8 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## virtual environment with everything the tests need
-$(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml
+$(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml \
+  hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stoker needs Python 3.11 or newer: set PYTHON=python3.X")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt

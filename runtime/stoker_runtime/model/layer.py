@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 from stoker_runtime.model.architecture import Architecture, LayerKind, RopeSettings
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import Batch
-from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.linear import Linear, PackedLinear, packed
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import rotate
 
@@ -76,9 +76,9 @@ class Layer:
 
     kind: LayerKind
     attention_norms: Norms
-    qkv: Linear
+    qkv: Linear | PackedLinear
     qk_norms: HeadNorms | ProjectionNorms | None
-    output: Linear
+    output: Linear | PackedLinear
     mlp_norms: Norms
     mlp: Mlp | Experts
 
@@ -101,6 +101,10 @@ class Layer:
         hidden = hidden.add(_normed(attended, self.attention_norms.behind, eps), alpha=residual)
         computed = self.mlp(_normed(hidden, self.mlp_norms.before, eps))
         return hidden.add(_normed(computed, self.mlp_norms.behind, eps), alpha=residual)
+
+    def packed(self) -> Layer:
+        """Return the same layer with packed weights, where packing works."""
+        return replace(self, qkv=packed(self.qkv), output=packed(self.output), mlp=self.mlp.packed())
 
     def _attend(
         self, hidden: Tensor, angles: Angles, cache: KVPair, batch: Batch, architecture: Architecture

@@ -7,16 +7,21 @@ exist and agree with the plain product on this machine.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 _BATCH_HINT = 16  # packed for this many rows; the layout serves every number of rows equally well
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
+@dataclass(frozen=True, slots=True)
 class Linear:
     """x @ weight.T + bias.
 
@@ -24,17 +29,33 @@ class Linear:
         weight [out, in], bias [out]; call: [T, in] -> [T, out]
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._is_packed = weight.device.type == "cpu" and packing_works(weight.dtype)
-        self._weight = _pack(weight) if self._is_packed else weight
-        self._bias = bias
-        self.num_bytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
+    weight: Tensor
+    bias: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return rows @ weight.T + bias."""
-        if self._is_packed:
-            return _packed_product(rows, self._weight, self._bias)
-        return F.linear(rows, self._weight, self._bias)
+        return F.linear(rows, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """The same, over a weight that only oneDNN's kernels understand."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return rows @ weight.T + bias."""
+        return _packed_product(rows, self.weight, self.bias)
+
+
+def packed(linear: Linear | PackedLinear) -> Linear | PackedLinear:
+    """Return the product with its weight packed, where that works."""
+    if isinstance(linear, PackedLinear) or linear.weight.device.type != "cpu":
+        return linear
+    if not packing_works(linear.weight.dtype):
+        return linear
+    return PackedLinear(_pack(linear.weight), linear.bias)
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -56,7 +77,7 @@ def packing_works(dtype: torch.dtype) -> bool:
     bias = torch.randn(48, generator=generator).to(dtype)
     try:
         packed = _pack(weight)
-        return all(
+        works = all(
             torch.allclose(
                 _packed_product(rows, packed, bias).float(),
                 F.linear(rows, weight, bias).float(),
@@ -65,6 +86,10 @@ def packing_works(dtype: torch.dtype) -> bool:
             )
             for rows in (torch.randn(n, 40, generator=generator).to(dtype) for n in (1, 3, 16))
         )
-    except (AttributeError, RuntimeError, TypeError):
+    except (AttributeError, RuntimeError, TypeError) as error:
         # not in this build of torch, or not for this dtype on this CPU: the plain product is always right
+        logger.info("weights stay unpacked, which makes steps slower: %s", error)
         return False
+    if not works:
+        logger.warning("packed %s products are wrong on this CPU: weights stay unpacked", dtype)
+    return works

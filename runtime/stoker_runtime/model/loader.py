@@ -14,11 +14,14 @@ from stoker_runtime.gguf_file import find_gguf, read_gguf
 from stoker_runtime.machine import available_memory_bytes
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
-from stoker_runtime.model.decoder import Decoder, build_decoder
+from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
-from stoker_runtime.model.runner import ModelRunner, run_step
+from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
+from stoker_runtime.model.native.library import find_kernels
+from stoker_runtime.model.runner import AnyDecoder, ModelRunner, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
@@ -58,7 +61,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     architecture, source = _open(path)
     dtype = _dtype(config, architecture, device)
     with source:
-        decoder = build_decoder(architecture, source, dtype, device)
+        decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
     if limit > architecture.max_position:
         raise ConfigError(
@@ -97,6 +100,15 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     )
 
 
+def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
+    """Load the weights for whoever computes the steps: the native kernels where they can, else PyTorch."""
+    if assembly.device.type == "cpu" and is_computed(architecture, config.block_size):
+        kernels = find_kernels(assembly.dtype, config.num_threads)
+        if kernels is not None:
+            return NativeDecoder(architecture, assembly, kernels)
+    return Decoder(architecture, assembly)
+
+
 def _device(config: EngineConfig) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -131,7 +143,7 @@ def has_fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _num_blocks(config: EngineConfig, decoder: Decoder) -> int:
+def _num_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
     """Decide the KV cache's size once the weights are in memory."""
     per_block = block_bytes(decoder.architecture, config.block_size, decoder.dtype)
     if config.kv_cache_bytes:
@@ -141,7 +153,7 @@ def _num_blocks(config: EngineConfig, decoder: Decoder) -> int:
     return _free_cuda_bytes(config, decoder) // per_block
 
 
-def _free_cuda_bytes(config: EngineConfig, decoder: Decoder) -> int:
+def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder) -> int:
     """Run the largest step once, then return what memory_fraction leaves beside weights and its peak."""
     longest = config.max_model_len or decoder.architecture.max_position
     plan = _warm_up_plan(config, config.max_num_batched_tokens, longest, config.max_num_seqs)

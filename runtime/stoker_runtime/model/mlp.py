@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.linear import Linear, PackedLinear, packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Mlp:
         gate_up [2 * intermediate, E], down [E, intermediate]
     """
 
-    gate_up: Linear
-    down: Linear
+    gate_up: Linear | PackedLinear
+    down: Linear | PackedLinear
     activation: Literal["silu", "gelu_tanh"]
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -29,6 +29,10 @@ class Mlp:
         gate, up = self.gate_up(rows).chunk(2, dim=-1)
         activated = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
         return self.down(activated.mul_(up))
+
+    def packed(self) -> Mlp:
+        """Return the same with packed weights, where packing works."""
+        return replace(self, gate_up=packed(self.gate_up), down=packed(self.down))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +66,7 @@ class Experts:
             answered = self.experts[index](rows[tokens])
             out.index_add_(0, tokens, answered * weights[tokens, places].unsqueeze(-1))
         return out
+
+    def packed(self) -> Experts:
+        """Return the same with packed weights, where packing works."""
+        return replace(self, experts=tuple(expert.packed() for expert in self.experts))

@@ -29,12 +29,12 @@ class Rope:
         if frequency_divisors is not None:
             frequencies = frequencies / frequency_divisors
         angles = torch.outer(torch.arange(max_position).float(), frequencies)  # [P, R/2] float32
-        self._cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
-        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
+        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines for a step: positions [T] -> two [T, 1, R]."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

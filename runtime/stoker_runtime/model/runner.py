@@ -6,16 +6,18 @@ import torch
 
 from stoker_runtime.core.step import StepPlan, StepResult
 from stoker_runtime.messages import EngineReady
-from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.native.decoder import NativeDecoder
 from stoker_runtime.model.sampler import sample
+
+AnyDecoder = Decoder | NativeDecoder
 
 
 class ModelRunner:
     """Computes steps with a decoder and the KV cache that it owns."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, ready: EngineReady) -> None:
+    def __init__(self, decoder: AnyDecoder, cache: KVCache, ready: EngineReady) -> None:
         self._decoder = decoder
         self.cache = cache
         self._ready = ready
@@ -30,10 +32,9 @@ class ModelRunner:
 
 
 @torch.inference_mode()
-def run_step(decoder: Decoder, cache: KVCache, plan: StepPlan) -> StepResult:
+def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
     """Compute a plan against a cache: forward, then sample."""
     if not plan.requests:
         return StepResult()
-    batch = pack_batch(plan, cache.block_size, decoder.architecture.windows, decoder.dtype, decoder.device)
-    logits = decoder(batch, cache)
+    logits = decoder(plan, cache)
     return StepResult(sample(logits, [request for request in plan.requests if request.samples]))

@@ -27,7 +27,7 @@ from stoker_runtime.model import loader
 from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
-from stoker_runtime.model.linear import Linear, packing_works
+from stoker_runtime.model.linear import Linear, PackedLinear, packed, packing_works
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.model.runner import ModelRunner
 from stoker_runtime.tokenizer_files import load_assets
@@ -147,7 +147,7 @@ def test_memory_that_runs_out_while_loading_is_out_of_memory(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(loader, "build_decoder", fail)
+    monkeypatch.setattr(loader, "Assembly", fail)
     with pytest.raises(ModelError, match="memory") as caught:
         load_runner(config(model))
     assert caught.value.reason == "OutOfMemory"
@@ -157,7 +157,7 @@ def test_other_errors_while_loading_are_not_disguised(model: Path, monkeypatch: 
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(loader, "build_decoder", fail)
+    monkeypatch.setattr(loader, "Assembly", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         load_runner(config(model))
 
@@ -226,7 +226,8 @@ def test_linear_equals_the_plain_product(dtype: torch.dtype, has_bias: bool) -> 
     for num_rows in (1, 2, 5, 40):
         rows = torch.randn(num_rows, 33, generator=generator).to(dtype)
         expected = torch.nn.functional.linear(rows, weight, bias)
-        torch.testing.assert_close(Linear(weight, bias)(rows), expected, rtol=2e-2, atol=2e-2)
+        assert isinstance(packed(Linear(weight, bias)), PackedLinear) == packing_works(dtype)
+        torch.testing.assert_close(packed(Linear(weight, bias))(rows), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_packing_that_is_not_there_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +242,7 @@ def test_packing_that_is_not_there_or_wrong_is_not_used(monkeypatch: pytest.Monk
     packing_works.cache_clear()
     assert not packing_works(torch.float32)
     weight, rows = torch.randn(8, 4), torch.randn(3, 4)
-    torch.testing.assert_close(Linear(weight)(rows), rows @ weight.T)
+    torch.testing.assert_close(packed(Linear(weight))(rows), rows @ weight.T)
     monkeypatch.undo()
     monkeypatch.setattr(f"{module}._packed_product", wrong)
     packing_works.cache_clear()

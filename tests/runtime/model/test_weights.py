@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
-from stoker_runtime.model.decoder import build_decoder
+from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource
@@ -39,8 +40,9 @@ CPU = torch.device("cpu")
 
 
 def build(folder: Path) -> None:
+    architecture = read_config_json(folder / "config.json")
     with SafetensorsSource(folder) as source:
-        build_decoder(read_config_json(folder / "config.json"), source, torch.float32, CPU)
+        Decoder(architecture, Assembly(architecture, source, torch.float32, CPU))
 
 
 @pytest.mark.parametrize("type_id", sorted(FORMATS))
@@ -241,7 +243,7 @@ def open_gguf(path: Path) -> None:
     parsed = read_gguf(path)
     architecture = architecture_from_gguf(parsed)
     with GgufSource(parsed, architecture) as source:
-        build_decoder(architecture, source, torch.float32, CPU)
+        Decoder(architecture, Assembly(architecture, source, torch.float32, CPU))
 
 
 def test_gguf_type_that_is_not_supported_is_named(tmp_path: Path) -> None:

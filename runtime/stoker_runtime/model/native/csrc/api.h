@@ -1,0 +1,111 @@
+// What Python hands over (see ../structs.py, which mirrors these structs field by field) and what it may call.
+// Nothing here is owned by the library: every pointer is a tensor or array that the caller keeps alive.
+#pragma once
+
+#include <stdint.h>
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// A weight that `stoker_*_pack` wrote, and its bias (elements) or null.
+struct StokerLinear {
+  const void* packed;
+  const void* bias;
+  int32_t num_inputs;
+  int32_t num_outputs;
+};
+
+struct StokerLayer {
+  StokerLinear qkv;
+  StokerLinear output;
+  StokerLinear gate_up;  // packed as pairs, see packing.h
+  StokerLinear down;
+  const void* attention_before;  // RMSNorm weights [E]; null where the family has none
+  const void* attention_behind;
+  const void* mlp_before;
+  const void* mlp_behind;
+  const void* query_norm;  // [H, D] by head, [H * D] by projection, or null
+  const void* key_norm;    // [Hkv, D] or [Hkv * D]
+  const void* cosines;     // [positions, rotary_dim], or null where nothing is rotated
+  const void* sines;       // the same; the first half is negated
+  int32_t rotary_dim;
+  int32_t window;  // tokens that a token attends to, itself included; 0 for all before it
+};
+
+struct StokerModel {
+  int32_t num_layers;
+  int32_t hidden_size;
+  int32_t intermediate_size;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t vocab_size;
+  int32_t normalizes_projections;  // query_norm and key_norm span a projection, not a head
+  int32_t has_gelu;                // of the MLP's gate; else SiLU
+  float eps;
+  float embedding_scale;
+  float residual_scale;
+  float attention_scale;
+  float attention_cap;  // 0: none
+  float logits_divisor;
+  float logits_cap;  // 0: none
+  const void* embedding;
+  const void* norm;
+  StokerLinear lm_head;
+  const StokerLayer* layers;
+};
+
+// One request's share of a step: rows first_row .. of the step's tokens.
+struct StokerSequence {
+  int32_t first_row;
+  int32_t num_tokens;
+  int32_t num_computed;
+  int32_t first_block;  // where its block table begins in block_ids
+};
+
+struct StokerStep {
+  int32_t num_tokens;
+  int32_t num_sequences;
+  int32_t num_sampled;
+  const int32_t* token_ids;
+  const StokerSequence* sequences;
+  const int32_t* block_ids;
+  const int32_t* sampled_rows;
+};
+
+// [L, 2, num_blocks, ...]: see kv.h for what a block holds.
+struct StokerCache {
+  void* storage;
+  int32_t num_blocks;
+  int32_t block_size;
+};
+
+// The threads that compute and their scratch memory.
+struct StokerContext;
+
+// Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, too.
+int32_t stoker_supported();
+// Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache.
+void stoker_struct_sizes(int32_t sizes[6]);
+
+StokerContext* stoker_create(int32_t num_threads);
+void stoker_destroy(StokerContext* context);
+
+// Bytes that a packed weight of this shape takes; gate_up counts both halves as num_outputs.
+int64_t stoker_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t element_bytes, int32_t is_pair);
+
+// Rearrange a row-major weight [num_outputs, num_inputs] for the kernels.
+void stoker_f32_pack(const void* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair, void* packed);
+void stoker_bf16_pack(const void* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair, void* packed);
+
+// rows [num_rows, inputs] @ weight.T + bias -> out [num_rows, outputs]; what the self-check calls.
+void stoker_f32_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
+void stoker_bf16_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
+
+// Compute one step and write float32 logits [num_sampled, V].
+void stoker_f32_step(StokerContext* context, const StokerModel* model, const StokerStep* step, const StokerCache* cache,
+                     float* logits);
+void stoker_bf16_step(StokerContext* context, const StokerModel* model, const StokerStep* step, const StokerCache* cache,
+                      float* logits);
+}
+#pragma GCC visibility pop

@@ -1,0 +1,45 @@
+// What lives from step to step beside the model: the threads, and memory for the rows of a step, which grows to
+// what the largest step has needed and is then used again.
+#pragma once
+
+#include <stddef.h>
+
+#include <memory>
+#include <new>
+
+#include "pool.h"
+
+class Arena {
+ public:
+  // Begin a step that takes at most `bytes` in all; what was taken before is invalid from here on.
+  void reset(size_t bytes) {
+    used_ = 0;
+    if (bytes <= size_) return;
+    data_.reset();
+    data_.reset(static_cast<char*>(::operator new[](bytes, std::align_val_t(kAlignment))));
+    size_ = bytes;
+  }
+
+  void* take(size_t bytes) {
+    void* start = data_.get() + used_;
+    used_ += aligned(bytes);
+    return start;
+  }
+
+  static size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  struct Free {
+    void operator()(char* p) const { ::operator delete[](p, std::align_val_t(kAlignment)); }
+  };
+  std::unique_ptr<char[], Free> data_;
+  size_t size_ = 0;
+  size_t used_ = 0;
+};
+
+struct StokerContext {
+  explicit StokerContext(int num_threads) : pool(num_threads) {}
+  Pool pool;
+  Arena arena;
+};

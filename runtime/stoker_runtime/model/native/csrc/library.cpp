@@ -1,0 +1,34 @@
+// What does not depend on the element type. Compiled for any x86-64, so that asking what the CPU can do is safe.
+
+#include <stdint.h>
+
+#include "api.h"
+#include "context.h"
+
+extern "C" {
+
+int32_t stoker_supported() {
+  __builtin_cpu_init();
+  const bool has_f32 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("fma");
+  return has_f32 ? (__builtin_cpu_supports("avx512bf16") ? 3 : 1) : 0;
+}
+
+void stoker_struct_sizes(int32_t sizes[6]) {
+  const size_t all[] = {sizeof(StokerLinear),   sizeof(StokerLayer), sizeof(StokerModel),
+                        sizeof(StokerSequence), sizeof(StokerStep),  sizeof(StokerCache)};
+  for (int i = 0; i < 6; ++i) sizes[i] = static_cast<int32_t>(all[i]);
+}
+
+StokerContext* stoker_create(int32_t num_threads) { return new StokerContext(num_threads); }
+
+void stoker_destroy(StokerContext* context) { delete context; }
+
+int64_t stoker_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t element_bytes, int32_t is_pair) {
+  const int64_t columns = 32, lanes = 16;
+  const int64_t panels = is_pair ? (num_outputs / 2 + lanes - 1) / lanes : (num_outputs + columns - 1) / columns;
+  return panels * columns * num_inputs * element_bytes;
+}
+
+}  // extern "C"

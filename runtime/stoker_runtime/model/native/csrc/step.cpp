@@ -1,0 +1,352 @@
+// One step of the decoder, from token ids to logits, in one call: compiled once for each element type.
+//
+// All threads walk through the same phases; the tasks of a phase (a panel of a weight, a few rows, a tile of
+// queries) are handed out one by one, so that a thread that lost its core to somebody else delays nobody for long.
+
+#include <atomic>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "api.h"
+#include "attention.h"
+#include "context.h"
+#include "element.h"
+#include "kv.h"
+#include "product.h"
+#include "rows.h"
+
+namespace STOKER_ELEMENT {
+
+constexpr int kRowsPerTask = 4;
+constexpr int kPhasesPerLayer = 11;
+constexpr int kPhasesBesides = 3;
+
+// [rows, size] with row_stride(size) elements from row to row.
+struct Rows {
+  Stored* data;
+  ptrdiff_t stride;
+
+  Stored* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv).
+struct Tile {
+  int sequence;
+  int head;
+  int first;
+  int count;
+};
+
+// Where a row's key and value go.
+struct Slot {
+  int block;
+  int offset;
+  int position;
+};
+
+const Stored* elements(const void* p) { return static_cast<const Stored*>(p); }
+
+class Step {
+ public:
+  Step(StokerContext& context, const StokerModel& model, const StokerStep& step, const StokerCache& cache,
+       float* logits);
+
+  void run() {
+    context_.pool.run([this](int) { work(); });
+  }
+
+ private:
+  void allocate();
+  void plan();
+  void work();
+  void attention(const StokerLayer& layer, int index, int& phase);
+  void mlp(const StokerLayer& layer, int& phase);
+  void embed(int row);
+  void store_heads(const StokerLayer& layer, const LayerCache& cache, int row);
+  void normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys);
+  void attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile);
+  void gate_panel(const StokerLinear& linear, const Rows& in, int panel);
+  void logits_panel(int panel);
+  const Rows& normalize(const void* weight, int& phase);
+  void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
+
+  // Hand out tasks 0 .. count - 1 of a phase to whoever is free, then wait for all of them.
+  template <class Task>
+  void each(int count, int& phase, const Task& task) {
+    std::atomic<int>& next = next_task_[phase++];
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
+    context_.pool.barrier();
+  }
+
+  template <class Task>
+  void each_row(int count, int& phase, const Task& task) {
+    each((count + kRowsPerTask - 1) / kRowsPerTask, phase, [&](int i) {
+      for (int row = i * kRowsPerTask; row < std::min(count, (i + 1) * kRowsPerTask); ++row) task(row);
+    });
+  }
+
+  // Finish is called with (row, column, mask, 16 rounded outputs).
+  template <class Finish>
+  void each_output(const StokerLinear& linear, const Rows& in, int num_rows, int& phase, const Finish& finish) {
+    each(num_panels(linear, false), phase, [&](int panel) {
+      const int column = panel * kPanel;
+      const __m512 bias[2] = {bias_of(linear, column), bias_of(linear, column + kLanes)};
+      const __mmask16 masks[2] = {lanes(linear.num_outputs - column), lanes(linear.num_outputs - column - kLanes)};
+      multiply_panel(linear, panel, in.data, in.stride, num_rows, [&](int row, __m512 first, __m512 second) {
+        finish(row, column, masks[0], Element::round(_mm512_add_ps(first, bias[0])));
+        if (masks[1]) finish(row, column + kLanes, masks[1], Element::round(_mm512_add_ps(second, bias[1])));
+      });
+    });
+  }
+
+  StokerContext& context_;
+  const StokerModel& model_;
+  const StokerStep& step_;
+  const StokerCache& cache_;
+  float* const logits_;
+  const int num_shared_;  // query heads per KV head
+  std::unique_ptr<std::atomic<int>[]> next_task_;
+  std::vector<Slot> slots_;       // by row
+  std::vector<int> fresh_blocks_;  // written for the first time
+  std::vector<Tile> tiles_;
+  Rows hidden_, normed_, heads_, attended_, activated_, added_;
+};
+
+Step::Step(StokerContext& context, const StokerModel& model, const StokerStep& step, const StokerCache& cache,
+           float* logits)
+    : context_(context),
+      model_(model),
+      step_(step),
+      cache_(cache),
+      logits_(logits),
+      num_shared_(model.num_heads / model.num_kv_heads),
+      next_task_(new std::atomic<int>[model.num_layers * kPhasesPerLayer + kPhasesBesides]()),
+      slots_(step.num_tokens) {
+  allocate();
+  plan();
+}
+
+void Step::allocate() {
+  const int64_t head_dim = model_.head_dim;
+  const std::pair<Rows*, int64_t> wanted[] = {
+      {&hidden_, model_.hidden_size},
+      {&normed_, model_.hidden_size},
+      {&added_, model_.hidden_size},
+      {&heads_, (model_.num_heads + 2 * model_.num_kv_heads) * head_dim},
+      {&attended_, model_.num_heads * head_dim},
+      {&activated_, model_.intermediate_size},
+  };
+  const auto bytes = [&](int64_t size) { return row_stride(size) * step_.num_tokens * sizeof(Stored); };
+  size_t total = 0;
+  for (const auto& [rows, size] : wanted) total += Arena::aligned(bytes(size));
+  context_.arena.reset(total);
+  for (const auto& [rows, size] : wanted) {
+    *rows = {static_cast<Stored*>(context_.arena.take(bytes(size))), row_stride(size)};
+  }
+}
+
+void Step::plan() {
+  for (int i = 0; i < step_.num_sequences; ++i) {
+    const StokerSequence& sequence = step_.sequences[i];
+    const int32_t* blocks = step_.block_ids + sequence.first_block;
+    for (int t = 0; t < sequence.num_tokens; ++t) {
+      const int position = sequence.num_computed + t;
+      const int block = blocks[position / cache_.block_size], offset = position % cache_.block_size;
+      slots_[sequence.first_row + t] = {block, offset, position};
+      if (offset == 0) fresh_blocks_.push_back(block);
+    }
+    const int num_rows = sequence.num_tokens * num_shared_;
+    for (int head = 0; head < model_.num_kv_heads; ++head) {
+      for (int first = 0; first < num_rows; first += kMaxRows) {
+        tiles_.push_back({i, head, first, std::min(kMaxRows, num_rows - first)});
+      }
+    }
+  }
+}
+
+void Step::work() {
+  int phase = 0;
+  each_row(step_.num_tokens, phase, [&](int row) { embed(row); });
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    attention(model_.layers[layer], layer, phase);
+    mlp(model_.layers[layer], phase);
+  }
+  each_row(step_.num_sampled, phase, [&](int i) {
+    rms_norm(hidden_[step_.sampled_rows[i]], elements(model_.norm), model_.hidden_size, model_.eps, false, normed_[i]);
+  });
+  each_output(model_.lm_head, normed_, step_.num_sampled, phase, [&](int row, int column, __mmask16 mask, __m512 x) {
+    if (model_.logits_divisor != 1) x = _mm512_div_ps(x, _mm512_set1_ps(model_.logits_divisor));
+    if (model_.logits_cap > 0) x = capped(x, model_.logits_cap);
+    _mm512_mask_storeu_ps(logits_ + static_cast<int64_t>(row) * model_.vocab_size + column, mask, x);
+  });
+}
+
+void Step::embed(int row) {
+  const int size = model_.hidden_size;
+  const Stored* from = elements(model_.embedding) + static_cast<int64_t>(step_.token_ids[row]) * size;
+  const __m512 scale = _mm512_set1_ps(model_.embedding_scale);
+  for (int i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = lanes(size - i);
+    Element::store(hidden_[row] + i, _mm512_mul_ps(Element::load(from + i, mask), scale), mask);
+  }
+}
+
+void Step::attention(const StokerLayer& layer, int index, int& phase) {
+  const LayerCache cache(cache_, model_, index);
+  const Rows& in = normalize(layer.attention_before, phase);
+  each_output(layer.qkv, in, step_.num_tokens, phase,
+              [&](int row, int column, __mmask16 mask, __m512 x) { Element::store(heads_[row] + column, x, mask); });
+  each(static_cast<int>(fresh_blocks_.size()), phase, [&](int i) { cache.clear_values(fresh_blocks_[i]); });
+  each_row(step_.num_tokens, phase, [&](int row) { store_heads(layer, cache, row); });
+  each(static_cast<int>(tiles_.size()), phase, [&](int i) { attend_tile(layer, cache, tiles_[i]); });
+  add_to_hidden(layer.output, attended_, layer.attention_behind, phase);
+}
+
+// Normalise and rotate a row's queries and keys where they are, and put keys and values into the cache.
+void Step::store_heads(const StokerLayer& layer, const LayerCache& cache, int row) {
+  const int head_dim = model_.head_dim;
+  Stored* queries = heads_[row];
+  Stored* keys = queries + model_.num_heads * head_dim;
+  Stored* values = keys + model_.num_kv_heads * head_dim;
+  const Slot& slot = slots_[row];
+  if (layer.query_norm != nullptr) normalize_heads(layer, queries, keys);
+  if (layer.cosines != nullptr) {
+    const Stored* cosines = elements(layer.cosines) + static_cast<int64_t>(slot.position) * layer.rotary_dim;
+    const Stored* sines = elements(layer.sines) + static_cast<int64_t>(slot.position) * layer.rotary_dim;
+    for (Stored* head = queries; head < values; head += head_dim) rotate(head, cosines, sines, layer.rotary_dim);
+  }
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    cache.store(slot.block, head, slot.offset, keys + head * head_dim, values + head * head_dim);
+  }
+}
+
+void Step::normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys) {
+  const std::pair<Stored*, int> parts[] = {{queries, model_.num_heads}, {keys, model_.num_kv_heads}};
+  const Stored* weights[] = {elements(layer.query_norm), elements(layer.key_norm)};
+  for (int i = 0; i < 2; ++i) {
+    const auto [heads, count] = parts[i];
+    if (model_.normalizes_projections) {
+      rms_norm(heads, weights[i], count * model_.head_dim, model_.eps, false, heads);
+      continue;
+    }
+    for (int head = 0; head < count; ++head) {
+      const int start = head * model_.head_dim;
+      rms_norm(heads + start, weights[i] + start, model_.head_dim, model_.eps, true, heads + start);
+    }
+  }
+}
+
+void Step::attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile) {
+  const StokerSequence& sequence = step_.sequences[tile.sequence];
+  const AttentionSettings settings{model_.attention_scale, model_.attention_cap, layer.window};
+  QueryRow rows[kMaxRows];
+  for (int r = 0; r < tile.count; ++r) {
+    const int token = (tile.first + r) / num_shared_, shared = (tile.first + r) % num_shared_;
+    const int row = sequence.first_row + token;
+    const int64_t start = static_cast<int64_t>(tile.head * num_shared_ + shared) * model_.head_dim;
+    rows[r] = {heads_[row] + start, sequence.num_computed + token, attended_[row] + start};
+  }
+  with_rows(tile.count, [&](auto count) {
+    attention::attend<decltype(count)::value>(cache, step_.block_ids + sequence.first_block, tile.head, rows, settings);
+  });
+}
+
+void Step::mlp(const StokerLayer& layer, int& phase) {
+  const Rows& in = normalize(layer.mlp_before, phase);
+  each(num_panels(layer.gate_up, true), phase, [&](int panel) { gate_panel(layer.gate_up, in, panel); });
+  add_to_hidden(layer.down, activated_, layer.mlp_behind, phase);
+}
+
+void Step::gate_panel(const StokerLinear& linear, const Rows& in, int panel) {
+  const int column = panel * kLanes;
+  const __mmask16 mask = lanes(model_.intermediate_size - column);
+  multiply_panel(linear, panel, in.data, in.stride, step_.num_tokens, [&](int row, __m512 gate, __m512 up) {
+    gate = Element::round(gate);
+    gate = Element::round(model_.has_gelu ? gelu_tanh(gate) : silu(gate));
+    Element::store(activated_[row] + column, _mm512_mul_ps(gate, Element::round(up)), mask);
+  });
+}
+
+// Returns the rows that the next product reads: normalised, or as they are where the family has no norm there.
+const Rows& Step::normalize(const void* weight, int& phase) {
+  if (weight == nullptr) return hidden_;
+  each_row(step_.num_tokens, phase, [&](int row) {
+    rms_norm(hidden_[row], elements(weight), model_.hidden_size, model_.eps, false, normed_[row]);
+  });
+  return normed_;
+}
+
+void Step::add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase) {
+  const __m512 scale = _mm512_set1_ps(model_.residual_scale);
+  if (norm == nullptr) {
+    each_output(linear, in, step_.num_tokens, phase, [&](int row, int column, __mmask16 mask, __m512 x) {
+      Stored* hidden = hidden_[row] + column;
+      Element::store(hidden, _mm512_fmadd_ps(x, scale, Element::load(hidden, mask)), mask);
+    });
+    return;
+  }
+  each_output(linear, in, step_.num_tokens, phase,
+              [&](int row, int column, __mmask16 mask, __m512 x) { Element::store(added_[row] + column, x, mask); });
+  each_row(step_.num_tokens, phase, [&](int row) {
+    rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
+    add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
+  });
+}
+
+void pack(const Word* weight, int64_t num_outputs, int64_t num_words, bool is_pair, Word* packed) {
+  const int64_t half = num_outputs / 2;
+  const int64_t panels = is_pair ? (half + kLanes - 1) / kLanes : (num_outputs + kPanel - 1) / kPanel;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t lane = 0; lane < kPanel; ++lane) {
+      int64_t row = panel * kPanel + lane, limit = num_outputs;
+      if (is_pair) {
+        const int64_t index = panel * kLanes + lane % kLanes;
+        row = lane < kLanes ? index : half + index;
+        limit = lane < kLanes ? half : num_outputs;
+      }
+      Word* to = packed + panel * num_words * kPanel + lane;
+      for (int64_t w = 0; w < num_words; ++w) to[w * kPanel] = row < limit ? weight[row * num_words + w] : 0;
+    }
+  }
+}
+
+}  // namespace STOKER_ELEMENT
+
+#define STOKER_JOIN(element, what) stoker_##element##_##what
+#define STOKER_JOIN_EXPANDED(element, what) STOKER_JOIN(element, what)
+#define STOKER_NAME(what) STOKER_JOIN_EXPANDED(STOKER_ELEMENT, what)
+
+using namespace STOKER_ELEMENT;
+
+extern "C" {
+
+void STOKER_NAME(pack)(const void* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair, void* packed) {
+  pack(static_cast<const Word*>(weight), num_outputs, num_inputs / kPerWord, is_pair != 0, static_cast<Word*>(packed));
+}
+
+void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows,
+                         void* out) {
+  std::atomic<int> next{0};
+  context->pool.run([&](int) {
+    for (int panel; (panel = next.fetch_add(1)) < num_panels(*linear, false);) {
+      multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows,
+                     [&](int row, __m512 first, __m512 second) {
+                       const __m512 sums[] = {first, second};
+                       for (int c = 0; c < 2; ++c) {
+                         const int column = panel * kPanel + c * kLanes;
+                         Stored* to = static_cast<Stored*>(out) + static_cast<int64_t>(row) * linear->num_outputs;
+                         Element::store(to + column, _mm512_add_ps(sums[c], bias_of(*linear, column)),
+                                        lanes(linear->num_outputs - column));
+                       }
+                     });
+    }
+  });
+}
+
+void STOKER_NAME(step)(StokerContext* context, const StokerModel* model, const StokerStep* step,
+                       const StokerCache* cache, float* logits) {
+  Step(*context, *model, *step, *cache, logits).run();
+}
+
+}  // extern "C"

@@ -1,0 +1,178 @@
+"""The decoder on a CPU, each step one call to the library."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stoker_runtime.core.step import StepPlan
+from stoker_runtime.model.architecture import Architecture, RopeSettings
+from stoker_runtime.model.assembly import Assembly, Frame
+from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
+from stoker_runtime.model.linear import Linear, PackedLinear
+from stoker_runtime.model.mlp import Mlp
+from stoker_runtime.model.native import structs
+from stoker_runtime.model.native.library import Kernels
+from stoker_runtime.model.rope import Rope
+
+_LANES = 16  # kLanes of csrc/element.h
+_MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/attention.h
+
+
+def is_computed(architecture: Architecture, block_size: int) -> bool:
+    """Tell whether the library computes such a model: no mixtures, and sizes that fill its vectors."""
+    sizes = (architecture.hidden_size, architecture.intermediate_size)
+    return (
+        not any(layer.is_sparse for layer in architecture.layers)
+        and architecture.head_dim % _LANES == 0
+        and architecture.head_dim <= _MAX_HEAD_DIM
+        and block_size % _LANES == 0
+        and all(size % 2 == 0 for size in sizes)
+    )
+
+
+class NativeDecoder:
+    """A loaded model; the counterpart of `decoder.Decoder` and interchangeable with it.
+
+    The KV cache's bytes are the same in number but lie otherwise (csrc/kv.h): a cache belongs to one decoder.
+
+    Args:
+        architecture: one that `is_computed`.
+        assembly: has its weights, in the kernels' dtype.
+        kernels: compute the steps.
+
+    Raises:
+        ModelError: see Assembly.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, architecture: Architecture, assembly: Assembly, kernels: Kernels) -> None:
+        self.architecture = architecture
+        self.dtype = kernels.dtype
+        self._kernels = kernels
+        self._kept: list[Tensor] = []  # what the structs point to
+        self._layers = (structs.Layer * architecture.num_layers)(
+            *(self._layer(layer) for layer in assembly.layers())
+        )
+        frame = assembly.frame()
+        self._rope_divisors = frame.rope_divisors
+        self._model = self._describe(frame)
+        self.num_bytes = assembly.num_bytes
+
+    def set_max_positions(self, count: int) -> None:
+        """Make the tables of rotary angles; needed once, before the first step."""
+        ropes = {
+            settings: Rope(settings, count, self.dtype, self.device, self._rope_divisors)
+            for settings in self.architecture.ropes
+        }
+        for struct, kind in zip(self._layers, self.architecture.layers, strict=True):
+            if kind.rope is not None:
+                self._set_rope(struct, kind.rope, ropes)
+
+    def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor:
+        """Compute one step; see decoder.Decoder."""
+        token_ids, block_ids, sampled_rows = array("i"), array("i"), array("i")
+        sequences = (structs.Sequence * len(plan.requests))()
+        for struct, request in zip(sequences, plan.requests, strict=True):
+            struct.first_row = len(token_ids)
+            struct.num_tokens = len(request.token_ids)
+            struct.num_computed = request.num_computed_tokens
+            struct.first_block = len(block_ids)
+            token_ids.extend(request.token_ids)
+            block_ids.extend(request.block_ids)
+            if request.samples:
+                sampled_rows.append(len(token_ids) - 1)
+        step = structs.Step(
+            len(token_ids),
+            len(sequences),
+            len(sampled_rows),
+            token_ids.buffer_info()[0],
+            ctypes.addressof(sequences),
+            block_ids.buffer_info()[0],
+            sampled_rows.buffer_info()[0],
+        )
+        logits = torch.empty(len(sampled_rows), self.architecture.vocab_size)
+        where = structs.Cache(cache.storage.data_ptr(), cache.num_blocks, cache.block_size)
+        self._kernels.step(self._model, step, where, logits)
+        return logits
+
+    def _describe(self, frame: Frame) -> structs.Model:
+        arch, scales = self.architecture, self.architecture.scales
+        return structs.Model(
+            num_layers=arch.num_layers,
+            hidden_size=arch.hidden_size,
+            intermediate_size=arch.intermediate_size,
+            num_heads=arch.num_heads,
+            num_kv_heads=arch.num_kv_heads,
+            head_dim=arch.head_dim,
+            vocab_size=arch.vocab_size,
+            normalizes_projections=arch.family.qk_norm == "projection",
+            has_gelu=arch.family.activation == "gelu_tanh",
+            eps=arch.rms_norm_eps,
+            embedding_scale=scales.embedding,
+            residual_scale=scales.residual,
+            attention_scale=arch.head_dim**-0.5 if scales.attention is None else scales.attention,
+            attention_cap=scales.attention_cap or 0.0,
+            logits_divisor=scales.logits,
+            logits_cap=scales.logits_cap or 0.0,
+            embedding=self._keep(frame.embedding),
+            norm=self._keep(frame.norm),
+            lm_head=self._pack(frame.lm_head),
+            layers=ctypes.addressof(self._layers),
+        )
+
+    def _layer(self, layer: Layer) -> structs.Layer:
+        mlp = layer.mlp
+        assert isinstance(mlp, Mlp), "mixtures are not computed here"
+        query_norm, key_norm = _head_norms(layer.qk_norms, self.architecture.num_heads)
+        return structs.Layer(
+            qkv=self._pack(layer.qkv),
+            output=self._pack(layer.output),
+            gate_up=self._pack(mlp.gate_up, is_pair=True),
+            down=self._pack(mlp.down),
+            attention_before=self._keep(layer.attention_norms.before),
+            attention_behind=self._keep(layer.attention_norms.behind),
+            mlp_before=self._keep(layer.mlp_norms.before),
+            mlp_behind=self._keep(layer.mlp_norms.behind),
+            query_norm=self._keep(query_norm),
+            key_norm=self._keep(key_norm),
+            window=layer.kind.window or 0,
+        )
+
+    def _set_rope(
+        self, struct: structs.Layer, settings: RopeSettings, ropes: Mapping[RopeSettings, Rope]
+    ) -> None:
+        rope = ropes[settings]
+        struct.cosines, struct.sines = self._keep(rope.cos), self._keep(rope.sin)
+        struct.rotary_dim = settings.rotary_dim
+
+    def _pack(self, linear: Linear | PackedLinear, is_pair: bool = False) -> structs.Linear:
+        assert isinstance(linear, Linear), "an assembly's layers are not packed"
+        struct, kept = self._kernels.packed(linear, is_pair)
+        self._kept += kept
+        return struct
+
+    def _keep(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _head_norms(
+    norms: HeadNorms | ProjectionNorms | None, num_heads: int
+) -> tuple[Tensor | None, Tensor | None]:
+    match norms:
+        case None:
+            return None, None
+        case HeadNorms(weight):
+            return weight[:num_heads], weight[num_heads:]
+        case ProjectionNorms(query, key):
+            return query, key

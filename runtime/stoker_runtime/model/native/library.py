@@ -1,0 +1,166 @@
+"""Finds the library, makes sure that it is the one this code was written for, and calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.native import structs
+
+PATH = Path(__file__).parent / "libstoker_cpu.so"
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+_SUPPORTED_BIT = {torch.float32: 1, torch.bfloat16: 2}
+_PREFIX = {torch.float32: "stoker_f32", torch.bfloat16: "stoker_bf16"}
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def find_library() -> ctypes.CDLL | None:
+    """Load the library; None, and a line in the log, where there is none or it is not this version's."""
+    if not PATH.exists():
+        logger.info("no %s: steps are computed by PyTorch's operators", PATH.name)
+        return None
+    try:
+        library = ctypes.CDLL(str(PATH))
+    except OSError as error:  # another machine's, or damaged
+        logger.warning("%s cannot be loaded, steps are computed by PyTorch's operators: %s", PATH.name, error)
+        return None
+    _declare(library)
+    sizes = (c_int32 * len(structs.ALL))()
+    library.stoker_struct_sizes(sizes)
+    if list(sizes) != [ctypes.sizeof(struct) for struct in structs.ALL]:
+        logger.warning("%s is of another version, steps are computed by PyTorch's operators", PATH.name)
+        return None
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.stoker_supported.restype = c_int32
+    library.stoker_create.restype = c_void_p
+    library.stoker_create.argtypes = [c_int32]
+    library.stoker_destroy.argtypes = [c_void_p]
+    library.stoker_packed_bytes.restype = c_int64
+    library.stoker_packed_bytes.argtypes = [c_int64, c_int64, c_int32, c_int32]
+    for prefix in _PREFIX.values():
+        pack, linear, step = (getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step"))
+        pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+        linear.argtypes = [c_void_p, POINTER(structs.Linear), c_void_p, c_int32, c_void_p]
+        step.argtypes = [
+            c_void_p,
+            POINTER(structs.Model),
+            POINTER(structs.Step),
+            POINTER(structs.Cache),
+            c_void_p,
+        ]
+        for function in (pack, linear, step):
+            function.restype = None
+
+
+class Kernels:
+    """The library for one dtype, with threads of its own.
+
+    Args:
+        library: a checked library.
+        dtype: of weights, activations and KV cache; the CPU computes in it.
+        num_threads: that compute a step, the caller's included.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, num_threads: int) -> None:
+        self.dtype = dtype
+        self._library = library
+        prefix = _PREFIX[dtype]
+        self._pack, self._linear, self._step = (
+            getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step")
+        )
+        self._context: Any = library.stoker_create(num_threads)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._library.stoker_destroy(self._context)
+        self._context = None
+
+    def packed(self, linear: Linear, is_pair: bool = False) -> tuple[structs.Linear, tuple[Tensor, ...]]:
+        """Pack a weight.
+
+        Args:
+            linear: the product; its number of inputs is even.
+            is_pair: the weight is a gate's and an up projection's, one below the other.
+
+        Returns:
+            The struct, and the tensors that it points to.
+        """
+        num_outputs, num_inputs = linear.weight.shape
+        weight = linear.weight.contiguous()
+        size = self._library.stoker_packed_bytes(num_outputs, num_inputs, self.dtype.itemsize, is_pair)
+        memory = huge_pages(size)
+        self._pack(weight.data_ptr(), num_outputs, num_inputs, is_pair, memory.data_ptr())
+        bias = linear.bias
+        struct = structs.Linear(
+            memory.data_ptr(), None if bias is None else bias.data_ptr(), num_inputs, num_outputs
+        )
+        return struct, (memory,) if bias is None else (memory, bias)
+
+    def product(self, linear: structs.Linear, rows: Tensor) -> Tensor:
+        """Return rows @ weight.T + bias: [T, in] -> [T, out]."""
+        out = torch.empty(rows.shape[0], linear.num_outputs, dtype=self.dtype)
+        self._linear(self._context, byref(linear), rows.data_ptr(), rows.shape[0], out.data_ptr())
+        return out
+
+    def step(self, model: structs.Model, step: structs.Step, kv_cache: structs.Cache, logits: Tensor) -> None:
+        """Compute a step; logits [sampled rows, V] float32 are overwritten."""
+        self._step(self._context, byref(model), byref(step), byref(kv_cache), logits.data_ptr())
+
+
+def huge_pages(num_bytes: int) -> Tensor:
+    """Return uint8 memory that the kernel may back with huge pages: weights are read at a tenth more speed.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    try:
+        region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{num_bytes} bytes for a weight") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(region, dtype=torch.uint8)
+
+
+def find_kernels(dtype: torch.dtype, num_threads: int) -> Kernels | None:
+    """Return the kernels for a dtype; None where they do not exist, cannot run or compute wrongly."""
+    library = find_library()
+    if library is None or not library.stoker_supported() & _SUPPORTED_BIT.get(dtype, 0):
+        return None
+    kernels = Kernels(library, dtype, num_threads)
+    if not _agrees(kernels):
+        logger.warning("%s computes wrongly on this CPU; PyTorch's operators take its place", PATH.name)
+        kernels.close()
+        return None
+    return kernels
+
+
+def _agrees(kernels: Kernels) -> bool:
+    """Compare a few products with PyTorch's."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(72, 40, generator=generator).to(kernels.dtype)
+    bias = torch.randn(72, generator=generator).to(kernels.dtype)
+    linear, kept = kernels.packed(Linear(weight, bias))
+    tolerance = _TOLERANCE[kernels.dtype]
+    for num_rows in (1, 5, 29):
+        rows = torch.randn(num_rows, 40, generator=generator).to(kernels.dtype)
+        expected = F.linear(rows.float(), weight.float(), bias.float())
+        product = kernels.product(linear, rows).float()
+        if not torch.allclose(product, expected, rtol=tolerance, atol=10 * tolerance):
+            return False
+    return bool(kept)

@@ -1,0 +1,102 @@
+"""The structs of csrc/api.h, field by field. Pointers are addresses of tensors that somebody keeps alive."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_void_p
+
+
+class Linear(Structure):
+    """A packed weight and its bias."""
+
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("num_inputs", c_int32),
+        ("num_outputs", c_int32),
+    )
+
+
+class Layer(Structure):
+    """One layer's weights."""
+
+    _fields_ = (
+        ("qkv", Linear),
+        ("output", Linear),
+        ("gate_up", Linear),
+        ("down", Linear),
+        ("attention_before", c_void_p),
+        ("attention_behind", c_void_p),
+        ("mlp_before", c_void_p),
+        ("mlp_behind", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("rotary_dim", c_int32),
+        ("window", c_int32),
+    )
+
+
+class Model(Structure):
+    """A model's sizes, switches and weights."""
+
+    _fields_ = (
+        ("num_layers", c_int32),
+        ("hidden_size", c_int32),
+        ("intermediate_size", c_int32),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("vocab_size", c_int32),
+        ("normalizes_projections", c_int32),
+        ("has_gelu", c_int32),
+        ("eps", c_float),
+        ("embedding_scale", c_float),
+        ("residual_scale", c_float),
+        ("attention_scale", c_float),
+        ("attention_cap", c_float),
+        ("logits_divisor", c_float),
+        ("logits_cap", c_float),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("lm_head", Linear),
+        ("layers", c_void_p),
+    )
+
+
+class Sequence(Structure):
+    """One request's rows of a step."""
+
+    _fields_ = (
+        ("first_row", c_int32),
+        ("num_tokens", c_int32),
+        ("num_computed", c_int32),
+        ("first_block", c_int32),
+    )
+
+
+class Step(Structure):
+    """What one step computes."""
+
+    _fields_ = (
+        ("num_tokens", c_int32),
+        ("num_sequences", c_int32),
+        ("num_sampled", c_int32),
+        ("token_ids", c_void_p),
+        ("sequences", c_void_p),
+        ("block_ids", c_void_p),
+        ("sampled_rows", c_void_p),
+    )
+
+
+class Cache(Structure):
+    """The KV cache."""
+
+    _fields_ = (
+        ("storage", c_void_p),
+        ("num_blocks", c_int32),
+        ("block_size", c_int32),
+    )
+
+
+ALL = (Linear, Layer, Model, Sequence, Step, Cache)  # in the order of stoker_struct_sizes

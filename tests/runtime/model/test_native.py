@@ -1,0 +1,277 @@
+"""The C++ kernels: equal to PyTorch's operators, and to themselves whatever else a step computes."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from model_builders import FAMILIES, VOCAB_SIZE, write_model
+from runtime_builders import make_sampling
+from torch import Tensor
+
+from stoker_runtime.config import Dtype, EngineConfig
+from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.model import loader
+from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.native import library, structs
+from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
+from stoker_runtime.model.native.library import Kernels, find_kernels
+from stoker_runtime.model.runner import AnyDecoder
+
+BLOCK_SIZE = 16
+NUM_BLOCKS = 40
+DENSE = [family for family in FAMILIES if family not in ("mixtral", "qwen3-moe")]
+DTYPES = [torch.float32, torch.bfloat16]
+# How far two right ways to compute logits of about 5 may differ: some units in the last place of each layer.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.1}
+
+Part = tuple[Sequence[int], int, Sequence[int]]  # tokens, tokens computed before, blocks
+
+
+def kernels_for(dtype: torch.dtype, num_threads: int = 2) -> Kernels:
+    kernels = find_kernels(dtype, num_threads)
+    if kernels is None:
+        pytest.skip(f"no kernels for {dtype} on this machine")
+    return kernels
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    kernels = kernels_for(request.param)
+    yield kernels
+    kernels.close()
+
+
+class Model:
+    """One of the small models, loaded once for the kernels and once for PyTorch."""
+
+    def __init__(
+        self, folder: Path, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernels_for(dtype).close()
+        write_model(folder, family)
+        name: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
+        config = EngineConfig(
+            model=str(folder), device="cpu", dtype=name, num_threads=2, kv_cache_bytes=1 << 22
+        )
+        self.native = self._decoder(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(loader, "find_kernels", lambda *_: None)
+            self.plain = self._decoder(config)
+        assert isinstance(self.native, NativeDecoder)
+        assert isinstance(self.plain, Decoder)
+
+    def _decoder(self, config: EngineConfig) -> AnyDecoder:
+        runner = loader.load_runner(config)
+        return runner._decoder  # type: ignore[attr-defined, no-any-return]
+
+    def cache(self) -> KVCache:
+        architecture = self.native.architecture
+        return KVCache(architecture, NUM_BLOCKS, BLOCK_SIZE, self.native.dtype, torch.device("cpu"))
+
+
+def plan(*parts: Part) -> StepPlan:
+    return StepPlan(
+        [
+            ScheduledRequest(
+                request_id=f"request-{index}",
+                token_ids=list(token_ids),
+                num_computed_tokens=computed,
+                block_ids=list(block_ids),
+                samples=True,
+                sampling=make_sampling(),
+                seed=0,
+                prompt_token_ids=[],
+                output_token_ids=[],
+            )
+            for index, (token_ids, computed, block_ids) in enumerate(parts)
+        ]
+    )
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return [(seed * 37 + 11 * i + i * i) % VOCAB_SIZE for i in range(count)]
+
+
+def logits_of(decoder: AnyDecoder, cache: KVCache, *plans: StepPlan) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([decoder(step, cache) for step in plans])
+
+
+@given(
+    num_rows=st.integers(1, 40),
+    half_inputs=st.integers(1, 90),
+    num_outputs=st.integers(1, 130),
+    data=st.data(),
+)
+def test_products_equal_pytorchs(
+    kernels: Kernels, num_rows: int, half_inputs: int, num_outputs: int, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    weight = torch.randn(num_outputs, 2 * half_inputs, generator=generator).to(kernels.dtype)
+    bias = (
+        torch.randn(num_outputs, generator=generator).to(kernels.dtype) if data.draw(st.booleans()) else None
+    )
+    rows = torch.randn(num_rows, 2 * half_inputs, generator=generator).to(kernels.dtype)
+    linear, kept = kernels.packed(Linear(weight, bias))
+    expected = torch.nn.functional.linear(
+        rows.double(), weight.double(), None if bias is None else bias.double()
+    )
+    assert kept
+    rounding = 1e-5 if kernels.dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(
+        kernels.product(linear, rows).double(), expected, rtol=rounding, atol=10 * rounding
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", DENSE)
+def test_steps_equal_pytorchs(
+    family: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tmp_path, family, dtype, monkeypatch)
+    blocks = (range(1, 4), range(4, 6), range(6, 18))
+    steps = (
+        plan((tokens(37, 1), 0, blocks[0]), (tokens(5, 2), 0, blocks[1]), (tokens(101, 3), 0, blocks[2])),
+        plan(([9], 37, blocks[0]), (tokens(20, 4), 5, blocks[1]), (tokens(70, 5), 101, blocks[2])),
+        plan(([8], 38, blocks[0]), ([7], 25, blocks[1]), ([6], 171, blocks[2])),
+    )
+    native = logits_of(model.native, model.cache(), *steps)
+    plain = logits_of(model.plain, model.cache(), *steps)
+    torch.testing.assert_close(native, plain, rtol=0, atol=TOLERANCE[dtype])
+    # the same token wherever rounding does not decide it
+    leads = plain.topk(2).values.diff().abs().squeeze(1) > 2 * TOLERANCE[dtype]
+    assert torch.equal(native.argmax(dim=-1)[leads], plain.argmax(dim=-1)[leads])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@given(cuts=st.sets(st.integers(1, 149), max_size=6), neighbours=st.lists(st.integers(1, 30), max_size=4))
+def test_results_do_not_depend_on_chunks_or_neighbours_in_any_bit(
+    family: str, cuts: set[int], neighbours: list[int], models: dict[str, Model]
+) -> None:
+    model = models[family]
+    prompt, blocks = tokens(150, 1), range(10)
+    (alone,) = logits_of(model.native, model.cache(), plan((prompt, 0, blocks)))
+    cache = model.cache()
+    borders = [0, *sorted(cuts), len(prompt)]
+    for start, end in pairwise(borders):
+        others = [
+            (tokens(count, index), 0, range(10 + 2 * index, 12 + 2 * index))
+            for index, count in enumerate(neighbours)
+        ]
+        with torch.inference_mode():
+            logits = model.native(plan(*others, (prompt[start:end], start, blocks)), cache)
+    assert torch.equal(logits[-1], alone)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return {
+            family: Model(tmp_path_factory.mktemp(family), family, torch.bfloat16, monkeypatch)
+            for family in ("llama", "gemma3")
+        }
+
+
+def test_what_another_request_left_in_a_block_is_never_read(models: dict[str, Model]) -> None:
+    model = models["llama"]
+    cache = model.cache()
+    expected = logits_of(model.native, cache, plan((tokens(20, 1), 0, (3, 4))), plan(([5], 20, (3, 4))))
+    cache.storage.fill_(float("nan"))
+    again = logits_of(model.native, cache, plan((tokens(20, 1), 0, (3, 4))), plan(([5], 20, (3, 4))))
+    assert torch.equal(again, expected)
+
+
+def test_any_number_of_threads_computes_the_same(kernels: Kernels) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, rows = (torch.randn(n, 64, generator=generator).to(kernels.dtype) for n in (200, 9))
+    products = []
+    for num_threads in (1, 2, 5):
+        other = kernels_for(kernels.dtype, num_threads)
+        linear, _kept = other.packed(Linear(weight))
+        products.append(other.product(linear, rows))
+        other.close()
+    assert torch.equal(products[0], products[1])
+    assert torch.equal(products[0], products[2])
+
+
+@pytest.mark.parametrize(
+    ("family", "block_size", "expected"),
+    [
+        pytest.param("llama", 16, True, id="llama"),
+        pytest.param("llama", 64, True, id="larger-blocks"),
+        pytest.param("llama", 8, False, id="blocks-that-fill-no-vector"),
+        pytest.param("mixtral", 16, False, id="mixture-of-experts"),
+    ],
+)
+def test_which_models_the_kernels_compute(
+    family: str, block_size: int, expected: bool, tmp_path: Path
+) -> None:
+    write_model(tmp_path, family)
+    assert is_computed(read_config_json(tmp_path / "config.json"), block_size) is expected
+
+
+@pytest.fixture
+def fresh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the library that a test may damage or remove."""
+    kernels_for(torch.float32).close()
+    path = tmp_path / library.PATH.name
+    shutil.copy(library.PATH, path)
+    monkeypatch.setattr(library, "PATH", path)
+    library.find_library.cache_clear()
+    yield path
+    library.find_library.cache_clear()
+
+
+def test_a_library_that_is_missing_is_not_used(fresh_library: Path) -> None:
+    fresh_library.unlink()
+    assert find_kernels(torch.float32, 1) is None
+
+
+def test_a_damaged_library_is_not_used_and_named(
+    fresh_library: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh_library.write_bytes(b"\x7fELF nothing else")
+    with caplog.at_level(logging.WARNING):
+        assert find_kernels(torch.float32, 1) is None
+    assert "libstoker_cpu.so cannot be loaded" in caplog.text
+
+
+def test_a_library_of_another_version_is_not_used(
+    fresh_library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = (("more", ctypes.c_int64 * 99),)
+
+    monkeypatch.setattr(structs, "ALL", (*structs.ALL[:-1], Longer))
+    with caplog.at_level(logging.WARNING):
+        assert find_kernels(torch.float32, 1) is None
+    assert "another version" in caplog.text
+
+
+def test_a_library_that_computes_wrongly_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels_for(torch.float32).close()
+    monkeypatch.setattr(
+        Kernels, "product", lambda _, linear, rows: torch.zeros(len(rows), linear.num_outputs)
+    )
+    with caplog.at_level(logging.WARNING):
+        assert find_kernels(torch.float32, 1) is None
+    assert "computes wrongly" in caplog.text
+
+
+def test_memory_that_cannot_be_had_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="bytes for a weight"):
+        library.huge_pages(1 << 55)
