@@ -1,4 +1,4 @@
-"""A `stoker-runtime serve` process to measure: start, readiness, memory of its whole process tree, end."""
+"""A server process to measure: start, readiness, memory and CPU time of its whole process tree, end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -38,25 +38,64 @@ class Server:
     start_to_ready_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A server as a command.
+
+    Args:
+        name: what messages call it.
+        command: `{port}` in a word becomes the port that it shall listen on.
+        ready_path: answers 200 once it serves.
+        env: beside this process's own variables.
+        stopped_status: exit statuses that count as a clean end after SIGTERM.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    ready_path: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    stopped_status: tuple[int, ...] = (0,)
+
+
+def stoker(model: Path, extra_args: Sequence[str] = ()) -> Program:
+    """Return `stoker-runtime serve` for a model."""
+    command = (sys.executable, "-m", "stoker_runtime", "serve", "--model", str(model), "--host", "127.0.0.1")
+    flags = ("--port", "{port}", "--shutdown-delay-s", "0", "--served-model-name", NAME, *extra_args)
+    return Program("stoker-runtime", (*command, *flags), "/ready")
+
+
 @contextlib.asynccontextmanager
 async def serving(
     model: Path, extra_args: Sequence[str] = (), timeout_s: float = 120.0
 ) -> AsyncIterator[Server]:
-    """Run the runtime on a free loopback port, yield when `/ready` says 200, drain it in the end.
+    """Run the runtime on a free loopback port, yield when it is ready, drain it in the end.
 
     Raises:
-        RuntimeError: it ended, or was not ready in time, or did not exit 0 when told to stop.
+        RuntimeError: as `running` does.
+    """
+    async with running(stoker(model, extra_args), timeout_s) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def running(program: Program, timeout_s: float) -> AsyncIterator[Server]:
+    """Run a server on a free loopback port, yield when it is ready, end it with SIGTERM.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time, or did not end cleanly when told to stop.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "stoker_runtime", "serve", "--model", str(model), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--shutdown-delay-s", "0", "--served-model-name", NAME, *extra_args]
+    command = [word.replace("{port}", str(port)) for word in program.command]
     # An image holds byte code; here the first start writes it, unless the environment forbids that.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env |= program.env
     start_s = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, env=env)
+    quiet = asyncio.subprocess.DEVNULL
+    errors = None if program.name == "stoker-runtime" else quiet  # others tell their whole start-up
+    process = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=errors, env=env)
     try:
         url = f"http://127.0.0.1:{port}"
-        await _wait_ready(url, process, start_s + timeout_s)
+        await _wait_ready(program, url, process, start_s + timeout_s)
         yield Server(url, process.pid, time.perf_counter() - start_s)
     finally:
         if process.returncode is None:
@@ -66,23 +105,25 @@ async def serving(
         except TimeoutError:
             process.kill()
             status = await process.wait()
-    if status != 0:
-        raise RuntimeError(f"stoker-runtime ended with status {status}")
+    if status not in program.stopped_status:
+        raise RuntimeError(f"{program.name} ended with status {status}")
 
 
-async def _wait_ready(url: str, process: asyncio.subprocess.Process, deadline_s: float) -> None:
+async def _wait_ready(
+    program: Program, url: str, process: asyncio.subprocess.Process, deadline_s: float
+) -> None:
     async with aiohttp.ClientSession() as http:
         while time.perf_counter() < deadline_s:
             if process.returncode is not None:
                 raise RuntimeError(
-                    f"stoker-runtime ended with status {process.returncode} before it was ready"
+                    f"{program.name} ended with status {process.returncode} before it was ready"
                 )
             with contextlib.suppress(aiohttp.ClientConnectionError):
-                async with http.get(f"{url}/ready") as response:
+                async with http.get(f"{url}{program.ready_path}") as response:
                     if response.status == 200:
                         return
             await asyncio.sleep(READY_POLL_S)
-    raise RuntimeError("stoker-runtime was not ready in time")
+    raise RuntimeError(f"{program.name} was not ready in time")
 
 
 def memory(pid: int) -> Memory:
@@ -94,6 +135,15 @@ def memory(pid: int) -> Memory:
         pss_bytes=sum(_field_bytes(rollup, "Pss") for rollup in rollups),
         rss_bytes=sum(_field_bytes(rollup, "Rss") for rollup in rollups),
     )
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds that a process and its living descendants have used."""
+    ticks = 0
+    for member in _tree(pid):
+        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tree(pid: int) -> list[int]:
