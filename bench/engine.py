@@ -1,8 +1,8 @@
 """Compare the runtime with other engines on this machine: `python bench/engine.py --rivals`.
 
-Same model (SmolLM2-135M-Instruct unless --model says else, in bfloat16), same prompts, same client; all engines
-are up at once and measured in turn, workload by workload. Table to standard error, JSON to standard output.
-Without --rivals only the runtime is measured. The first run with --rivals installs them: some 15 minutes.
+Same model (SmolLM2-135M-Instruct unless --model says else, in bfloat16), same prompts, same client; all
+engines are up at once and measured in turn, workload by workload. Table to standard error, JSON to standard
+output. Without --rivals only the runtime is measured; the first run with it installs them: some 15 minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes a GGUF model as the folder that Hugging Face's and vLLM's loaders read: same weights, in bfloat16."""
+"""Writes a GGUF model as the folder that Hugging Face's and vLLM's loaders read; same weights, bfloat16."""
 
 from __future__ import annotations
 

@@ -273,5 +273,16 @@ def test_a_library_that_computes_wrongly_is_not_used(
 
 
 def test_memory_that_cannot_be_had_is_a_memory_error() -> None:
-    with pytest.raises(MemoryError, match="bytes for a weight"):
-        library.huge_pages(1 << 55)
+    with pytest.raises(MemoryError, match="bytes for weights"):
+        library.HugePages().take(1 << 55)
+
+
+def test_weights_share_regions_without_overlap() -> None:
+    memory = library.HugePages(region_bytes=4096)
+    parts = [memory.take(size) for size in (100, 65, 4000, 9000, 1)]
+    for value, part in enumerate(parts):
+        part.fill_(value)
+    assert [len(part) for part in parts] == [100, 65, 4000, 9000, 1]
+    assert all(bool((part == value).all()) for value, part in enumerate(parts))
+    assert all(part.data_ptr() % 64 == 0 for part in parts)
+    assert parts[0].untyped_storage().data_ptr() == parts[1].untyped_storage().data_ptr()

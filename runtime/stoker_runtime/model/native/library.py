@@ -18,6 +18,7 @@ from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 
 PATH = Path(__file__).parent / "libstoker_cpu.so"
+_LINE_BYTES = 64
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 _SUPPORTED_BIT = {torch.float32: 1, torch.bfloat16: 2}
 _PREFIX = {torch.float32: "stoker_f32", torch.bfloat16: "stoker_bf16"}
@@ -83,6 +84,7 @@ class Kernels:
         self._pack, self._linear, self._step = (
             getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step")
         )
+        self._memory = HugePages()
         self._context: Any = library.stoker_create(num_threads)
 
     def close(self) -> None:
@@ -103,7 +105,7 @@ class Kernels:
         num_outputs, num_inputs = linear.weight.shape
         weight = linear.weight.contiguous()
         size = self._library.stoker_packed_bytes(num_outputs, num_inputs, self.dtype.itemsize, is_pair)
-        memory = huge_pages(size)
+        memory = self._memory.take(size)
         self._pack(weight.data_ptr(), num_outputs, num_inputs, is_pair, memory.data_ptr())
         bias = linear.bias
         struct = structs.Linear(
@@ -122,16 +124,35 @@ class Kernels:
         self._step(self._context, byref(model), byref(step), byref(kv_cache), logits.data_ptr())
 
 
-def huge_pages(num_bytes: int) -> Tensor:
-    """Return uint8 memory that the kernel may back with huge pages: weights are read at a tenth more speed.
+class HugePages:
+    """Memory that the kernel may back with huge pages, which makes reading weights a tenth faster.
 
-    Raises:
-        MemoryError: there is not so much.
+    Weights share large regions, because a huge page takes 2 MiB in one piece and many a weight is smaller.
     """
+
+    def __init__(self, region_bytes: int = 64 << 20) -> None:
+        self._region_bytes = region_bytes
+        self._region: Tensor = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> Tensor:
+        """Return uint8 memory, aligned to cache lines; it lives as long as somebody holds it.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
+        start = -(-self._used // _LINE_BYTES) * _LINE_BYTES
+        if start + num_bytes > len(self._region):
+            self._region, start = _map(max(num_bytes, self._region_bytes)), 0
+        self._used = start + num_bytes
+        return self._region[start : self._used]
+
+
+def _map(num_bytes: int) -> Tensor:
     try:
         region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"{num_bytes} bytes for a weight") from error
+        raise MemoryError(f"{num_bytes} bytes for weights") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(region, dtype=torch.uint8)
