@@ -12,6 +12,7 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.linear import packed
+from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.rope import Rope
 
 
@@ -36,6 +37,7 @@ class Decoder:
         self._rope_divisors = frame.rope_divisors
         self._ropes: dict[RopeSettings, Rope] | None = None
         self.num_bytes = assembly.num_bytes
+        self.picker = TorchPicker()
 
     @property
     def dtype(self) -> torch.dtype:

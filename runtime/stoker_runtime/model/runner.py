@@ -37,4 +37,5 @@ def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
     if not plan.requests:
         return StepResult()
     logits = decoder(plan, cache)
-    return StepResult(sample(logits, [request for request in plan.requests if request.samples]))
+    requests = [request for request in plan.requests if request.samples]
+    return StepResult(sample(logits, requests, decoder.picker))

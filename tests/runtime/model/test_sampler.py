@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,11 +15,37 @@ from runtime_builders import make_sampling
 from scipy import stats
 from torch import Tensor
 
-from stoker_runtime.core.step import ScheduledRequest
-from stoker_runtime.model.sampler import sample, uniform
+from stoker_runtime.core.step import SampledToken, ScheduledRequest
+from stoker_runtime.model import sampler
+from stoker_runtime.model.native.library import find_kernels
+from stoker_runtime.model.native.picker import NativePicker
+from stoker_runtime.model.picker import Picker, TorchPicker, uniform
 
 NUM_DRAWS = 20000
 LOGITS = [2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -4.0]
+
+
+class Current:
+    """The picker that the running test is about."""
+
+    picker: Picker = TorchPicker()
+
+
+@functools.cache
+def pickers() -> dict[str, Picker]:
+    kernels = find_kernels(torch.float32, 2)
+    return {"pytorch": TorchPicker()} | ({"kernels": NativePicker(kernels)} if kernels else {})
+
+
+@pytest.fixture(params=["pytorch", "kernels"], autouse=True)
+def picker(request: pytest.FixtureRequest) -> None:
+    if request.param not in pickers():
+        pytest.skip("no kernels on this machine")
+    Current.picker = pickers()[request.param]
+
+
+def sample(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[SampledToken]:
+    return sampler.sample(logits, requests, Current.picker)
 
 
 def request(
@@ -257,3 +285,22 @@ def test_no_rows_give_no_tokens() -> None:
 def test_rows_and_requests_must_agree() -> None:
     with pytest.raises(ValueError, match="2 rows of logits for 1 requests"):
         sample(torch.zeros(2, 8), [request()])
+
+
+def test_both_pickers_draw_the_same_tokens() -> None:
+    generator = torch.Generator().manual_seed(5)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"temperature": 1.3, "top_k": 40},
+        {"temperature": 1.0, "top_k": 7, "top_p": 0.8},
+        {"temperature": 0.9, "min_p": 0.05},
+        {"temperature": 2.0, "top_p": 0.999, "min_p": 0.001},
+    ]
+    rows = [request(seed=3, position=i + 1, **kinds[i % len(kinds)]) for i in range(70 * len(kinds))]
+    for spread in (1.0, 4.0):
+        logits = torch.randn(len(rows), 3000, generator=generator) * spread
+        picked = [picker.pick(logits.clone(), rows) for picker in pickers().values()]
+        # a place within a rounding error of a border between two tokens may fall on either side
+        assert sum(a != b for a, b in zip(picked[0], picked[-1], strict=True)) <= 1

@@ -18,6 +18,7 @@ from stoker_runtime.model.linear import Linear, PackedLinear
 from stoker_runtime.model.mlp import Mlp
 from stoker_runtime.model.native import structs
 from stoker_runtime.model.native.library import Kernels
+from stoker_runtime.model.native.picker import NativePicker
 from stoker_runtime.model.rope import Rope
 
 _LANES = 16  # kLanes of csrc/element.h
@@ -64,6 +65,7 @@ class NativeDecoder:
         self._rope_divisors = frame.rope_divisors
         self._model = self._describe(frame)
         self.num_bytes = assembly.num_bytes
+        self.picker = NativePicker(kernels)
 
     def set_max_positions(self, count: int) -> None:
         """Make the tables of rotary angles; needed once, before the first step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
-from ctypes import POINTER, byref, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Array, byref, c_char, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.stoker_destroy.argtypes = [c_void_p]
     library.stoker_packed_bytes.restype = c_int64
     library.stoker_packed_bytes.argtypes = [c_int64, c_int64, c_int32, c_int32]
+    library.stoker_finite.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p]
+    library.stoker_finite.restype = None
+    library.stoker_pick.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p]
+    library.stoker_pick.restype = None
     for prefix in _PREFIX.values():
         pack, linear, step = (getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step"))
         pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
@@ -122,6 +126,21 @@ class Kernels:
     def step(self, model: structs.Model, step: structs.Step, kv_cache: structs.Cache, logits: Tensor) -> None:
         """Compute a step; logits [sampled rows, V] float32 are overwritten."""
         self._step(self._context, byref(model), byref(step), byref(kv_cache), logits.data_ptr())
+
+    def are_finite(self, logits: Tensor) -> list[bool]:
+        """Tell of each row whether all its values are finite: [B, V] float32."""
+        found = bytearray(len(logits))
+        where = (c_char * len(found)).from_buffer(found)
+        self._library.stoker_finite(self._context, logits.data_ptr(), *logits.shape, byref(where))
+        return [value == 1 for value in found]
+
+    def pick(self, logits: Tensor, picks: Array[structs.Pick]) -> list[int]:
+        """Return a token for each row of logits [B, V] float32, -1 where the largest one is not finite."""
+        token_ids = (c_int32 * len(picks))()
+        self._library.stoker_pick(
+            self._context, logits.data_ptr(), *logits.shape, byref(picks), byref(token_ids)
+        )
+        return list(token_ids)
 
 
 class HugePages:

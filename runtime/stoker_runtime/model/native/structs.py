@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_void_p
+from ctypes import Structure, c_double, c_float, c_int32, c_void_p
 
 
 class Linear(Structure):
@@ -99,4 +99,16 @@ class Cache(Structure):
     )
 
 
-ALL = (Linear, Layer, Model, Sequence, Step, Cache)  # in the order of stoker_struct_sizes
+class Pick(Structure):
+    """How one row's token is picked."""
+
+    _fields_ = (
+        ("place", c_double),
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int32),
+    )
+
+
+ALL = (Linear, Layer, Model, Sequence, Step, Cache, Pick)  # in the order of stoker_struct_sizes

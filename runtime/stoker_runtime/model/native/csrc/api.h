@@ -80,13 +80,23 @@ struct StokerCache {
   int32_t block_size;
 };
 
+// How the next token of one row is picked; see SamplingParams of messages.py.
+struct StokerPick {
+  double place;       // in [0, 1): where in the distribution
+  float temperature;  // 0: the most likely token
+  float top_p;        // 1: off
+  float min_p;        // 0: off
+  int32_t top_k;      // 0: off
+};
+
 // The threads that compute and their scratch memory.
 struct StokerContext;
 
 // Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, too.
 int32_t stoker_supported();
-// Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache.
-void stoker_struct_sizes(int32_t sizes[6]);
+// Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache,
+// pick.
+void stoker_struct_sizes(int32_t sizes[7]);
 
 StokerContext* stoker_create(int32_t num_threads);
 void stoker_destroy(StokerContext* context);
@@ -101,6 +111,13 @@ void stoker_bf16_pack(const void* weight, int64_t num_outputs, int64_t num_input
 // rows [num_rows, inputs] @ weight.T + bias -> out [num_rows, outputs]; what the self-check calls.
 void stoker_f32_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
 void stoker_bf16_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
+
+// Tell of each row of logits [num_rows, size] whether all of them are finite numbers.
+void stoker_finite(StokerContext* context, const float* logits, int32_t num_rows, int64_t size, uint8_t* is_finite);
+
+// Pick a token for each row; -1 where the largest logit is not finite or one is NaN.
+void stoker_pick(StokerContext* context, const float* logits, int32_t num_rows, int64_t size, const StokerPick* picks,
+                 int32_t* token_ids);
 
 // Compute one step and write float32 logits [num_sampled, V].
 void stoker_f32_step(StokerContext* context, const StokerModel* model, const StokerStep* step, const StokerCache* cache,

@@ -15,10 +15,11 @@ int32_t stoker_supported() {
   return has_f32 ? (__builtin_cpu_supports("avx512bf16") ? 3 : 1) : 0;
 }
 
-void stoker_struct_sizes(int32_t sizes[6]) {
+void stoker_struct_sizes(int32_t sizes[7]) {
   const size_t all[] = {sizeof(StokerLinear),   sizeof(StokerLayer), sizeof(StokerModel),
-                        sizeof(StokerSequence), sizeof(StokerStep),  sizeof(StokerCache)};
-  for (int i = 0; i < 6; ++i) sizes[i] = static_cast<int32_t>(all[i]);
+                        sizeof(StokerSequence), sizeof(StokerStep),  sizeof(StokerCache),
+                        sizeof(StokerPick)};
+  for (int i = 0; i < 7; ++i) sizes[i] = static_cast<int32_t>(all[i]);
 }
 
 StokerContext* stoker_create(int32_t num_threads) { return new StokerContext(num_threads); }

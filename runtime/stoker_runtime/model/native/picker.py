@@ -1,0 +1,36 @@
+"""Tokens picked by the C++ library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stoker_runtime.core.step import ScheduledRequest
+from stoker_runtime.model.native import structs
+from stoker_runtime.model.native.library import Kernels
+from stoker_runtime.model.picker import is_drawn, place
+
+
+class NativePicker:
+    """A Picker for logits on the CPU; see picker.Picker."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def are_finite(self, logits: Tensor) -> list[bool]:
+        """See picker.Picker."""
+        return self._kernels.are_finite(logits)
+
+    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+        """See picker.Picker."""
+        picks = (structs.Pick * len(requests))()
+        for pick, request in zip(picks, requests, strict=True):
+            sampling = request.sampling
+            pick.top_p = sampling.top_p
+            pick.min_p = sampling.min_p
+            pick.top_k = max(sampling.top_k, 0)
+            if is_drawn(sampling):
+                pick.temperature = sampling.temperature
+                pick.place = place(request)
+        return self._kernels.pick(logits, picks)
