@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stoker_operator.cluster.errors import from_status
+from stoker_operator.cluster.errors import ApiUnreachable, from_status
 from stoker_operator.cluster.resources import Resource
 
 Object = dict[str, Any]
@@ -106,6 +106,7 @@ class KubeClient:
 
         Raises:
             Gone: the version is too old, list again.
+            ApiUnreachable: a line is no event; something between us and the server speaks for it.
         """
         params = {
             "watch": "true",
@@ -117,11 +118,10 @@ class KubeClient:
             params["labelSelector"] = selector
         async with aclosing(self._transport.stream(resource.url(namespace), params)) as lines:
             async for line in lines:
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise from_status(int(status.get("code") or 500), status)
-                yield WatchEvent(event["type"], event["object"])
+                event = _event(line)
+                if event.type == "ERROR":
+                    raise from_status(int(event.object.get("code") or 500), event.object)
+                yield event
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """Read one object, live; raises ``NotFound``."""
@@ -178,16 +178,36 @@ class KubeClient:
     ) -> Object:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         reply = await self._transport.request(method, path, params or {}, data, content_type)
-        answer = _decode(reply.body)
         if reply.code >= 400:
-            raise from_status(reply.code, answer, reply.retry_after)
+            raise from_status(reply.code, error_body(reply.body), reply.retry_after)
+        answer = _object(reply.body)
+        if answer is None:
+            raise ApiUnreachable(f"{method} {path}: not an answer of the API: {_shown(reply.body)}")
         return answer
 
 
-def _decode(body: bytes) -> Object:
-    """The JSON object of an answer; a proxy's plain text becomes the message of a Status."""
+def error_body(body: bytes) -> Object:
+    """The Status object of an error answer; a proxy's plain text becomes the message of one."""
+    status = _object(body)
+    return {"message": _shown(body)} if status is None else status
+
+
+def _event(line: bytes) -> WatchEvent:
+    event = _object(line) or {}
+    kind, obj = event.get("type"), event.get("object")
+    if not (isinstance(kind, str) and isinstance(obj, dict)):
+        raise ApiUnreachable(f"not an event of a watch: {_shown(line)}")
+    return WatchEvent(kind, obj)
+
+
+def _object(body: bytes) -> Object | None:
+    """The JSON object that a body is, None when it is anything else."""
     try:
-        answer = json.loads(body)
+        value = json.loads(body)
     except ValueError:
-        return {"message": body[:200].decode(errors="replace")}
-    return answer if isinstance(answer, dict) else {"message": str(answer)[:200]}
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _shown(body: bytes) -> str:
+    return body[:200].decode(errors="replace")

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import aiohttp
 
-from stoker_operator.cluster.client import Reply
+from stoker_operator.cluster.client import Reply, error_body
 from stoker_operator.cluster.errors import ApiUnreachable, from_status
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class HttpTransport:
         """See ``client.Transport``."""
         async with self._send("GET", path, params, None, {}, self._stream_timeout) as response:
             if response.status >= 400:
-                status = await response.json(content_type=None) if response.status != 401 else {}
-                raise from_status(response.status, status or {}, response.headers.get("Retry-After"))
+                status = error_body(await response.read())
+                raise from_status(response.status, status, response.headers.get("Retry-After"))
             async for line in response.content:
                 if line.strip():
                     yield line

@@ -125,7 +125,7 @@ class Reflector:
             token = page.continue_token
             if not token:
                 break
-        version = int(page.resource_version)
+        version = self._number(page.resource_version)
         if version < self._newest_version:
             logger.warning("the history of %s went back", scope.resource.plural)
             self._store.clear(scope.namespace)
@@ -147,6 +147,8 @@ class Reflector:
             raise ApiUnreachable(f"the watch of {scope.resource.plural} ended at once")
 
     def _take(self, event: WatchEvent) -> None:
+        version = str((event.object.get("metadata") or {}).get("resourceVersion") or "")
+        number = self._number(version)
         if event.type in ("ADDED", "MODIFIED"):
             self._store.put(event.object)
         elif event.type == "DELETED":
@@ -154,8 +156,14 @@ class Reflector:
         elif event.type != "BOOKMARK":
             logger.warning("unknown watch event %s of %s", event.type, self.scope.resource.plural)
             return
-        self._version = event.object["metadata"]["resourceVersion"]
-        self._newest_version = max(self._newest_version, int(self._version))
+        self._version = version
+        self._newest_version = max(self._newest_version, number)
+
+    def _number(self, version: str) -> int:
+        """A resource version as a number; without one nobody would know where to go on."""
+        if not version.isdecimal():
+            raise ApiUnreachable(f"an answer about {self.scope.resource.plural} has no resource version")
+        return int(version)
 
     async def _wait_out(self, error: Exception, reason: str, at_least_s: float) -> None:
         self._restarted(reason)

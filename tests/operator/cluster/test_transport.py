@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trustme
+from aiohttp import web
 from fakeapi.client import get, put
 from fakeapi.core import FakeApi
 from fakeapi.faults import Fault, FaultAt
 from fakeapi.server import FakeServer
 
 from stoker_operator.cluster.client import KubeClient
-from stoker_operator.cluster.errors import ApiUnreachable, Throttled, Unauthorized
+from stoker_operator.cluster.errors import ApiError, ApiUnreachable, Throttled, Unauthorized
 from stoker_operator.cluster.resources import PODS
 from stoker_operator.cluster.transport import Credentials, HttpTransport
 
@@ -146,6 +147,41 @@ async def test_a_silent_watch_is_given_up() -> None:
                 await anext(KubeClient(transport).watch(PODS, None, "", "1", 30))
         finally:
             await transport.close()
+
+
+@asynccontextmanager
+async def proxied(status: int, body: bytes) -> AsyncIterator[KubeClient]:
+    """A client of something that is no API server and answers everything alike."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, body=body, content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.2)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    transport = HttpTransport(lambda: Credentials(f"http://127.0.0.1:{runner.addresses[0][1]}"))
+    try:
+        yield KubeClient(transport)
+    finally:
+        await transport.close()
+        await runner.cleanup()
+
+
+async def test_a_watch_that_is_refused_in_plain_text_shows_it() -> None:
+    async with proxied(502, b"<html>bad gateway</html>") as client:
+        with pytest.raises(ApiError, match="502 : <html>bad gateway") as caught:
+            await anext(client.watch(PODS, None, "", "1", 30))
+    assert caught.value.code == 502
+
+
+async def test_a_page_of_somebody_else_is_no_answer() -> None:
+    async with proxied(200, b"<html>please log in</html>\n") as client:
+        with pytest.raises(ApiUnreachable, match="please log in"):
+            await anext(client.watch(PODS, None, "", "1", 30))
+        with pytest.raises(ApiUnreachable, match="please log in"):
+            await client.list_page(PODS, None, "", 10)
 
 
 async def test_every_call_is_observed() -> None:

@@ -1,13 +1,15 @@
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
 
 from fakeapi.client import delete, put
 from fakeapi.core import FakeApi
 from fakeapi.faults import AFTER, CRASHES, Call, Fault, FaultAt
 from virtual_time import pass_time, run_virtual, until
 
-from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.client import KubeClient, Reply
 from stoker_operator.cluster.resources import NODES, PODS, Resource
 from stoker_operator.informer import reflector as module
 from stoker_operator.informer.reflector import Reflector, Scope
@@ -230,6 +232,42 @@ def test_a_server_that_ends_watches_at_once_is_not_asked_in_a_tight_loop() -> No
 
     follow(world, scenario)
     assert world.watches < 15
+
+
+def test_answers_without_a_version_are_waited_out() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+    answer, lines = world.api.request, world.api.stream
+    is_broken = True
+
+    async def request(*args: Any) -> Reply:
+        return Reply(200, b'{"items": []}') if is_broken else await answer(*args)
+
+    async def stream(path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        if is_broken:
+            yield b'{"type": "BOOKMARK", "object": {}}'
+            return
+        async with aclosing(lines(path, params)) as found:
+            async for line in found:
+                yield line
+
+    world.api.request, world.api.stream = request, stream  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        nonlocal is_broken
+        await pass_time(5.0)
+        assert not world.reflector.synced.is_set(), "an empty answer is no empty cluster"
+        is_broken = False
+        await world.reflector.synced.wait()
+        is_broken = True
+        world.api.break_watches()
+        await pass_time(5.0)
+        assert world.names == ["p"]
+        is_broken = False
+        put(world.api, "pods", pod("q"))
+        await until(lambda: world.names == ["p", "q"])
+
+    follow(world, scenario)
 
 
 def test_an_optional_scope_that_is_forbidden_counts_as_synced(monkeypatch) -> None:  # type: ignore[no-untyped-def]
