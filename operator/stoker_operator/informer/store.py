@@ -46,8 +46,9 @@ class Store:
         self._by_index: dict[Key, set[Key]] = {}
         # Uids (and namespaces) that our own calls deleted, while older events may still be on their way.
         self._deleted_uids: dict[str, str] = {}
-        # Uids that the watch reported gone, while answers of our own calls may still be on their way.
-        self._gone_uids: OrderedDict[str, None] = OrderedDict()
+        # Versions at which the watch reported uids gone, while older answers of our own calls may still be on
+        # their way. Gone from the watch is not always deleted: an object may lose its label and get it back.
+        self._gone_at: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[ChangeFn] = []
 
     def __len__(self) -> int:
@@ -73,15 +74,17 @@ class Store:
         self._listeners.append(listener)
 
     def put(self, obj: Object) -> bool:
-        """Take in a copy, unless we hold a newer one or know that it is deleted.
+        """Take in a copy, unless we hold a newer one or know that the object was deleted after it.
 
         Returns:
             whether the cache changed; listeners were told then.
         """
         key, metadata = key_of(obj), obj["metadata"]
         held = self._objects.get(key)
-        if metadata.get("uid") in self._deleted_uids or metadata.get("uid") in self._gone_uids:
+        uid = metadata.get("uid") or ""
+        if uid in self._deleted_uids or version_of(obj) <= self._gone_at.get(uid, -1):
             return False
+        self._gone_at.pop(uid, None)
         if held is not None and not _is_newer(obj, held):
             return False
         self._remember(key, self._trim(obj))
@@ -91,12 +94,12 @@ class Store:
         return True
 
     def remove(self, obj: Object) -> bool:
-        """The watch said that this object is gone."""
+        """The watch said that this object is gone, from the cluster or from what the watch selects."""
         uid = obj["metadata"].get("uid") or ""
         self._deleted_uids.pop(uid, None)
-        self._gone_uids[uid] = None
-        if len(self._gone_uids) > MAX_GONE:
-            self._gone_uids.popitem(last=False)
+        self._gone_at[uid] = version_of(obj)
+        if len(self._gone_at) > MAX_GONE:
+            self._gone_at.popitem(last=False)
         return self._drop(obj)
 
     def forget_deleted(self, obj: Object) -> bool:
@@ -133,7 +136,10 @@ class Store:
             if namespace is None or key[0] == namespace:
                 self._drop(held)
         # What was deleted may exist again.
-        self._gone_uids.clear()
+        self._gone_at.clear()
+        for uid, at in list(self._deleted_uids.items()):
+            if namespace in (None, at):
+                del self._deleted_uids[uid]
 
     def _owners(self, obj: Object) -> tuple[Any, ...]:
         return (obj["metadata"].get("uid"), *(self._index(obj) if self._index else ()))

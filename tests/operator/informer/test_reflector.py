@@ -89,7 +89,7 @@ def test_lists_then_watches_only_what_the_selector_matches() -> None:
     assert (world.lists, world.watches) == (1, 1)
 
 
-def test_losing_the_label_is_a_deletion() -> None:
+def test_losing_the_label_is_a_deletion_until_it_is_back() -> None:
     world = World()
     put(world.api, "pods", pod("p"))
 
@@ -101,6 +101,8 @@ def test_losing_the_label_is_a_deletion() -> None:
             {"metadata": {"name": "p", "namespace": "default", "labels": {"managed": None}}},
         )
         await until(lambda: world.names == [])
+        put(world.api, "pods", pod("p"))
+        await until(lambda: world.names == ["p"])
 
     follow(world, scenario)
 

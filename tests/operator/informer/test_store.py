@@ -72,6 +72,26 @@ def test_a_late_answer_does_not_bring_back_what_the_watch_reported_gone() -> Non
     assert heard == ["p@5", "p@5"]
 
 
+def test_an_object_that_comes_back_into_sight_is_taken_in_again() -> None:
+    # A watch with a selector reports an object that loses its label as deleted, at that change's version.
+    store, _ = make_store()
+    store.put(pod(version=5))
+    store.remove(pod(version=7))
+    assert store.put(pod(version=8))
+    assert names(store) == ["p"]
+    assert not store.remove(pod(version=9, uid="other"))
+    assert store.put(pod(version=10))
+
+
+def test_what_was_deleted_exists_again_after_the_history_went_back() -> None:
+    store, _ = make_store()
+    store.put(pod(version=5))
+    store.forget_deleted(pod(version=5))
+    store.clear(None)
+    store.replace([pod(version=5)], "6", None)
+    assert names(store) == ["p"]
+
+
 def test_the_deletion_of_a_predecessor_leaves_the_successor_alone() -> None:
     store, _ = make_store()
     store.put(pod(version=5, uid="new"))
