@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from fakeapi.core import FakeApi
 from fakeapi.faults import Call
 from fakeapi.kubelet import Kubelet, is_serving
 from fakeapi.storage import Change, Storage
-from virtual_time import pass_time, until, virtual_now
+from virtual_time import pass_time, run_virtual, until, virtual_now
 
 from stoker_operator.api import labels
 from stoker_operator.cluster.client import KubeClient, Reply
@@ -191,6 +191,18 @@ class World:
                 name = obj["metadata"]["name"]
                 result[f"{plural}/{renamed.get(name, name)}"] = _normal(obj, renamed)
         return result
+
+
+def play(scenario: Callable[[World], Awaitable[None]], kubelet: bool = True) -> World:
+    """A scenario in a world of its own, in virtual time."""
+    world = World()
+
+    async def main() -> None:
+        async with world.running(kubelet):
+            await scenario(world)
+
+    run_virtual(main())
+    return world
 
 
 def _is_leaving(pod: Object) -> bool:

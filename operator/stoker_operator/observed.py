@@ -43,6 +43,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A call of this pass that failed and is tried again with a back-off: an error of the server, no answer.
+
+    Args:
+        what: the action in words, as in "create pod smol-1a2b3c4d-0".
+        message: the error.
+    """
+
+    what: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One ModelDeployment and everything that carries its label.
 
@@ -54,7 +67,8 @@ class Observed:
         budget: the PodDisruptionBudget of this name, whoever owns it.
         nodes: by name; empty when nodes may not be read, and then all count as healthy.
         readings: requests in flight by pod uid; asked of draining pods only.
-        refusals: what the API server refused in this pass; only the status looks at them.
+        refusals: what the API server refuses; only the status looks at them.
+        failure: the call that keeps failing; only the status looks at it.
     """
 
     model: Manifest
@@ -64,3 +78,4 @@ class Observed:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    failure: Failure | None = None

@@ -6,9 +6,17 @@ from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT, DRAINING_SINCE, SERVING
 from stoker_operator.cluster.client import KubeClient
-from stoker_operator.cluster.errors import AlreadyExists, ApiError, Conflict, Forbidden, NotFound
+from stoker_operator.cluster.errors import (
+    AlreadyExists,
+    ApiError,
+    ApiUnreachable,
+    Conflict,
+    Forbidden,
+    NotFound,
+)
 from stoker_operator.cluster.resources import BY_KIND, PDBS, PODS, Resource
-from stoker_operator.observed import Refusal
+from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
 from stoker_operator.reconcile.caches import Caches, Key
 
@@ -27,10 +35,14 @@ class Outcome:
     Args:
         done: the actions that changed something.
         refusals: what the API server refused for good.
+        failure: the call that may work later, after which nothing more was tried.
+        error: why that call failed.
     """
 
     done: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    failure: Failure | None = None
+    error: ApiError | ApiUnreachable | None = None
 
 
 class Actor:
@@ -46,11 +58,7 @@ class Actor:
         self._caches = caches
 
     async def act(self, key: Key, model: Object, actions: tuple[Action, ...]) -> Outcome:
-        """Carry out actions in their order.
-
-        Raises:
-            ApiError, ApiUnreachable: a call failed that may work later; the rest was not tried.
-        """
+        """Carry out actions in their order, up to the first that fails but may work later."""
         refusals: list[Refusal] = []
         done: list[Action] = []
         for action in actions:
@@ -58,26 +66,32 @@ class Actor:
             try:
                 if await self._one(key, model, action):
                     done.append(action)
-            except ApiError as error:
-                if error.code not in REFUSED_CODES and not isinstance(error, Forbidden):
-                    raise
+            except (ApiError, ApiUnreachable) as error:
+                refusal = _refusal(action, error)
+                if refusal is None:
+                    logger.warning("%s: failed: %s", describe(action), error, extra={"key": "/".join(key)})
+                    failure = Failure(describe(action), str(error))
+                    return Outcome(tuple(done), tuple(refusals), failure, error)
                 logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
-                refusals.append(Refusal(_target(action), error.message))
+                refusals.append(refusal)
         return Outcome(tuple(done), tuple(refusals))
 
-    async def look_again(self, key: Key, model: Object) -> None:
+    async def look_again(self, key: Key) -> Outcome:
         """Read what was in the way of earlier passes live; it may be gone by now."""
-        names = self._caches.in_the_way(key)
-        self._caches.unblock(key)
-        for plural, name in names:
+        for plural, name in self._caches.in_the_way(key):
             resource = next(kind for kind in BY_KIND.values() if kind.plural == plural)
-            await self._take_live(key, model, resource, name)
+            try:
+                await self._take_live(key, resource, name)
+            except (ApiError, ApiUnreachable) as error:
+                failure = Failure(f"read {resource.kind.lower()} {name}", str(error))
+                return Outcome(failure=failure, error=error)
+        return Outcome()
 
     async def _one(self, key: Key, model: Object, action: Action) -> bool:
         """Carry out one action; returns whether it was done: not when an object is in the way."""
         match action:
             case CreatePod():
-                return await self._create_pod(key, model, action)
+                return await self._create_pod(key, action)
             case StopServing():
                 await self._stop_serving(key[0], action)
             case DeletePod():
@@ -88,12 +102,12 @@ class Actor:
                 return await self._apply(key, model, action)
         return True
 
-    async def _create_pod(self, key: Key, model: Object, action: CreatePod) -> bool:
+    async def _create_pod(self, key: Key, action: CreatePod) -> bool:
         try:
             created = await self._client.create(PODS, dict(action.manifest))
         except AlreadyExists:
             # Either our cache is behind, which this read mends, or the pod is somebody else's.
-            await self._take_live(key, model, PODS, action.name)
+            await self._take_live(key, PODS, action.name)
             return False
         self._caches.stores[PODS].put(created)
         return True
@@ -129,11 +143,14 @@ class Actor:
         manifest = dict(action.manifest)
         resource, name = BY_KIND[manifest["kind"]], manifest["metadata"]["name"]
         store = self._caches.stores[resource]
-        # An apply takes over what it meets: make sure first that the name is free or the object ours.
-        if store.get(key[0], name) is None and await self._take_live(key, model, resource, name):
-            return False
         held = store.get(key[0], name)
+        if held is None:
+            # Not in the cache may mean without our label, and an apply takes over what it meets: look first.
+            # To create instead would make these fields those of an update: no later apply could remove them.
+            held = await self._take_live(key, resource, name)
         if held is not None:
+            if not is_owned_by(held, model["metadata"]["uid"]):
+                return False
             manifest["metadata"] = {**manifest["metadata"], "uid": held["metadata"]["uid"]}
         try:
             applied = await self._client.apply(resource, manifest)
@@ -142,19 +159,22 @@ class Actor:
                 await self._refresh(resource, key[0], name, held["metadata"]["uid"])
             raise
         store.put(applied)
+        self._caches.unblock(key, resource, name)
         return True
 
-    async def _take_live(self, key: Key, model: Object, resource: Resource, name: str) -> bool:
-        """Read an object that the cache lacks; returns whether it is not ours and in the way."""
+    async def _take_live(self, key: Key, resource: Resource, name: str) -> Object | None:
+        """Read an object that the cache lacks, and remember what has that name."""
         try:
             live = await self._client.get(resource, key[0], name)
         except NotFound:
-            return False
+            self._caches.unblock(key, resource, name)
+            return None
         if (live["metadata"].get("labels") or {}).get(DEPLOYMENT) == key[1]:
+            self._caches.unblock(key, resource, name)
             self._caches.stores[resource].put(live)
-            return not _is_owned(live, model)
-        self._caches.block(key, resource, live)
-        return True
+        else:
+            self._caches.block(key, resource, live)
+        return live
 
     async def _refresh(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """After a conflict: bring the cache up to date, so that the next pass decides on what is there."""
@@ -193,6 +213,7 @@ def _target(action: Action) -> str:
             return f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
 
 
-def _is_owned(child: Object, model: Object) -> bool:
-    owners = child["metadata"].get("ownerReferences") or []
-    return any(owner.get("uid") == model["metadata"]["uid"] for owner in owners)
+def _refusal(action: Action, error: ApiError | ApiUnreachable) -> Refusal | None:
+    if isinstance(error, Forbidden) or (isinstance(error, ApiError) and error.code in REFUSED_CODES):
+        return Refusal(_target(action), error.message)
+    return None

@@ -8,7 +8,7 @@ from stoker_operator.api.labels import DEPLOYMENT
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
-from stoker_operator.observed import Node, Observed, Reading, Refusal
+from stoker_operator.observed import Failure, Node, Observed, Reading, Refusal
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -70,6 +70,7 @@ class Caches:
         model: Object,
         readings: Mapping[str, Reading] | None = None,
         refusals: tuple[Refusal, ...] = (),
+        failure: Failure | None = None,
     ) -> Observed:
         """A snapshot of everything that belongs to one ModelDeployment."""
         in_the_way = self._in_the_way.get(key, {})
@@ -84,6 +85,7 @@ class Caches:
             nodes=nodes,
             readings=readings or {},
             refusals=refusals,
+            failure=failure,
         )
 
     def in_the_way(self, key: Key) -> list[tuple[str, str]]:
@@ -94,8 +96,15 @@ class Caches:
         """Remember an object that holds a name we need."""
         self._in_the_way.setdefault(key, {})[(resource.plural, obj["metadata"]["name"])] = obj
 
-    def unblock(self, key: Key) -> None:
-        """Forget what was in the way; the next pass looks again."""
+    def unblock(self, key: Key, resource: Resource, name: str) -> None:
+        """The name is free, or what has it is in the cache: forget what we remember of it."""
+        found = self._in_the_way.get(key, {})
+        found.pop((resource.plural, name), None)
+        if not found:
+            self._in_the_way.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        """The ModelDeployment is gone: nothing is in its way any more."""
         self._in_the_way.pop(key, None)
 
     def _child(self, resource: Resource, key: Key) -> Object | None:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from stoker_operator.api import InvalidSpec, ModelDeployment, parse
@@ -13,7 +14,7 @@ from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired
-from stoker_operator.observed import Observed, Reading
+from stoker_operator.observed import Failure, Observed, Reading, Refusal
 from stoker_operator.plan import Action, Plan, plan
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import Actor, Outcome
@@ -30,6 +31,23 @@ Object = dict[str, Any]
 LOOK_AGAIN = Backoff(first_s=0.5, max_s=15.0, jitter=0.0)
 # A plan that asks for something in every pass never comes to rest: it is slowed down.
 ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
+# What goes wrong once and then works is no news: the status tells what has lasted so long.
+NEWS_AFTER = timedelta(seconds=0.5)
+
+
+@dataclass
+class _Memory:
+    """What passes remember of a ModelDeployment.
+
+    Args:
+        num_acting: passes in a row that changed something.
+        num_blocked: passes in a row that were kept from it.
+        troubled_since: when the first of the passes in a row was that a call went wrong in.
+    """
+
+    num_acting: int = 0
+    num_blocked: int = 0
+    troubled_since: datetime | None = None
 
 
 class Reconciler:
@@ -60,22 +78,22 @@ class Reconciler:
         self._recorder = recorder
         self._clock = clock
         self._actor = Actor(client, caches)
-        # Passes in a row that changed something, and that were kept from it.
-        self._num_acting: dict[Key, int] = {}
-        self._num_blocked: dict[Key, int] = {}
+        self._memories: dict[Key, _Memory] = {}
 
     async def __call__(self, key: Key) -> float | None:
         """Run one pass.
 
         Returns:
             seconds until the next pass is due, None when only an event can change anything.
+
+        Raises:
+            ApiError, ApiUnreachable: a call failed that may work later; the status says what is known.
         """
         model = self._caches.model(key)
         if model is None or "deletionTimestamp" in model["metadata"]:
             # The garbage collector deletes the children: what they need for that are our owner references.
-            self._caches.unblock(key)
-            self._num_acting.pop(key, None)
-            self._num_blocked.pop(key, None)
+            self._caches.forget(key)
+            self._memories.pop(key, None)
             return None
         try:
             parsed = parse(model)
@@ -83,11 +101,14 @@ class Reconciler:
         except InvalidSpec as error:
             await self._report(model, invalid_status(model, error, self._clock()), ())
             return None
-        await self._actor.look_again(key, model)
+        looked = await self._actor.look_again(key)
         todo, observed = await self._plan(key, model, parsed, wanted)
-        outcome = await self._actor.act(key, model, todo.actions)
-        after = self._caches.observe(key, model, observed.readings, outcome.refusals)
+        outcome = looked if looked.error else await self._actor.act(key, model, todo.actions)
+        refusals, failure = self._news(key, outcome)
+        after = self._caches.observe(key, model, observed.readings, refusals, failure)
         await self._report(model, status(wanted, after, self._config, self._clock()), outcome.done)
+        if outcome.error is not None:
+            raise outcome.error
         return self._due(key, todo, outcome)
 
     async def _plan(
@@ -142,20 +163,29 @@ class Reconciler:
             text = EventText(event.type, event.reason, event.action, event.note)
             await self._recorder.record(model, text)
 
+    def _news(self, key: Key, outcome: Outcome) -> tuple[tuple[Refusal, ...], Failure | None]:
+        """What went wrong, if it has lasted: the status of a first try says nothing of it."""
+        memory = self._memory(key)
+        if not (outcome.refusals or outcome.failure):
+            memory.troubled_since = None
+            return (), None
+        now = self._clock()
+        memory.troubled_since = memory.troubled_since or now
+        has_lasted = now - memory.troubled_since >= NEWS_AFTER
+        return (outcome.refusals, outcome.failure) if has_lasted else ((), None)
+
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
+        memory = self._memory(key)
         is_blocked = bool(outcome.refusals or self._caches.in_the_way(key))
+        is_acting = bool(outcome.done or (todo.actions and not is_blocked))
+        memory.num_blocked = memory.num_blocked + 1 if is_blocked else 0
+        memory.num_acting = memory.num_acting + 1 if is_acting else 0
         waits = [] if todo.requeue_after_s is None else [todo.requeue_after_s]
         if is_blocked:
-            waits.append(LOOK_AGAIN.delay_s(_count(self._num_blocked, key), 0.0))
-        else:
-            self._num_blocked.pop(key, None)
-        if outcome.done or (todo.actions and not is_blocked):
-            waits.append(ACT_AGAIN.delay_s(_count(self._num_acting, key), 0.0))
-        else:
-            self._num_acting.pop(key, None)
+            waits.append(LOOK_AGAIN.delay_s(memory.num_blocked, 0.0))
+        if is_acting:
+            waits.append(ACT_AGAIN.delay_s(memory.num_acting, 0.0))
         return min(waits, default=None)
 
-
-def _count(counts: dict[Key, int], key: Key) -> int:
-    counts[key] = counts.get(key, 0) + 1
-    return counts[key]
+    def _memory(self, key: Key) -> _Memory:
+        return self._memories.setdefault(key, _Memory())

@@ -42,6 +42,8 @@ class _View:
     updated: list[Group]
     states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
     num_leftover: int  # pods that should be gone and are not yet
+    has_service: bool
+    failure: Cause | None  # the call that keeps failing
 
     @property
     def num_answering(self) -> int:
@@ -67,7 +69,15 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
     all_groups = groups(observed, model.uid)
     live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
-    view = _View(model, live, updated, _states(wanted, observed), _num_leftover(observed, model, live))
+    view = _View(
+        model,
+        live,
+        updated,
+        _states(wanted, observed),
+        _num_leftover(observed, model, live),
+        has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
+        failure=_failure(observed),
+    )
     blocked = _blocked(wanted, observed)
     aspects = [
         _ready(view, blocked),
@@ -144,11 +154,16 @@ def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
     return None
 
 
+def _failure(observed: Observed) -> Cause | None:
+    failed = observed.failure
+    return None if failed is None else Cause("ApiError", f"cannot {failed.what}: {failed.message}")
+
+
 def _ready(view: _View, blocked: Cause | None) -> _Aspect:
     model, wanted = view.model, view.model.num_wanted
     if model.spec.suspend:
         return _Aspect("Ready", "False", Cause("Suspended", "spec.suspend is true: no pods are wanted"))
-    if view.num_answering >= wanted and blocked is None:
+    if view.num_answering >= wanted and view.has_service and blocked is None:
         text = f"{view.num_answering} of {wanted} replicas answer" if wanted else "no replicas are wanted"
         return _Aspect("Ready", "True", Cause("Ready" if wanted else "ScaledToZero", text))
     return _Aspect("Ready", "False", blocked or _why_not_ready(view))
@@ -163,6 +178,10 @@ def _why_not_ready(view: _View) -> Cause:
             if others > 1
             else ", 1 of an older revision still serves"
         )
+    if view.failure is not None:
+        return Cause(view.failure.reason, f"{counts}: {view.failure.message}")
+    if not view.has_service:
+        return Cause("RollingOut", f"{counts}: there is no Service yet")
     if view.model.spec.rollout.paused and not view.updated and view.live:
         return Cause("Paused", f"spec.rollout.paused is true: {counts}")
     cause = first_cause(view.states)
@@ -181,14 +200,17 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
     none = Cause("AsExpected", "nothing stands in the way")
     is_settled = (
         view.num_answering >= model.num_wanted
+        and view.has_service
         and len(view.live) == model.num_wanted
         and not view.num_leftover
     )
     if stalled is not None:
         reconciling = _Aspect("Reconciling", "False", Cause(stalled.reason, "see Stalled"))
+    elif view.failure is not None:
+        reconciling = _Aspect("Reconciling", "True", view.failure)
     elif is_settled:
         reconciling = _Aspect("Reconciling", "False", Cause("AsExpected", "all is as wanted"))
-    elif view.num_answering >= model.num_wanted:
+    elif view.num_answering >= model.num_wanted and view.has_service:
         text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
         reconciling = _Aspect("Reconciling", "True", Cause("RemovingPods", text))
     else:

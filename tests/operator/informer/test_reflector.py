@@ -253,7 +253,7 @@ def test_answers_without_a_version_are_waited_out() -> None:
             async for line in found:
                 yield line
 
-    world.api.request, world.api.stream = request, stream  # type: ignore[method-assign]
+    world.api.request, world.api.stream = request, stream  # type: ignore[method-assign,assignment]
 
     async def scenario() -> None:
         nonlocal is_broken

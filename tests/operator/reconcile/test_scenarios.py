@@ -1,29 +1,15 @@
-from collections.abc import Awaitable, Callable
-
 import pytest
 from fakeapi import faults
 from fakeapi.client import delete, get, put
 from fakeapi.faults import Call, Fault
 from fakeapi.kubelet import is_serving
-from operator_world import NAME, World, writes_of
-from virtual_time import pass_time, run_virtual, until
+from operator_world import NAME, World, play, writes_of
+from virtual_time import pass_time, until
 
 from stoker_operator.api import labels
 
-Scenario = Callable[[World], Awaitable[None]]
 OTHER = {"engine": {"maxModelLen": 512}}
 NEWEST = {"engine": {"maxModelLen": 1024}}
-
-
-def play(scenario: Scenario, kubelet: bool = True) -> World:
-    world = World()
-
-    async def main() -> None:
-        async with world.running(kubelet):
-            await scenario(world)
-
-    run_virtual(main())
-    return world
 
 
 def revisions(world: World) -> set[str]:

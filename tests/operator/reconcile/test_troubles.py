@@ -1,0 +1,112 @@
+"""What goes wrong for longer than a moment: errors of the API server, and hands that change what is ours."""
+
+from collections.abc import Callable
+
+import pytest
+from fakeapi import faults
+from fakeapi.client import everything, get, put
+from fakeapi.faults import Call, Fault
+from operator_world import NAME, Object, World, play, writes_of
+from virtual_time import pass_time, until
+
+from stoker_operator.api import labels
+
+METADATA = {"name": NAME, "namespace": "default"}
+
+
+def events_of(world: World) -> set[tuple[str, str]]:
+    return {(event["type"], event["reason"]) for event in everything(world.api, "events")}
+
+
+def creations_of_pods(fault: Fault) -> Callable[[Call], Fault | None]:
+    return lambda call: fault if call.method == "POST" and call.path.endswith("/pods") else None
+
+
+def relabel(world: World, plural: str, name: str, **changed: str | None) -> Object:
+    keys = {f"stoker.dev/{key}": value for key, value in changed.items()}
+    return put(world.api, plural, {"metadata": {"name": name, "namespace": "default", "labels": keys}})
+
+
+def test_an_error_that_stays_is_told_and_tried_again() -> None:
+    async def scenario(world: World) -> None:
+        world.api.injector = creations_of_pods(Fault.SERVER_ERROR)
+        world.apply()
+        await until(lambda: world.condition("Ready"), 0.2, step_s=0.01)
+        assert world.condition("Ready")["status"] == "False"
+        await until(lambda: world.condition("Ready")["reason"] == "ApiError", 5.0)
+        assert "create pod smol-" in world.condition("Ready")["message"]
+        assert "500 InternalError: injected" in world.condition("Ready")["message"]
+        assert world.condition("Reconciling")["status"] == "True"
+        assert world.condition("Stalled")["status"] == "False"
+        start = len(world.api.writes)
+        await pass_time(300.0)
+        tries = writes_of(world, start)
+        assert 5 <= len(tries) <= 15
+        assert set(tries) == {"POST default/pods"}, "the same error is written once"
+        world.api.injector = faults.no_fault
+        await world.ready(deadline_s=90.0)
+
+    play(scenario)
+
+
+def test_ready_needs_the_service() -> None:
+    async def scenario(world: World) -> None:
+        world.apply()
+        await world.ready()
+        world.api.injector = lambda call: (
+            Fault.SERVER_ERROR if call.is_write and "services" in call.path else None
+        )
+        world.api.storage.delete("services", ("default", NAME))
+        await until(lambda: world.condition("Ready")["reason"] == "ApiError", 10.0)
+        assert "apply service smol" in world.condition("Ready")["message"]
+        world.api.injector = faults.no_fault
+        await world.ready(deadline_s=90.0)
+
+    play(scenario)
+
+
+def test_one_refusal_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A new namespace refuses pods until its service account is there.
+    monkeypatch.setitem(faults.REFUSALS, Fault.CONFLICT, (403, "Forbidden"))
+
+    async def scenario(world: World) -> None:
+        world.api.injector = creations_of_pods(Fault.CONFLICT)
+        world.apply()
+        await until(lambda: "POST default/pods" in writes_of(world), step_s=0.01)
+        await until(lambda: world.condition("Ready"), 0.2, step_s=0.01)
+        assert world.condition("Stalled")["status"] == "False"
+        world.api.injector = faults.no_fault
+        await world.ready(deadline_s=30.0)
+
+    world = play(scenario)
+    assert "Warning" not in {kind for kind, _ in events_of(world)}
+
+
+@pytest.mark.parametrize("plural", ["services", "poddisruptionbudgets"])
+def test_a_child_that_lost_our_label_is_mended_and_later_edits_reach_it(plural: str) -> None:
+    def is_labelled(world: World) -> bool:
+        child = get(world.api, plural, NAME)
+        return child is not None and child["metadata"]["labels"].get(labels.DEPLOYMENT) == NAME
+
+    async def scenario(world: World) -> None:
+        world.apply(replicas=2)
+        await world.ready()
+        uid = (get(world.api, plural, NAME) or {})["metadata"]["uid"]
+        relabel(world, plural, NAME, deployment=None)
+        await until(lambda: is_labelled(world), 5.0)
+        assert world.condition("Stalled")["status"] == "False"
+        world.stop()
+        relabel(world, plural, NAME, deployment=None)
+        world.apply(replicas=3, service={"port": 8080})
+        world.restart()
+        await until(lambda: is_labelled(world), 5.0)
+        await world.ready()
+        await world.settled()
+        child = get(world.api, plural, NAME) or {}
+        assert child["metadata"]["uid"] == uid
+        if plural == "services":
+            assert [port["port"] for port in child["spec"]["ports"]] == [8080]
+        else:
+            assert child["spec"]["minAvailable"] == 3
+
+    play(scenario)
