@@ -88,6 +88,11 @@ class ClusterModel:
             if not is_started:
                 self.in_flight.pop(uid_of(pod), None)
 
+    def relabel(self, name: str, key: str, value: str) -> None:
+        """Change a label of a pod, as a user may; the operator hears of it at once."""
+        self._changed(name)["metadata"]["labels"][key] = value
+        self.sync_pod(name)
+
     def fail(self, name: str) -> None:
         """End a pod for good, as an eviction does."""
         self._set_status(self.pods[name], "Failed", is_ready=False, is_started=False)

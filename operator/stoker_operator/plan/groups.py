@@ -2,6 +2,9 @@
 
 A group is one replica: pods that share the label ``stoker.dev/group``. Its leader answers HTTP, so the
 leader's readiness is the group's; a group with a failed pod has failed.
+
+Labels and annotations are anybody's to change. A pod that the Service cannot select is no replica, and what
+cannot be read counts as absent.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from datetime import datetime
 from stoker_operator.api import labels
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
+
+_MAX_DIGITS = 9  # of a count; longer ones are nobody's count
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Group:
         created_at: of its leader.
         failed_at: when it failed; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
-        draining_since: when it stopped serving.
+        draining_since: when it stopped serving; None when nobody wrote that down.
+        grace_s: how long it may take to finish its requests.
         num_in_flight: requests not fully answered; None when unknown.
     """
 
@@ -63,6 +69,7 @@ class Group:
     failed_at: datetime
     num_restarts: int = 0
     draining_since: datetime | None = None
+    grace_s: float = 0.0
     num_in_flight: int | None = None
 
     @property
@@ -76,15 +83,19 @@ class Group:
         return self.is_live and self.is_ready
 
 
-def groups(observed: Observed, uid: str) -> list[Group]:
-    """Return the groups that belong to the ModelDeployment with this uid, oldest first."""
-    members: dict[str, list[Manifest]] = defaultdict(list)
-    for pod in observed.pods:
-        if is_owned_by(pod, uid):
-            own = pod["metadata"].get("labels", {})
-            members[own.get(labels.POD_GROUP, pod["metadata"]["name"])].append(pod)
-    found = [_group(name, pods, observed) for name, pods in members.items()]
+def groups(observed: Observed) -> list[Group]:
+    """Return the replicas of the observed ModelDeployment, oldest first."""
+    found = [_group(name, pods, observed) for name, pods in _members(observed).items()]
     return sorted(found, key=lambda group: (group.created_at, group.name))
+
+
+def replica_pods(observed: Observed) -> list[Manifest]:
+    """Return the pods of all replicas.
+
+    A pod is one that we own and that the Service would select while it serves. One that somebody took out of
+    sight by its labels, to look at it in peace, has left: it keeps its name, and goes with its owner.
+    """
+    return [pod for pods in _members(observed).values() for pod in pods]
 
 
 def is_pod_ready(pod: Manifest) -> bool:
@@ -102,12 +113,29 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+def _members(observed: Observed) -> dict[str, list[Manifest]]:
+    identity = observed.model["metadata"]
+    members: dict[str, list[Manifest]] = defaultdict(list)
+    for pod in observed.pods:
+        own = _labels(pod)
+        if is_owned_by(pod, identity["uid"]) and own.get(labels.DEPLOYMENT) == identity["name"]:
+            members[own.get(labels.POD_GROUP, pod["metadata"]["name"])].append(pod)
+    return {
+        name: pods
+        for name, pods in members.items()
+        if _labels(_leader(name, pods)).get(labels.ROLE) == labels.LEADER
+    }
+
+
+def _leader(name: str, pods: list[Manifest]) -> Manifest:
+    return next((pod for pod in pods if pod["metadata"]["name"] == name), pods[0])
+
+
 def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
-    leader = next((pod for pod in pods if pod["metadata"]["name"] == name), pods[0])
-    metadata = leader["metadata"]
-    own, notes = metadata.get("labels", {}), metadata.get("annotations", {})
+    leader = _leader(name, pods)
+    metadata, own = leader["metadata"], _labels(leader)
+    notes = metadata.get("annotations") or {}
     created_at = parse_time(metadata["creationTimestamp"])
-    draining = notes.get(labels.DRAINING_SINCE)
     reading = observed.readings.get(metadata["uid"])
     staying = [pod for pod in pods if not is_terminating(pod)]
     return Group(
@@ -124,10 +152,27 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         is_terminating=not staying,
         created_at=created_at,
         failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
-        num_restarts=int(notes.get(labels.RESTARTS, "0")),
-        draining_since=parse_time(draining) if draining else None,
+        num_restarts=_noted_count(notes.get(labels.RESTARTS, "")),
+        draining_since=_noted_time(notes.get(labels.DRAINING_SINCE, "")),
+        grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
     )
+
+
+def _labels(pod: Manifest) -> Mapping[str, str]:
+    return pod["metadata"].get("labels") or {}
+
+
+def _noted_count(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
+
+
+def _noted_time(text: str) -> datetime | None:
+    try:
+        time = parse_time(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None
 
 
 def _has_ended(pod: Manifest) -> bool:

@@ -42,15 +42,16 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     model = wanted.model
     if model.is_deleting:
         return Plan()
-    all_groups = groups(observed, model.uid)
+    all_groups = groups(observed)
     target = target_revision(wanted, observed, all_groups)
     limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable)
     decision = decide(all_groups, target.revision, limits, now)
     draining = [
         group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
     ]
-    finished, drain_waits = _finished(draining, model.spec.pod.termination_grace_period_seconds, now)
-    stops = list(_stops(decision, now))
+    finished, drain_waits = _finished(draining, now)
+    leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
+    stops = list(_stops(leaving, now))
     actions: list[Action] = [
         *_shared(wanted, observed, _num_draining(all_groups, stops)),
         *_creations(wanted, observed, target, decision),
@@ -101,10 +102,11 @@ def _creations(
         yield CreatePod(name, manifest, "Replaced" if num_restarts else "Wanted")
 
 
-def _stops(decision: Decision, now: datetime) -> Iterator[StopServing | DeletePod]:
+def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServing | DeletePod]:
+    """Begin the drains: of what is to go, and of what somebody else took out of the Service."""
     # To the millisecond: a second cut off here would be one less to settle.
     since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    for group, reason in decision.stops:
+    for group, reason in leaving:
         for ref in group.pods:
             if group.is_ready or group.was_started:
                 yield StopServing(ref.name, ref.uid, since, reason)
@@ -112,16 +114,16 @@ def _stops(decision: Decision, now: datetime) -> Iterator[StopServing | DeletePo
                 yield DeletePod(ref.name, ref.uid, reason)
 
 
-def _finished(
-    draining: list[Group], deadline_s: float, now: datetime
-) -> tuple[list[DeletePod], float | None]:
+def _finished(draining: list[Group], now: datetime) -> tuple[list[DeletePod], float | None]:
     """Return the deletions of groups that have drained, and when to look at the others again."""
     deletions: list[DeletePod] = []
     waits: list[float] = []
     for group in draining:
-        since = group.draining_since or group.created_at
+        since = group.draining_since
+        if since is None:
+            continue
         wait_s = (since + timedelta(seconds=SETTLE_S) - now).total_seconds()
-        is_late = (now - since).total_seconds() >= deadline_s
+        is_late = (now - since).total_seconds() >= group.grace_s
         if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.was_started):
             reason = "DrainDeadline" if is_late and group.num_in_flight else "Drained"
             deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]

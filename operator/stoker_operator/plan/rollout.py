@@ -82,7 +82,8 @@ def replace_at(group: Group) -> datetime:
     count = failures_in_a_row(group) - 1
     if count <= 0:
         return group.failed_at
-    return group.failed_at + timedelta(seconds=min(FIRST_BACKOFF_S * 2 ** (count - 1), MAX_BACKOFF_S))
+    doubled_s = FIRST_BACKOFF_S * 2.0 ** min(count - 1, 30)
+    return group.failed_at + timedelta(seconds=min(doubled_s, MAX_BACKOFF_S))
 
 
 def failures_in_a_row(group: Group) -> int:

@@ -11,7 +11,7 @@ from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder, EventText
 from stoker_operator.cluster.inflight import InFlightReader
-from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
+from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired
 from stoker_operator.observed import Failure, Observed, Reading, Refusal
@@ -176,7 +176,9 @@ class Reconciler:
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
         memory = self._memory(key)
-        is_blocked = bool(outcome.refusals or self._caches.in_the_way(key))
+        # A pod in the way is stepped around: nobody waits for its name.
+        names = [plural for plural, _ in self._caches.in_the_way(key) if plural != PODS.plural]
+        is_blocked = bool(outcome.refusals or names)
         is_acting = bool(outcome.done or (todo.actions and not is_blocked))
         memory.num_blocked = memory.num_blocked + 1 if is_blocked else 0
         memory.num_acting = memory.num_acting + 1 if is_acting else 0

@@ -17,7 +17,7 @@ from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan import name_conflict
-from stoker_operator.plan.groups import Group, groups, is_terminating
+from stoker_operator.plan.groups import Group, groups, is_terminating, replica_pods
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 
@@ -66,15 +66,14 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         now: the time, for conditions whose status changes.
     """
     model = wanted.model
-    all_groups = groups(observed, model.uid)
-    live = [group for group in all_groups if group.is_live]
+    live = [group for group in groups(observed) if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
     view = _View(
         model,
         live,
         updated,
         _states(wanted, observed),
-        _num_leftover(observed, model, live),
+        _num_leftover(observed, live),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         failure=_failure(observed),
     )
@@ -128,8 +127,8 @@ def invalid_status(model: Manifest, error: InvalidSpec, now: datetime) -> dict[s
 
 
 def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
-    uid, profile = wanted.model.uid, profile_of(wanted.model.spec)
-    owned = [pod for pod in observed.pods if is_owned_by(pod, uid) and not is_terminating(pod)]
+    profile = profile_of(wanted.model.spec)
+    owned = [pod for pod in replica_pods(observed) if not is_terminating(pod)]
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
     nodes = observed.nodes
     return [
@@ -138,9 +137,8 @@ def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
     ]
 
 
-def _num_leftover(observed: Observed, model: ModelDeployment, live: list[Group]) -> int:
-    owned = sum(is_owned_by(pod, model.uid) for pod in observed.pods)
-    return owned - sum(len(group.pods) for group in live)
+def _num_leftover(observed: Observed, live: list[Group]) -> int:
+    return len(replica_pods(observed)) - sum(len(group.pods) for group in live)
 
 
 def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:

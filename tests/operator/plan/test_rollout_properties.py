@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from operator_builders import CONFIG
 
-from stoker_operator.api import parse
+from stoker_operator.api import labels, parse
 from stoker_operator.desired import desired
 
 LIMITS = st.sampled_from([(1, 0), (0, 1), (1, 1), (2, 0), ("50%", "50%"), (0, "100%"), ("25%", 0)])
@@ -115,6 +115,11 @@ class Rollouts(RuleBasedStateMachine):
     @precondition(has_pods)
     def pod_fails(self, pick: int) -> None:
         self.cluster.fail(self._name(pick))
+
+    @rule(pick=PICK)
+    @precondition(has_pods)
+    def user_takes_a_pod_out_of_the_service(self, pick: int) -> None:
+        self.cluster.relabel(self._name(pick), labels.SERVING, "")
 
     @rule(num_requests=st.integers(1, 5))
     def requests_arrive_everywhere(self, num_requests: int) -> None:

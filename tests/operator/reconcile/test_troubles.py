@@ -110,3 +110,44 @@ def test_a_child_that_lost_our_label_is_mended_and_later_edits_reach_it(plural: 
             assert child["spec"]["minAvailable"] == 3
 
     play(scenario)
+
+
+def test_a_pod_taken_out_of_sight_is_replaced_kept_and_may_come_back() -> None:
+    async def scenario(world: World) -> None:
+        world.apply()
+        await world.ready()
+        (name,) = world.pod_names()
+        relabel(world, "pods", name, deployment=None)
+        await until(lambda: world.status()["readyReplicas"] == 0, 5.0)
+        assert not world.is_ready()
+        await world.ready()
+        await world.settled()
+        assert len(world.pods()) == 2
+        relabel(world, "pods", name, deployment=NAME)
+        await until(lambda: len(world.pods()) == 1 and world.is_ready(), 60.0)
+        await world.settled()
+        relabel(world, "pods", world.pod_names()[0], deployment=None)
+        await pass_time(10.0)
+        world.delete()
+        await until(lambda: not world.picture())
+
+    play(scenario)
+
+
+def test_a_pod_taken_out_of_the_service_finishes_its_requests() -> None:
+    in_flight: dict[str, int] = {}
+
+    async def scenario(world: World) -> None:
+        world.kubelet.in_flight = lambda name: in_flight.get(name, 0)
+        world.apply(replicas=2)
+        await world.ready()
+        await pass_time(600.0)
+        name = world.pod_names()[0]
+        in_flight[name] = 3
+        relabel(world, "pods", name, serving=None)
+        await pass_time(30.0)
+        assert name in world.pod_names()
+        in_flight.clear()
+        await until(lambda: name not in world.pod_names(), 10.0)
+
+    play(scenario)
