@@ -156,6 +156,8 @@ class ClusterModel:
         return todo
 
     def _act(self, action: Action, limits: ModelDeployment, *, is_lost: bool) -> None:
+        is_held = limits.spec.rollout.paused
+        self._require(not (is_held and action.reason == "Outdated"), "a paused rollout goes on")
         if isinstance(action, CreatePod):
             name = action.name
             if name in self.pods:

@@ -190,7 +190,10 @@ class Rollout(ApiModel):
     ] = 0
     paused: Annotated[
         bool,
-        Field(description="Keeps the pods of the revision that serves. Scaling and repair go on with it."),
+        Field(
+            description="Replaces no pod because of its revision. Scaling and repair go on, with the "
+            "revision that most pods answer with."
+        ),
     ] = False
 
 

@@ -34,6 +34,11 @@ class Wanted:
     pod: dict[str, Any]
     service: dict[str, Any]
 
+    @property
+    def is_held(self) -> bool:
+        """Whether pods of other revisions stay as they are, repaired and scaled, but not replaced."""
+        return self.model.spec.rollout.paused
+
     def budget(self, num_draining: int = 0) -> dict[str, Any] | None:
         """Return the PodDisruptionBudget, if there should be one, while so many replicas drain."""
         return budget(self.model, num_draining)

@@ -78,6 +78,11 @@ class Group:
         return not (self.is_terminating or self.is_failed or self.is_lost) and self.is_serving
 
     @property
+    def has_answered(self) -> bool:
+        """Whether its engine answered since it (re)started; a slow answer to a probe does not change that."""
+        return self.is_ready or self.was_started
+
+    @property
     def is_available(self) -> bool:
         """Whether it answers requests that come through the Service."""
         return self.is_live and self.is_ready

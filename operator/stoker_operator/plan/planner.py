@@ -44,7 +44,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         return Plan()
     all_groups = groups(observed)
     target = target_revision(wanted, observed, all_groups)
-    limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable)
+    limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable, wanted.is_held)
     decision = decide(all_groups, target.revision, limits, now)
     draining = [
         group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
@@ -108,7 +108,7 @@ def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServ
     since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     for group, reason in leaving:
         for ref in group.pods:
-            if group.is_ready or group.was_started:
+            if group.has_answered:
                 yield StopServing(ref.name, ref.uid, since, reason)
             else:
                 yield DeletePod(ref.name, ref.uid, reason)

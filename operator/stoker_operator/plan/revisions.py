@@ -1,16 +1,15 @@
-"""Which revision new pods get: the wanted one, or, while a rollout is paused, the one that serves."""
+"""Which revision new pods get: the wanted one, or, while a rollout is held, the one that serves."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.groups import Group, is_terminating
+from stoker_operator.plan.groups import Group, is_terminating, replica_pods
 
 # What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
 _ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})
@@ -25,26 +24,44 @@ class Revision:
 
 
 def target_revision(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> Revision:
-    """Return the revision that the rollout goes to.
+    """Return the revision that new pods get.
 
-    While paused that is the revision with the most groups that answer, else with the most live groups. Its
-    template is read back from one of its pods, since the spec that made it is gone.
+    While a rollout is held that is the one that serves, whose template is read back from one of its pods,
+    since the spec that made it is gone. With no pod left there is nothing to hold.
     """
     newest = Revision(wanted.revision, wanted.pod)
-    live = [group for group in all_groups if group.is_live]
-    if not (wanted.model.spec.rollout.paused and live):
+    revision = _serving_revision(all_groups) if wanted.is_held else None
+    if revision is None or revision == wanted.revision:
         return newest
-    answering = [group for group in live if group.is_available] or live
-    ((revision, _),) = Counter(group.revision for group in answering).most_common(1)
-    if revision == wanted.revision:
-        return newest
-    names = {group.name for group in live if group.revision == revision}
-    pod = next(
-        pod
-        for pod in observed.pods
-        if pod["metadata"]["name"] in names and is_owned_by(pod, wanted.model.uid) and not is_terminating(pod)
-    )
+    # One that terminates will do when there is no other.
+    pods = sorted(replica_pods(observed), key=is_terminating)
+    pod = next(pod for pod in pods if pod["metadata"]["labels"].get(labels.REVISION) == revision)
     return Revision(revision, _template(pod))
+
+
+def _serving_revision(all_groups: list[Group]) -> str | None:
+    """Return the revision that most groups have answered with; of equals, the one that came first.
+
+    What counts is an engine that answered since it started, ready or not at this moment and on a lost node or
+    not, so that a slow probe or a broken network changes nothing. Where none has, all groups count.
+    """
+    by_revision: dict[str, list[Group]] = defaultdict(list)
+    for group in all_groups:
+        if group.revision:
+            by_revision[group.revision].append(group)
+
+    def evidence(revision: str) -> tuple[int, int, int, float, str]:
+        found = by_revision[revision]
+        answering = [
+            group
+            for group in found
+            if group.is_serving and group.has_answered and not (group.is_failed or group.is_terminating)
+        ]
+        num_live = sum(group.is_live for group in found)
+        age = -min(group.created_at for group in found).timestamp()
+        return len(answering), num_live, len(found), age, revision
+
+    return max(by_revision, key=evidence, default=None)
 
 
 def _template(pod: Manifest) -> dict[str, Any]:

@@ -12,6 +12,9 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
   revision tell nothing about this one and just go.
 - Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when
   the network between nodes and API server breaks, every node looks lost while all engines go on answering.
+- While a rollout is held, no group goes because of its revision. Groups of any revision count as current once
+  they have answered; those of another revision that never did are neither counted nor taken away. With two
+  revisions, as many groups as the surge allows may stay, or a pause would take one back.
 - Among equals the one goes first that costs least: leaving node, not ready, without a node,
   not yet started, fewest requests, youngest.
 """
@@ -36,6 +39,7 @@ class Limits:
     num_wanted: int
     max_surge: int
     max_unavailable: int
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +64,27 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
 
     Args:
         all_groups: every group, also failed, draining and terminating ones.
-        target: revision that is wanted.
+        target: revision that new groups get.
         limits: see Limits.
         now: the time.
     """
     live = [group for group in all_groups if group.is_live]
-    current = [group for group in live if group.revision == target and not group.is_leaving]
-    old = [group for group in live if group.revision != target or group.is_leaving]
+    staying = [group for group in live if not group.is_leaving]
+    current = [
+        group for group in staying if group.revision == target or (limits.is_held and group.has_answered)
+    ]
+    old = [group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)]
     failed = [group for group in all_groups if group.is_failed and not group.is_terminating]
     room = max(0, limits.num_wanted + limits.max_surge - len(live))
     num_missing = max(0, limits.num_wanted - len(current))
     starts, removals, wait_until = _starts(failed, target, num_missing, room, now)
     if sum(group.is_available for group in live) >= limits.num_wanted:
         removals += [group for group in all_groups if _is_only_lost(group)]
-    stops = _surplus(current, limits.num_wanted) + _outdated(current, old, target, limits)
+    if limits.is_held:
+        surplus = _surplus(staying, _most_held(staying, limits))
+    else:
+        surplus = _surplus(current, limits.num_wanted)
+    stops = surplus + _outdated(current, old, limits)
     return Decision(tuple(starts), tuple(stops), tuple(removals), wait_until)
 
 
@@ -115,12 +126,17 @@ def _is_only_lost(group: Group) -> bool:
     return group.is_lost and group.is_serving and not (group.is_failed or group.is_terminating)
 
 
-def _surplus(current: list[Group], num_wanted: int) -> list[tuple[Group, str]]:
-    count = max(0, len(current) - num_wanted)
-    return [(group, "ScaleDown") for group in sorted(current, key=_cost)[:count]]
+def _most_held(staying: list[Group], limits: Limits) -> int:
+    is_mixed = len({group.revision for group in staying}) > 1
+    return limits.num_wanted + (limits.max_surge if is_mixed and limits.num_wanted else 0)
 
 
-def _outdated(current: list[Group], old: list[Group], target: str, limits: Limits) -> list[tuple[Group, str]]:
+def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
+    count = max(0, len(staying) - most)
+    return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]]
+
+
+def _outdated(current: list[Group], old: list[Group], limits: Limits) -> list[tuple[Group, str]]:
     min_available = max(0, limits.num_wanted - limits.max_unavailable)
     num_current = min(len(current), limits.num_wanted)
     num_starting = sum(not group.is_ready for group in sorted(current, key=_cost, reverse=True)[:num_current])
@@ -133,7 +149,7 @@ def _outdated(current: list[Group], old: list[Group], target: str, limits: Limit
     )
     ready = sorted((group for group in old if group.is_ready), key=_cost)
     stops += ready[: max(0, min(num_available - min_available, num_free - len(stops)))]
-    return [(group, "NodeLeaving" if group.revision == target else "Outdated") for group in stops]
+    return [(group, "NodeLeaving" if group.is_leaving else "Outdated") for group in stops]
 
 
 def _cost(group: Group) -> tuple[bool, bool, bool, bool, int, float, str]:

@@ -51,6 +51,13 @@ class _View:
         return sum(group.is_available for group in self.updated)
 
     @property
+    def is_paused_between(self) -> bool:
+        """Whether a rollout is paused in its middle, and enough pods answer."""
+        num_answering = self.num_answering + self.num_other_answering
+        is_between = self.model.spec.rollout.paused and 0 < len(self.updated) < len(self.live)
+        return is_between and num_answering >= self.model.num_wanted
+
+    @property
     def num_other_answering(self) -> int:
         """Replicas of other revisions that answer."""
         return sum(group.is_available for group in self.live) - self.num_answering
@@ -181,13 +188,17 @@ def _why_not_ready(view: _View) -> Cause:
     if not view.has_service:
         return Cause("RollingOut", f"{counts}: there is no Service yet")
     if view.model.spec.rollout.paused and not view.updated and view.live:
-        return Cause("Paused", f"spec.rollout.paused is true: {counts}")
+        return _paused(counts)
     cause = first_cause(view.states)
     if cause is not None:
         return Cause(cause.reason, f"{counts}: {cause.message}")
     if view.model.spec.rollout.paused and others:
-        return Cause("Paused", f"spec.rollout.paused is true: {counts}")
+        return _paused(counts)
     return Cause("RollingOut", counts)
+
+
+def _paused(text: str) -> Cause:
+    return Cause("Paused", f"spec.rollout.paused is true: {text}")
 
 
 def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
@@ -208,6 +219,10 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
         reconciling = _Aspect("Reconciling", "True", view.failure)
     elif is_settled:
         reconciling = _Aspect("Reconciling", "False", Cause("AsExpected", "all is as wanted"))
+    elif view.is_paused_between and not view.num_leftover:
+        reconciling = _Aspect(
+            "Reconciling", "False", _paused(f"{len(view.live)} pods of several revisions exist")
+        )
     elif view.num_answering >= model.num_wanted and view.has_service:
         text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
         reconciling = _Aspect("Reconciling", "True", Cause("RemovingPods", text))
