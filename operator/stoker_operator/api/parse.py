@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from stoker_operator.api.spec import Spec
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_SOME_MODEL = {"model": {"source": "oci://unknown"}}
 MAX_NAME_LENGTH = 46  # leaves room for "-<revision>-<ordinal>" within the 63 characters of a label
 
 
@@ -32,7 +33,17 @@ class InvalidSpec(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelDeployment:
-    """A valid ModelDeployment."""
+    """A ModelDeployment.
+
+    Args:
+        name: of the object.
+        namespace: of the object.
+        uid: of the object.
+        generation: of the spec.
+        is_deleting: it is on its way out.
+        spec: what is wanted.
+        unread: fields of the spec whose text could not be read, so that defaults stand there; see `salvage`.
+    """
 
     name: str
     namespace: str
@@ -40,6 +51,7 @@ class ModelDeployment:
     generation: int
     is_deleting: bool
     spec: Spec
+    unread: frozenset[str] = frozenset()
 
     @property
     def num_wanted(self) -> int:
@@ -77,13 +89,44 @@ def parse(obj: Mapping[str, Any]) -> ModelDeployment:
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidSpec(".".join(("spec", *map(str, first["loc"]))), first["msg"]) from error
+    return _model(obj, spec)
+
+
+def salvage(obj: Mapping[str, Any], num_replicas: int) -> ModelDeployment:
+    """Read what can be read of an object that `parse` refuses.
+
+    Args:
+        obj: as stored.
+        num_replicas: those that exist; they are what is wanted where the spec's number cannot be read.
+    """
+    given = obj.get("spec")
+    fields = given if isinstance(given, Mapping) else {}
+    readable = {name: value for name, value in fields.items() if _is_valid(name, value)}
+    unread = frozenset(fields) - frozenset(readable)
+    spec = Spec.model_validate({**_SOME_MODEL, **readable})
+    if "replicas" in unread:
+        spec = spec.model_copy(update={"replicas": num_replicas})
+    return _model(obj, spec, unread)
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    try:
+        Spec.model_validate({**_SOME_MODEL, name: value})
+    except ValidationError:
+        return False
+    return True
+
+
+def _model(obj: Mapping[str, Any], spec: Spec, unread: frozenset[str] = frozenset()) -> ModelDeployment:
+    metadata = obj["metadata"]
     return ModelDeployment(
-        name=name,
+        name=metadata["name"],
         namespace=metadata["namespace"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 1),
         is_deleting="deletionTimestamp" in metadata,
         spec=spec,
+        unread=unread,
     )
 
 

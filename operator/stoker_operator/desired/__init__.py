@@ -1,5 +1,5 @@
 """What should exist for a ModelDeployment: manifests as plain dicts. Pure."""
 
-from stoker_operator.desired.wanted import Wanted, desired
+from stoker_operator.desired.wanted import Wanted, desired, held
 
-__all__ = ["Wanted", "desired"]
+__all__ = ["Wanted", "desired", "held"]

@@ -1,11 +1,14 @@
-"""`desired(model, config)`: everything that should exist for a ModelDeployment."""
+"""`desired(model, config)`: everything that should exist for a ModelDeployment.
+
+`held(model, error)` is what should go on existing when that cannot be told.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from stoker_operator.api import ModelDeployment, Spec
+from stoker_operator.api import InvalidSpec, ModelDeployment, Spec
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired.hashing import json_hash
 from stoker_operator.desired.network import budget, service
@@ -24,20 +27,22 @@ class Wanted:
     Args:
         model: what it is for.
         revision: hash of what the ModelDeployment asks of its pods; not of the operator's own defaults, so
-            that another version of the operator restarts nothing.
-        pod: template of the pods of this revision.
-        service: the Service.
+            that another version of the operator restarts nothing. Empty when the spec does not say.
+        pod: template of the pods of this revision. Empty when the spec cannot be served.
+        service: the Service. Empty when the spec does not say.
+        invalid: why the spec cannot be served.
     """
 
     model: ModelDeployment
     revision: str
     pod: dict[str, Any]
     service: dict[str, Any]
+    invalid: InvalidSpec | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether pods of other revisions stay as they are, repaired and scaled, but not replaced."""
-        return self.model.spec.rollout.paused
+        return self.model.spec.rollout.paused or self.invalid is not None
 
     def budget(self, num_draining: int = 0) -> dict[str, Any] | None:
         """Return the PodDisruptionBudget, if there should be one, while so many replicas drain."""
@@ -63,4 +68,20 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
         revision=revision_of(model.spec),
         pod=pod_template(model, config),
         service=service(model),
+    )
+
+
+def held(model: ModelDeployment, error: InvalidSpec) -> Wanted:
+    """Return what should go on existing while a spec cannot be served: the pods of earlier ones.
+
+    Args:
+        model: as far as it can be read.
+        error: why it cannot be served.
+    """
+    return Wanted(
+        model=model,
+        revision="" if model.unread & _POD_SHAPING else revision_of(model.spec),
+        pod={},
+        service={} if "service" in model.unread else service(model),
+        invalid=error,
     )

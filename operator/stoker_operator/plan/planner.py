@@ -44,6 +44,8 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         return Plan()
     all_groups = groups(observed)
     target = target_revision(wanted, observed, all_groups)
+    if target is None:
+        return Plan()
     limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable, wanted.is_held)
     decision = decide(all_groups, target.revision, limits, now)
     draining = [
@@ -78,8 +80,10 @@ def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod])
 def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[Action]:
     """Apply the Service and the PodDisruptionBudget where they differ; never touch somebody else's."""
     uid = wanted.model.uid
-    budget = wanted.budget(num_draining)
-    for manifest, existing in ((wanted.service, observed.service), (budget, observed.budget)):
+    pairs = [(wanted.budget(num_draining), observed.budget)]
+    if wanted.service:
+        pairs.insert(0, (wanted.service, observed.service))
+    for manifest, existing in pairs:
         if existing is not None and not is_owned_by(existing, uid):
             continue
         if manifest is not None:
@@ -143,7 +147,7 @@ def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
         ("PodDisruptionBudget", observed.budget, wanted.budget()),
     ]
     for kind, existing, manifest in found:
-        if manifest is not None and existing is not None and _is_foreign(existing, model):
+        if manifest and existing is not None and _is_foreign(existing, model):
             return f"{kind} {existing['metadata']['name']} exists and does not belong to this {labels.KIND}"
     for pod in observed.pods:
         if _is_foreign(pod, model) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:

@@ -23,15 +23,15 @@ class Revision:
     template: dict[str, Any]
 
 
-def target_revision(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> Revision:
-    """Return the revision that new pods get.
+def target_revision(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> Revision | None:
+    """Return the revision that new pods get, None when nothing tells how to make one.
 
     While a rollout is held that is the one that serves, whose template is read back from one of its pods,
     since the spec that made it is gone. With no pod left there is nothing to hold.
     """
-    newest = Revision(wanted.revision, wanted.pod)
+    newest = Revision(wanted.revision, wanted.pod) if wanted.pod else None
     revision = _serving_revision(all_groups) if wanted.is_held else None
-    if revision is None or revision == wanted.revision:
+    if revision is None or (newest is not None and revision == newest.revision):
         return newest
     # One that terminates will do when there is no other.
     pods = sorted(replica_pods(observed), key=is_terminating)

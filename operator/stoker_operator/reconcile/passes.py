@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from stoker_operator.api import InvalidSpec, ModelDeployment, parse
+from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder, EventText
 from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import Wanted, desired
+from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Failure, Observed, Reading, Refusal
-from stoker_operator.plan import Action, Plan, plan
+from stoker_operator.plan import Action, Plan, groups, plan
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import Actor, Outcome
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.retry import Backoff
-from stoker_operator.status import events, invalid_status, status
+from stoker_operator.status import events, status
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +95,9 @@ class Reconciler:
             self._caches.forget(key)
             self._memories.pop(key, None)
             return None
-        try:
-            parsed = parse(model)
-            wanted = desired(parsed, self._config)
-        except InvalidSpec as error:
-            await self._report(model, invalid_status(model, error, self._clock()), ())
-            return None
+        wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
-        todo, observed = await self._plan(key, model, parsed, wanted)
+        todo, observed = await self._plan(key, model, wanted)
         outcome = looked if looked.error else await self._actor.act(key, model, todo.actions)
         refusals, failure = self._news(key, outcome)
         after = self._caches.observe(key, model, observed.readings, refusals, failure)
@@ -111,22 +106,30 @@ class Reconciler:
             raise outcome.error
         return self._due(key, todo, outcome)
 
-    async def _plan(
-        self, key: Key, model: Object, parsed: ModelDeployment, wanted: Wanted
-    ) -> tuple[Plan, Observed]:
+    def _wanted(self, key: Key, model: Object) -> Wanted:
+        """What should exist; for a spec that cannot be served that is what earlier ones left, kept alive."""
+        try:
+            parsed = parse(model)
+        except InvalidSpec as error:
+            num_live = sum(group.is_live for group in groups(self._caches.observe(key, model)))
+            return held(salvage(model, num_live), error)
+        try:
+            return desired(parsed, self._config)
+        except InvalidSpec as error:
+            return held(parsed, error)
+
+    async def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
         """Plan; when pods drain, ask them for their requests in flight and plan with that."""
         observed = self._caches.observe(key, model)
         todo = plan(wanted, observed, self._clock())
         if todo.draining:
-            readings = await self._readings(parsed, observed, todo.draining)
+            readings = await self._readings(wanted, observed, todo.draining)
             observed = self._caches.observe(key, model, readings)
             todo = plan(wanted, observed, self._clock())
         return todo, observed
 
-    async def _readings(
-        self, parsed: ModelDeployment, observed: Observed, uids: frozenset[str]
-    ) -> dict[str, Reading]:
-        profile = profile_of(parsed.spec)
+    async def _readings(self, wanted: Wanted, observed: Observed, uids: frozenset[str]) -> dict[str, Reading]:
+        profile = profile_of(wanted.model.spec)
         urls = {}
         for pod in observed.pods:
             uid, address = pod["metadata"]["uid"], (pod.get("status") or {}).get("podIP")

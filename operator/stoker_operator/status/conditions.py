@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from stoker_operator.api import InvalidSpec, ModelDeployment, labels
+from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
@@ -91,46 +91,27 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         _scheduled(view),
         _loaded(view),
     ]
-    port = model.spec.service.port
-    address = f"http://{model.name}.{model.namespace}.svc.{config.cluster_domain}"
-    return {
+    result = {
         "observedGeneration": model.generation,
         "conditions": _dated(aspects, observed.model, model.generation, now),
-        "url": address if port == 80 else f"{address}:{port}",
+        "url": _url(wanted, observed, config),
         "revision": wanted.revision,
         "replicas": len(live),
         "readyReplicas": sum(group.is_available for group in live),
         "updatedReplicas": len(updated),
         "selector": labels.selector_text(model.name),
     }
+    return {name: value for name, value in result.items() if value != ""}
 
 
-def invalid_status(model: Manifest, error: InvalidSpec, now: datetime) -> dict[str, Any]:
-    """Return the status of a ModelDeployment that cannot be served as it is written; its pods stay.
-
-    Args:
-        model: the object as stored.
-        error: what is wrong.
-        now: the time.
-    """
-    generation = model["metadata"].get("generation", 1)
-    cause = Cause("InvalidSpec", str(error))
-    aspects = [
-        _Aspect("Ready", "False", cause),
-        _Aspect("Reconciling", "False", cause),
-        _Aspect("Stalled", "True", cause),
-    ]
-    kept = [
-        condition
-        for condition in model.get("status", {}).get("conditions", ())
-        if condition["type"] in ("Scheduled", "ModelLoaded")
-    ]
-    return {
-        **model.get("status", {}),
-        "observedGeneration": generation,
-        "conditions": _dated(aspects, model, generation, now) + kept,
-        "selector": labels.selector_text(model["metadata"]["name"]),
-    }
+def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
+    model = wanted.model
+    if wanted.invalid is not None:
+        # What clients call is the Service as it is, if there is one.
+        return str(observed.model.get("status", {}).get("url", ""))
+    address = f"http://{model.name}.{model.namespace}.svc.{config.cluster_domain}"
+    port = model.spec.service.port
+    return address if port == 80 else f"{address}:{port}"
 
 
 def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
@@ -149,7 +130,9 @@ def _num_leftover(observed: Observed, live: list[Group]) -> int:
 
 
 def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
-    """Return what keeps us from writing what we want."""
+    """Return what keeps us from writing what is wanted."""
+    if wanted.invalid is not None:
+        return Cause("InvalidSpec", str(wanted.invalid))
     conflict = name_conflict(wanted, observed)
     if conflict is not None:
         return Cause("NameConflict", f"{conflict}: delete it or rename one of them")

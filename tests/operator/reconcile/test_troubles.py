@@ -151,3 +151,24 @@ def test_a_pod_taken_out_of_the_service_finishes_its_requests() -> None:
         await until(lambda: name not in world.pod_names(), 10.0)
 
     play(scenario)
+
+
+def test_a_spec_that_turns_invalid_leaves_nobody_alone() -> None:
+    async def scenario(world: World) -> None:
+        world.apply(replicas=2)
+        await world.ready()
+        world.apply(model={"source": "ftp://nowhere"})
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        world.kubelet.fail(world.pod_names()[0])
+        await until(lambda: world.status()["readyReplicas"] == 1, 5.0)
+        await until(lambda: world.status()["readyReplicas"] == 2, 60.0)
+        world.kubelet.add_node("node-1")
+        world.kubelet.add_node("node-0", unschedulable=True)
+        await until(lambda: {pod["spec"].get("nodeName") for pod in world.pods()} == {"node-1"}, 120.0)
+        await world.settled()
+        assert world.condition("Stalled")["reason"] == "InvalidSpec"
+        assert (len(world.pods()), world.status()["readyReplicas"]) == (2, 2)
+        world.apply(model={"source": "oci://registry.example/smol:1"})
+        await world.ready()
+
+    play(scenario)

@@ -17,9 +17,10 @@ from operator_builders import (
     timestamp,
 )
 
-from stoker_operator.api import InvalidSpec
+from stoker_operator.api import InvalidSpec, parse, salvage
+from stoker_operator.desired import held
 from stoker_operator.observed import Node, Observed, Refusal
-from stoker_operator.status import events, invalid_status, status
+from stoker_operator.status import events, status
 
 OLD: dict[str, Any] = {"engine": {"maxModelLen": 1024}}
 NEW: dict[str, Any] = {"engine": {"maxModelLen": 4096}}
@@ -232,16 +233,30 @@ def test_time_of_a_condition_moves_only_with_its_status() -> None:
     assert again == ready
 
 
-def test_invalid_spec_stalls_and_keeps_what_serves() -> None:
-    wanted = make_wanted()
+def test_invalid_spec_stalls_and_counts_what_serves() -> None:
+    wanted = make_wanted(replicas=2)
     before = status(wanted, make_observed(wanted, make_pod(wanted)), CONFIG, ago(60))
-    model = make_model(status=before, generation=2)
-    found = invalid_status(model, InvalidSpec("spec.model.source", "file:// is not allowed here"), NOW)
+    model = make_model(status=before, generation=2, replicas=2, model={"source": "file:///models/m"})
+    invalid = held(parse(model), InvalidSpec("spec.model.source", "file:// is not allowed here"))
+    observed = make_observed(wanted, make_pod(wanted, 0), make_pod(wanted, 1, is_ready=False), model=model)
+    found = status(invalid, observed, CONFIG, NOW)
     assert found["observedGeneration"] == 2
     assert conditions(found)["Stalled"] == ("True", "InvalidSpec")
     assert conditions(found)["Ready"] == ("False", "InvalidSpec")
+    assert conditions(found)["Reconciling"] == ("False", "InvalidSpec")
+    assert conditions(found)["ModelLoaded"] == ("True", "Loaded")
     assert message(found, "Ready") == "spec.model.source: file:// is not allowed here"
-    assert (found["url"], found["readyReplicas"]) == (before["url"], 1)
+    counts = (found["replicas"], found["readyReplicas"], found["updatedReplicas"])
+    assert (found["url"], counts) == (before["url"], (2, 1, 0))
+
+
+def test_invalid_spec_without_pods_promises_no_address() -> None:
+    model = make_model(engine={"dtype": "float128"})
+    invalid = held(salvage(model, 0), InvalidSpec("spec.engine.dtype", "no such type"))
+    found = status(invalid, Observed(model), CONFIG, NOW)
+    assert "url" not in found
+    assert "revision" not in found
+    assert (found["replicas"], found["readyReplicas"]) == (0, 0)
 
 
 def test_events_tell_a_change_once() -> None:
