@@ -95,9 +95,10 @@ _URGENCY = {
     "Unschedulable": 1,
     "NodeNotReady": 2,
     "PodFailed": 3,
-    "LoadingModel": 4,
-    "DownloadingModel": 5,
-    "CreatingContainer": 6,
+    "NotReady": 4,
+    "LoadingModel": 5,
+    "DownloadingModel": 6,
+    "CreatingContainer": 7,
 }
 
 
@@ -133,7 +134,8 @@ def _container_cause(pod_name: str, container: Manifest, profile: EngineProfile)
     if not ended and not container.get("started"):
         # It was started again and has not answered since: what ended it last time is still the news.
         ended = container.get("lastState", {}).get("terminated") or {}
-    if not ended or ended.get("exitCode") == 0:
+    # An engine has no reason to end, whatever status it ends with; an init container has.
+    if not ended or (ended.get("exitCode") == 0 and container["name"] != labels.ENGINE_CONTAINER):
         return None
     return _ended_cause(where, ended, profile)
 

@@ -24,6 +24,7 @@ from stoker_operator.status import events, status
 
 OLD: dict[str, Any] = {"engine": {"maxModelLen": 1024}}
 NEW: dict[str, Any] = {"engine": {"maxModelLen": 4096}}
+CRASH_LOOP = {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
 IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "r/x:1"'}}
 
 
@@ -106,6 +107,13 @@ def test_ready_speaks_of_the_current_generation_only() -> None:
             id="one-crash",
         ),
         pytest.param(
+            {"status": engine({"waiting": CRASH_LOOP}, restartCount=2, lastState=ended("bye", 0, "Completed"))},
+            "ContainerCrashed",
+            True,
+            "exit status 0: bye",
+            id="ends-without-an-error-again-and-again",
+        ),
+        pytest.param(
             {"status": engine({"running": {}}, restartCount=2, lastState=ended("boom"))},
             "ContainerCrashed",
             True,
@@ -157,6 +165,24 @@ def test_a_cause_that_stays_is_told_before_one_that_passes() -> None:
     assert (
         conditions(status(wanted, make_observed(wanted, *pods), CONFIG, NOW))["Ready"][1] == "ImagePullFailed"
     )
+
+
+def test_a_pod_that_stumbles_does_not_hide_one_that_cannot_start() -> None:
+    wanted = make_wanted(replicas=3)
+    stumbling = {"running": {"startedAt": timestamp(ago(600))}}
+    changed = {"type": "Ready", "status": "False", "lastTransitionTime": timestamp(ago(60))}
+    status_of_it = {**engine(stumbling, started=True), "conditions": [changed]}
+    pods = [
+        make_pod(wanted, 0, is_ready=False, status=status_of_it),
+        make_pod(wanted, 1, is_ready=False, status=engine(IMAGE)),
+        make_pod(wanted, 2, is_ready=False, status=engine({"running": {}})),
+    ]
+
+    def reason(*chosen: dict[str, Any]) -> str:
+        return conditions(status(wanted, make_observed(wanted, *chosen), CONFIG, NOW))["Ready"][1]
+
+    assert reason(*pods) == "ImagePullFailed"
+    assert reason(pods[2], pods[0]) == "NotReady"
 
 
 def test_silent_node_is_named() -> None:
