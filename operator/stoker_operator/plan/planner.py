@@ -58,7 +58,11 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         *_shared(wanted, observed, _num_draining(all_groups, stops)),
         *_creations(wanted, observed, target, decision),
         *stops,
-        *(DeletePod(ref.name, ref.uid, "Failed") for group in decision.removals for ref in group.pods),
+        *(
+            DeletePod(ref.name, ref.uid, "Failed" if group.is_failed else "NodeNotReady")
+            for group in decision.removals
+            for ref in group.pods
+        ),
         *finished,
     ]
     waits = [drain_waits] if drain_waits is not None else []

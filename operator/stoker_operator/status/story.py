@@ -45,7 +45,8 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
             note = f"pod {action.name} serves no new requests ({action.reason})"
             yield Event("Normal", "PodDraining", "DrainPod", note)
         elif isinstance(action, DeletePod):
-            kind = "Warning" if action.reason in ("Failed", "DrainDeadline") else "Normal"
+            is_bad = action.reason in ("Failed", "NodeNotReady", "DrainDeadline")
+            kind = "Warning" if is_bad else "Normal"
             yield Event(kind, "PodDeleted", "DeletePod", f"deleted pod {action.name} ({action.reason})")
         elif isinstance(action, Apply) and action.reason == "Drift":
             name = f"{action.manifest['kind']} {action.manifest['metadata']['name']}"

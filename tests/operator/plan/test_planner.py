@@ -137,7 +137,7 @@ def test_pods_of_silent_nodes_stay_until_others_answer() -> None:
     assert [step[:2] for step in steps(todo)] == [("CreatePod", name(wanted, n)) for n in (2, 3)]
     others = [make_pod(wanted, ordinal, node="node-b") for ordinal in (2, 3)]
     todo = plan(wanted, make_observed(wanted, *lost, *others, nodes=nodes), NOW)
-    assert [step[:2] for step in steps(todo)] == [("DeletePod", name(wanted, n)) for n in (0, 1)]
+    assert steps(todo) == [("DeletePod", name(wanted, n), "NodeNotReady") for n in (0, 1)]
 
 
 def test_scale_down_takes_unready_pods_first() -> None:
