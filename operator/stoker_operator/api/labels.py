@@ -26,10 +26,15 @@ HTTP_PORT = "http"
 
 
 def leader_selector(name: str) -> dict[str, str]:
-    """Labels of the pods that count as replicas of a ModelDeployment."""
+    """Labels of the pods that answer HTTP for a ModelDeployment, draining ones included."""
     return {DEPLOYMENT: name, ROLE: LEADER}
 
 
+def serving_selector(name: str) -> dict[str, str]:
+    """Labels of the pods that count as its replicas: its Service sends requests to them."""
+    return {**leader_selector(name), SERVING: "true"}
+
+
 def selector_text(name: str) -> str:
-    """Return the same as a label selector string, for ``/scale``."""
-    return ",".join(f"{key}={value}" for key, value in leader_selector(name).items())
+    """Return the same as a label selector string, for ``/scale``, where ``status.replicas`` is their number."""
+    return ",".join(f"{key}={value}" for key, value in serving_selector(name).items())

@@ -18,7 +18,7 @@ def service(model: ModelDeployment) -> dict[str, Any]:
         "metadata": _metadata(model, dict(spec.annotations or {})),
         "spec": {
             "type": spec.type,
-            "selector": {**labels.leader_selector(model.name), labels.SERVING: "true"},
+            "selector": labels.serving_selector(model.name),
             "ports": [
                 {
                     "name": labels.HTTP_PORT,
