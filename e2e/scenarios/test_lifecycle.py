@@ -229,7 +229,8 @@ def test_suspend_takes_the_pods_and_keeps_the_address(example: Model, kube: Kube
     example.edit(suspend=True)
     eventually("all pods are gone", lambda: not example.pods(), 120, example.explain)
     found = example.wait_reason("Ready", "Suspended")
-    assert found["status"] == "False"
+    assert found["status"] == "True", "as asked, so that kstatus calls it current"
+    example.wait_reason("Reconciling", "AsExpected")
     example.edit(suspend=False)
     example.wait_settled()
     again = kube.get("Service", example.name, example.namespace)

@@ -36,5 +36,5 @@ def serving_selector(name: str) -> dict[str, str]:
 
 
 def selector_text(name: str) -> str:
-    """Return the same as a label selector string, for ``/scale``, where ``status.replicas`` is their number."""
+    """Return the same as a label selector string, for ``/scale``, where ``status.replicas`` counts them."""
     return ",".join(f"{key}={value}" for key, value in serving_selector(name).items())

@@ -148,13 +148,19 @@ def _failure(observed: Observed) -> Cause | None:
 
 
 def _ready(view: _View, blocked: Cause | None) -> _Aspect:
-    model, wanted = view.model, view.model.num_wanted
-    if model.spec.suspend:
-        return _Aspect("Ready", "False", Cause("Suspended", "spec.suspend is true: no pods are wanted"))
+    wanted = view.model.num_wanted
     if view.num_answering >= wanted and view.has_service and blocked is None:
-        text = f"{view.num_answering} of {wanted} replicas answer" if wanted else "no replicas are wanted"
-        return _Aspect("Ready", "True", Cause("Ready" if wanted else "ScaledToZero", text))
+        return _Aspect("Ready", "True", _all_answer(view))
     return _Aspect("Ready", "False", blocked or _why_not_ready(view))
+
+
+def _all_answer(view: _View) -> Cause:
+    """Return why Ready holds. That nothing is wanted is as good: kstatus calls what is Ready current."""
+    if view.model.spec.suspend:
+        return Cause("Suspended", "spec.suspend is true: no replicas are wanted")
+    if not view.model.num_wanted:
+        return Cause("ScaledToZero", "no replicas are wanted")
+    return Cause("Ready", f"{view.num_answering} of {view.model.num_wanted} replicas answer")
 
 
 def _why_not_ready(view: _View) -> Cause:
@@ -187,7 +193,7 @@ def _paused(text: str) -> Cause:
 def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
     model = view.model
     stalled = blocked
-    if stalled is None and not model.spec.suspend and view.num_answering < model.num_wanted:
+    if stalled is None and view.num_answering < model.num_wanted:
         stalled = first_cause(state for state in view.states if state.is_stalled)
     none = Cause("AsExpected", "nothing stands in the way")
     is_settled = (

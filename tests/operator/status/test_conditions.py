@@ -68,7 +68,7 @@ def test_all_replicas_answer() -> None:
         "replicas": 2,
         "readyReplicas": 2,
         "updatedReplicas": 2,
-        "selector": "stoker.dev/deployment=smol,stoker.dev/role=leader",
+        "selector": "stoker.dev/deployment=smol,stoker.dev/role=leader,stoker.dev/serving=true",
     }
 
 
@@ -107,7 +107,7 @@ def test_ready_speaks_of_the_current_generation_only() -> None:
             id="one-crash",
         ),
         pytest.param(
-            {"status": engine({"waiting": CRASH_LOOP}, restartCount=2, lastState=ended("bye", 0, "Completed"))},
+            {"status": engine({"waiting": CRASH_LOOP}, restartCount=2, lastState=ended("bye", 0))},
             "ContainerCrashed",
             True,
             "exit status 0: bye",
@@ -196,7 +196,7 @@ def test_silent_node_is_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        pytest.param({"suspend": True}, ("False", "Suspended"), id="suspended"),
+        pytest.param({"suspend": True}, ("True", "Suspended"), id="suspended"),
         pytest.param({"replicas": 0}, ("True", "ScaledToZero"), id="scaled-to-zero"),
     ],
 )
@@ -205,6 +205,14 @@ def test_no_pods_are_wanted(spec: dict[str, Any], expected: tuple[str, str]) -> 
     found = conditions(status(wanted, make_observed(wanted), CONFIG, NOW))
     assert found["Ready"] == expected
     assert found["Reconciling"][0] == found["Stalled"][0] == "False"
+
+
+def test_suspending_is_in_progress_until_the_pods_are_gone() -> None:
+    suspended, pod = make_wanted(suspend=True), make_pod(make_wanted(), is_serving=False)
+    found = conditions(status(suspended, make_observed(suspended, pod), CONFIG, NOW))
+    assert (found["Ready"], found["Reconciling"]) == (("True", "Suspended"), ("True", "RemovingPods"))
+    found = conditions(status(suspended, make_observed(suspended), CONFIG, NOW))
+    assert (found["Ready"], found["Reconciling"]) == (("True", "Suspended"), ("False", "AsExpected"))
 
 
 def test_paused_rollout_is_neither_reconciling_nor_stalled() -> None:
