@@ -25,11 +25,11 @@ Object = dict[str, Any]
 
 
 class Refused(Exception):
-    """The request ends with this Status."""
+    """The request ends with this Status; ``field`` is the one at fault."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(self, code: int, reason: str, message: str, field: str = "") -> None:
         super().__init__(message)
-        self.code, self.reason, self.message = code, reason, message
+        self.code, self.reason, self.message, self.field = code, reason, message, field
 
 
 class FakeApi:
@@ -202,7 +202,7 @@ class FakeApi:
             if body["metadata"].get("uid"):
                 raise Refused(409, "Conflict", "uid mismatch: the object does not exist")
             return self._create(target, body, manager)
-        _check_identity(stored.obj, body)
+        _check_identity(target, stored.obj, body)
         try:
             merged, owners = apply(stored.obj, body, stored.owners, manager, params.get("force") == "true")
         except FieldConflict as conflict:
@@ -211,7 +211,7 @@ class FakeApi:
 
     def _patch(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         live = self._live(target)
-        _check_identity(live, body)
+        _check_identity(target, live, body)
         stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
         assert stored is not None
         after = self._in_scope(target, live, merge(live, body))
@@ -300,11 +300,14 @@ class FakeApi:
             event.set()
 
 
-def _check_identity(live: Object, body: Object) -> None:
-    for name in ("uid", "resourceVersion"):
-        wanted = (body.get("metadata") or {}).get(name)
-        if wanted and wanted != live["metadata"][name]:
-            raise Refused(409, "Conflict", f"Precondition failed: {name}: {wanted}")
+def _check_identity(target: Target, live: Object, body: Object) -> None:
+    """A patch with another uid edits a field that cannot change, unless it reaches the status only."""
+    wanted = body.get("metadata") or {}
+    if wanted.get("resourceVersion") not in (None, live["metadata"]["resourceVersion"]):
+        raise Refused(409, "Conflict", "the object has been modified")
+    if wanted.get("uid") not in (None, live["metadata"]["uid"]) and target.subresource is None:
+        message = f'metadata.uid: Invalid value: "{wanted["uid"]}": field is immutable'
+        raise Refused(422, "Invalid", message, "metadata.uid")
 
 
 def _event(change: Change, target: Target, selector: str) -> bytes | None:
@@ -337,4 +340,5 @@ def _status(refused: Refused) -> Object:
         "code": refused.code,
         "reason": refused.reason,
         "message": refused.message,
+        "details": {"causes": [{"field": refused.field}] if refused.field else []},
     }

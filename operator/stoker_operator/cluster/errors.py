@@ -36,7 +36,7 @@ class AlreadyExists(ApiError):
 
 
 class Conflict(ApiError):
-    """A precondition failed (409): the object changed, or is another one of the same name."""
+    """A precondition failed: the object changed, or is another one of the same name (409, of a patch 422)."""
 
 
 class Gone(ApiError):
@@ -78,8 +78,13 @@ def from_status(code: int, status: dict[str, Any], retry_after: str | None = Non
         retry_after: the header, if there was one.
     """
     reason = str(status.get("reason") or "")
-    kind = AlreadyExists if reason == "AlreadyExists" else _BY_CODE.get(code, ApiError)
     details = status.get("details") or {}
+    kind = _BY_CODE.get(code, ApiError)
+    if reason == "AlreadyExists":
+        kind = AlreadyExists
+    elif code == 422 and any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ()):
+        # To a patch the uid is no precondition but a field, which must not change.
+        kind = Conflict
     seconds = retry_after or details.get("retryAfterSeconds") or 0
     try:
         retry_after_s = float(seconds)

@@ -149,7 +149,8 @@ class Reconciler:
         """Write the status if it changed, then what happened as Events."""
         before = model.get("status") or {}
         if wanted != before:
-            metadata = {name: model["metadata"][name] for name in ("name", "namespace", "uid")}
+            # To /status a uid is no precondition, and of another object of that name all this would be a lie.
+            metadata = {name: model["metadata"][name] for name in ("name", "namespace", "resourceVersion")}
             body = {
                 "apiVersion": MODEL_DEPLOYMENTS.api_version,
                 "kind": MODEL_DEPLOYMENTS.kind,

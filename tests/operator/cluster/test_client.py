@@ -106,21 +106,24 @@ def test_apply_leaves_the_fields_of_others_alone() -> None:
     assert found["metadata"]["annotations"] == {"theirs": "1"}
 
 
-def test_apply_of_a_status_needs_the_same_object() -> None:
+def test_apply_of_a_status_needs_the_version_that_was_seen() -> None:
     api, client = make_client()
     model = put(api, "modeldeployments", {"metadata": {"name": "m", "namespace": "default"}, "spec": {}})
     body = {
         "apiVersion": "stoker.dev/v1alpha1",
         "kind": "ModelDeployment",
-        "metadata": {"name": "m", "namespace": "default", "uid": model["metadata"]["uid"]},
+        "metadata": {
+            "name": "m",
+            "namespace": "default",
+            "resourceVersion": model["metadata"]["resourceVersion"],
+        },
         "status": {"replicas": 1},
     }
     written = run_virtual(client.apply(MODEL_DEPLOYMENTS, body, "status"))
     assert written["status"] == {"replicas": 1}
     assert written["metadata"]["generation"] == 1
-    stale = {**body, "metadata": {"name": "m", "namespace": "default", "uid": "another"}}
     with pytest.raises(Conflict):
-        run_virtual(client.apply(MODEL_DEPLOYMENTS, stale, "status"))
+        run_virtual(client.apply(MODEL_DEPLOYMENTS, body, "status"))
     missing = {**body, "metadata": {"name": "gone", "namespace": "default"}}
     with pytest.raises(NotFound):
         run_virtual(client.apply(MODEL_DEPLOYMENTS, missing, "status"))
@@ -186,6 +189,13 @@ def test_every_failure_has_its_exception(fault: Fault, error: type[Exception]) -
     with pytest.raises(error):
         run_virtual(client.create(PODS, pod()))
     assert (get(api, "pods", "p") is not None) == fault.name.endswith("AFTER")
+
+
+def test_another_uid_in_a_patch_is_a_conflict_and_other_bad_fields_are_not() -> None:
+    causes = [{"reason": "FieldValueInvalid", "message": "field is immutable", "field": "metadata.uid"}]
+    assert isinstance(from_status(422, {"reason": "Invalid", "details": {"causes": causes}}), Conflict)
+    causes[0]["field"] = "spec.ports"
+    assert type(from_status(422, {"reason": "Invalid", "details": {"causes": causes}})) is ApiError
 
 
 def test_retry_after_comes_from_the_header_or_the_details() -> None:

@@ -153,6 +153,29 @@ def test_a_pod_taken_out_of_the_service_finishes_its_requests() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("plural", ["services", "poddisruptionbudgets", "pods"])
+def test_another_object_of_the_same_name_is_met_with_a_second_look(plural: str) -> None:
+    """The cache lags: what the operator patches is no longer what it saw."""
+
+    async def scenario(world: World) -> None:
+        world.apply(replicas=2)
+        await world.ready()
+        await world.settled()
+        world.api.watch_lag_s = 3.0
+        name = world.pod_names()[0] if plural == "pods" else NAME
+        twin = get(world.api, plural, name)
+        assert twin is not None
+        world.api.storage.remove(plural, ("default", name))
+        put(world.api, plural, twin)
+        world.apply(replicas=1, service={"annotations": {"team": "a"}})
+        await until(lambda: world.is_ready() and len(world.pods()) == 1, 60.0)
+        await world.settled()
+        assert world.condition("Stalled")["status"] == "False"
+
+    world = play(scenario)
+    assert "Refused" not in {reason for _, reason in events_of(world)}
+
+
 def test_a_spec_that_turns_invalid_leaves_nobody_alone() -> None:
     async def scenario(world: World) -> None:
         world.apply(replicas=2)
