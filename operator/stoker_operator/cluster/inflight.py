@@ -27,7 +27,7 @@ class HttpInFlightReader:
         answer_within_s: a pod that takes longer has no reading in this pass.
     """
 
-    def __init__(self, answer_within_s: float = 2.0) -> None:
+    def __init__(self, answer_within_s: float = 1.0) -> None:
         self._timeout = aiohttp.ClientTimeout(total=answer_within_s)
         self._session: aiohttp.ClientSession | None = None
 

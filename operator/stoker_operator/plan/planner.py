@@ -26,6 +26,8 @@ from stoker_operator.plan.rollout import Decision, Limits, decide
 # mean that nothing more comes. Endpoint changes reach nodes within a second or two as a rule.
 SETTLE_S = 3.0
 DRAIN_POLL_S = 1.0
+# A pod that cannot be asked is asked less often: an answer is no longer what its drain is likely to end with.
+SILENT_POLL_S = 5.0
 
 
 def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
@@ -68,7 +70,8 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     waits = [drain_waits] if drain_waits is not None else []
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
-    uids = frozenset(group.pods[0].uid for group in draining)
+    # Nobody answers from a node that does not report.
+    uids = frozenset(group.pods[0].uid for group in draining if not group.is_lost)
     return Plan(tuple(actions), min(waits, default=None), uids)
 
 
@@ -135,8 +138,12 @@ def _finished(draining: list[Group], now: datetime) -> tuple[list[DeletePod], fl
         if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.was_started):
             reason = "DrainDeadline" if is_late and group.num_in_flight else "Drained"
             deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
+        elif wait_s > 0:
+            waits.append(wait_s)
+        elif group.num_in_flight is None:
+            waits.append(min(SILENT_POLL_S, group.grace_s - (now - since).total_seconds()))
         else:
-            waits.append(max(wait_s, 0.0) or DRAIN_POLL_S)
+            waits.append(DRAIN_POLL_S)
     return deletions, min(waits, default=None)
 
 

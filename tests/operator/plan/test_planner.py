@@ -176,6 +176,32 @@ def test_draining_pod_goes_once_it_is_empty_or_late(since: Any, in_flight: int |
 
 
 @pytest.mark.parametrize(
+    ("since", "in_flight", "wait_s"),
+    [
+        pytest.param(ago(1), None, 2.0, id="nodes-may-not-know-yet"),
+        pytest.param(ago(10), 2, 1.0, id="requests-in-flight"),
+        pytest.param(ago(10), None, 5.0, id="cannot-be-asked"),
+        pytest.param(ago(118), None, 2.0, id="cannot-be-asked-until-the-deadline"),
+    ],
+)
+def test_draining_pod_that_does_not_answer_is_asked_less_often(
+    since: Any, in_flight: int | None, wait_s: float
+) -> None:
+    wanted = make_wanted()
+    draining = make_pod(wanted, 0, is_serving=False, draining_since=since)
+    observed = make_observed(wanted, draining, make_pod(wanted, 1), in_flight={name(wanted): in_flight})
+    assert plan(wanted, observed, NOW).requeue_after_s == wait_s
+
+
+def test_draining_pod_on_a_silent_node_is_not_asked() -> None:
+    wanted, nodes = make_wanted(), {"node-a": Node(is_ready=False), "node-b": Node()}
+    draining = make_pod(wanted, 0, is_serving=False, draining_since=ago(10))
+    observed = make_observed(wanted, draining, make_pod(wanted, 1, node="node-b"), nodes=nodes)
+    todo = plan(wanted, observed, NOW)
+    assert (todo.actions, todo.draining) == ((), frozenset())
+
+
+@pytest.mark.parametrize(
     ("num_restarts", "ended_s_ago", "is_due"),
     [
         pytest.param(0, 0, True, id="first-failure-at-once"),
