@@ -1,5 +1,6 @@
 """Carries out a plan: each action is one API call, and the server's copy goes into the caches at once."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
 from stoker_operator.reconcile.caches import Caches, Key
+from stoker_operator.reconcile.pace import Pace
+from stoker_operator.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ Object = dict[str, Any]
 
 # Answers that stay the same until a person changes something: a quota, an admission policy, a bad field.
 REFUSED_CODES = frozenset({400, 422})
+# A write that somebody undoes would be repeated for ever, as fast as both can: it is slowed down.
+ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class Outcome:
         refusals: what the API server refused for good.
         failure: the call that may work later, after which nothing more was tried.
         error: why that call failed.
+        wait_s: seconds until what was held back, because it was done a moment ago, may be done again.
     """
 
     done: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     failure: Failure | None = None
     error: ApiError | ApiUnreachable | None = None
+    wait_s: float | None = None
 
 
 class Actor:
@@ -56,16 +63,21 @@ class Actor:
     def __init__(self, client: KubeClient, caches: Caches) -> None:
         self._client = client
         self._caches = caches
+        self._pace = Pace(ACT_AGAIN, lambda: asyncio.get_running_loop().time())
 
     async def act(self, key: Key, model: Object, actions: tuple[Action, ...]) -> Outcome:
         """Carry out actions in their order, up to the first that fails but may work later."""
         refusals: list[Refusal] = []
         done: list[Action] = []
-        for action in actions:
+        waits = [self._pace.wait_s(key[0], action) for action in actions]
+        for action, wait_s in zip(actions, waits, strict=True):
+            if wait_s:
+                continue
             logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
             try:
                 if await self._one(key, model, action):
                     done.append(action)
+                    self._pace.done(key[0], action)
             except (ApiError, ApiUnreachable) as error:
                 refusal = _refusal(action, error)
                 if refusal is None:
@@ -74,7 +86,7 @@ class Actor:
                     return Outcome(tuple(done), tuple(refusals), failure, error)
                 logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
                 refusals.append(refusal)
-        return Outcome(tuple(done), tuple(refusals))
+        return Outcome(tuple(done), tuple(refusals), wait_s=min(filter(None, waits), default=None))
 
     async def look_again(self, key: Key) -> Outcome:
         """Read what was in the way of earlier passes live; it may be gone by now."""

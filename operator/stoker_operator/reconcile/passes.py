@@ -17,7 +17,7 @@ from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Failure, Observed, Reading, Refusal
 from stoker_operator.plan import Action, Plan, groups, plan
 from stoker_operator.profiles import profile_of
-from stoker_operator.reconcile.act import Actor, Outcome
+from stoker_operator.reconcile.act import ACT_AGAIN, Actor, Outcome
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.retry import Backoff
 from stoker_operator.status import events, status
@@ -29,8 +29,6 @@ Object = dict[str, Any]
 # Nothing tells us when a quota grew, a policy changed or a name became free. The first looks come soon: in a
 # new namespace pods are refused for the moment until its service account is there.
 LOOK_AGAIN = Backoff(first_s=0.5, max_s=15.0, jitter=0.0)
-# A plan that asks for something in every pass never comes to rest: it is slowed down.
-ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
 # What goes wrong once and then works is no news: the status tells what has lasted so long.
 NEWS_AFTER = timedelta(seconds=0.5)
 
@@ -183,10 +181,10 @@ class Reconciler:
         # A pod in the way is stepped around: nobody waits for its name.
         names = [plural for plural, _ in self._caches.in_the_way(key) if plural != PODS.plural]
         is_blocked = bool(outcome.refusals or names)
-        is_acting = bool(outcome.done or (todo.actions and not is_blocked))
+        is_acting = bool(outcome.done or (todo.actions and not is_blocked and outcome.wait_s is None))
         memory.num_blocked = memory.num_blocked + 1 if is_blocked else 0
         memory.num_acting = memory.num_acting + 1 if is_acting else 0
-        waits = [] if todo.requeue_after_s is None else [todo.requeue_after_s]
+        waits = [wait_s for wait_s in (todo.requeue_after_s, outcome.wait_s) if wait_s is not None]
         if is_blocked:
             waits.append(LOOK_AGAIN.delay_s(memory.num_blocked, 0.0))
         if is_acting:

@@ -1,11 +1,13 @@
 """What goes wrong for longer than a moment: errors of the API server, and hands that change what is ours."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 from fakeapi import faults
 from fakeapi.client import everything, get, put
 from fakeapi.faults import Call, Fault
+from fakeapi.storage import Change
 from operator_world import NAME, Object, World, play, writes_of
 from virtual_time import pass_time, until
 
@@ -149,6 +151,37 @@ def test_a_pod_taken_out_of_the_service_finishes_its_requests() -> None:
         assert name in world.pod_names()
         in_flight.clear()
         await until(lambda: name not in world.pod_names(), 10.0)
+
+    play(scenario)
+
+
+def test_a_fight_over_a_child_is_slowed_down() -> None:
+    """Somebody changes the Service back at once, whenever we write it, as an admission webhook does."""
+    metadata = {"name": NAME, "namespace": "default", "labels": {labels.DEPLOYMENT: NAME}}
+    theirs = {"metadata": metadata, "spec": {"selector": {labels.SERVING: "never"}}}
+
+    async def scenario(world: World) -> None:
+        world.apply()
+        await world.ready()
+        await world.settled()
+        is_fighting = True
+
+        def change_back(change: Change) -> None:
+            selector = (change.obj.get("spec") or {}).get("selector") or {}
+            if is_fighting and change.plural == "services" and selector.get(labels.SERVING) == "true":
+                asyncio.get_running_loop().call_soon(put, world.api, "services", theirs, "webhook")
+
+        world.api.storage.on_change(change_back)
+        start = len(world.api.writes)
+        put(world.api, "services", theirs, "webhook")
+        await pass_time(60.0)
+        assert 5 <= writes_of(world, start).count(f"PATCH services/{NAME}") <= 15
+        is_fighting = False
+        await pass_time(60.0)
+        start = len(world.api.writes)
+        put(world.api, "services", theirs, "webhook")
+        await pass_time(0.5)
+        assert writes_of(world, start) == [f"PATCH services/{NAME}"], "what was long ago is forgotten"
 
     play(scenario)
 
