@@ -69,6 +69,8 @@ class Observed:
         readings: requests in flight by pod uid; asked of draining pods only.
         refusals: what the API server refuses; only the status looks at them.
         failure: the call that keeps failing; only the status looks at it.
+        warnings: what the kubelet says about a pod that takes long to be created, by uid, "" when it says
+            nothing; only the status looks at them.
     """
 
     model: Manifest
@@ -79,3 +81,4 @@ class Observed:
     readings: Mapping[str, Reading] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     failure: Failure | None = None
+    warnings: Mapping[str, str] = field(default_factory=dict)

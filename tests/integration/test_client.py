@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from cluster import ControlPlane
@@ -10,8 +12,9 @@ from scenarios.manifests import modeldeployment
 from stoker_operator import handlers
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import Conflict
-from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, SERVICES
+from stoker_operator.cluster.resources import EVENTS, MODEL_DEPLOYMENTS, SERVICES
 from stoker_operator.cluster.transport import HttpTransport
+from stoker_operator.cluster.warnings import newest_warning
 
 pytestmark = pytest.mark.integration
 
@@ -23,15 +26,41 @@ SERVICE = {
 }
 
 
-async def test_a_patch_of_another_object_of_that_name_is_a_conflict(
-    plane: ControlPlane, kube: Kube, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def client(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KubeClient]:
     monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
+    transport = HttpTransport(handlers.login)
+    try:
+        yield KubeClient(transport)
+    finally:
+        await transport.close()
+
+
+async def test_a_kubelets_warning_is_found_by_the_pods_uid(client: KubeClient, kube: Kube) -> None:
+    uid = "11111111-2222-3333-4444-555555555555"
+    pod = {"metadata": {"name": "stuck", "namespace": "default", "uid": uid}}
+    for name, about in (("stuck.1", uid), ("stuck.2", "another")):
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": "default"},
+            "involvedObject": {"kind": "Pod", "name": "stuck", "namespace": "default", "uid": about},
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": f"about {about}",
+            "lastTimestamp": "2026-01-01T00:00:00Z",
+        }
+        kube.request("POST", "/api/v1/namespaces/default/events", event)
+    selector = f"regarding.uid={uid},type=Warning"
+    page = await client.list_page(EVENTS, "default", "", 10, field_selector=selector)
+    assert [item["metadata"]["name"] for item in page.items] == ["stuck.1"]
+    assert await newest_warning(client, pod) == f"about {uid}"
+
+
+async def test_a_patch_of_another_object_of_that_name_is_a_conflict(client: KubeClient, kube: Kube) -> None:
     model = kube.apply(modeldeployment("twin", "default"))
     status = {key: model[key] for key in ("apiVersion", "kind")} | {"status": {"replicas": 1}}
     stale = {"name": "twin", "namespace": "default", "uid": "11111111-2222-3333-4444-555555555555"}
-    transport = HttpTransport(handlers.login)
-    client = KubeClient(transport)
     try:
         with pytest.raises(Conflict):
             await client.apply(SERVICES, {**SERVICE, "metadata": stale})
@@ -56,6 +85,5 @@ async def test_a_patch_of_another_object_of_that_name_is_a_conflict(
         )
         assert written["status"]["replicas"] == 2
     finally:
-        await transport.close()
         kube.delete("Service", "twin", "default")
         kube.delete("ModelDeployment", "twin", "default")

@@ -72,7 +72,13 @@ class KubeClient:
         self._field_manager = field_manager
 
     async def list_page(
-        self, resource: Resource, namespace: str | None, selector: str, limit: int, continue_token: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None,
+        selector: str,
+        limit: int,
+        continue_token: str = "",
+        field_selector: str = "",
     ) -> ListPage:
         """One page of the objects that match.
 
@@ -82,6 +88,7 @@ class KubeClient:
             selector: label selector; "" matches everything.
             limit: objects a page, at most.
             continue_token: of the page before.
+            field_selector: "" matches everything.
 
         Raises:
             Gone: the token is too old.
@@ -89,6 +96,8 @@ class KubeClient:
         params = {"limit": str(limit)}
         if selector:
             params["labelSelector"] = selector
+        if field_selector:
+            params["fieldSelector"] = field_selector
         if continue_token:
             params["continue"] = continue_token
         answer = await self._call("GET", resource.url(namespace), params)

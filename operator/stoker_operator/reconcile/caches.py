@@ -8,7 +8,7 @@ from stoker_operator.api.labels import DEPLOYMENT
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
-from stoker_operator.observed import Failure, Node, Observed, Reading, Refusal
+from stoker_operator.observed import Node, Observed, Reading
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -64,14 +64,7 @@ class Caches:
         """The ModelDeployment as last seen."""
         return self.stores[MODEL_DEPLOYMENTS].get(*key)
 
-    def observe(
-        self,
-        key: Key,
-        model: Object,
-        readings: Mapping[str, Reading] | None = None,
-        refusals: tuple[Refusal, ...] = (),
-        failure: Failure | None = None,
-    ) -> Observed:
+    def observe(self, key: Key, model: Object, readings: Mapping[str, Reading] | None = None) -> Observed:
         """A snapshot of everything that belongs to one ModelDeployment."""
         in_the_way = self._in_the_way.get(key, {})
         pods = self.stores[PODS].indexed(key)
@@ -84,8 +77,6 @@ class Caches:
             budget=self._child(PDBS, key),
             nodes=nodes,
             readings=readings or {},
-            refusals=refusals,
-            failure=failure,
         )
 
     def in_the_way(self, key: Key) -> list[tuple[str, str]]:

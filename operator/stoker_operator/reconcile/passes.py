@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from stoker_operator.plan import Action, Plan, groups, plan
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import ACT_AGAIN, Actor, Outcome
 from stoker_operator.reconcile.caches import Caches, Key
+from stoker_operator.reconcile.slow import SlowPods
 from stoker_operator.retry import Backoff
 from stoker_operator.status import events, status
 
@@ -76,6 +77,7 @@ class Reconciler:
         self._recorder = recorder
         self._clock = clock
         self._actor = Actor(client, caches)
+        self._slow_pods = SlowPods(client, clock)
         self._memories: dict[Key, _Memory] = {}
 
     async def __call__(self, key: Key) -> float | None:
@@ -91,6 +93,7 @@ class Reconciler:
         if model is None or "deletionTimestamp" in model["metadata"]:
             # The garbage collector deletes the children: what they need for that are our owner references.
             self._caches.forget(key)
+            self._slow_pods.forget(key)
             self._memories.pop(key, None)
             return None
         wanted = self._wanted(key, model)
@@ -98,11 +101,14 @@ class Reconciler:
         todo, observed = await self._plan(key, model, wanted)
         outcome = looked if looked.error else await self._actor.act(key, model, todo.actions)
         refusals, failure = self._news(key, outcome)
-        after = self._caches.observe(key, model, observed.readings, refusals, failure)
+        after = self._caches.observe(key, model, observed.readings)
+        warnings, look_s = await self._slow_pods.warnings(key, after)
+        after = replace(after, refusals=refusals, failure=failure, warnings=warnings)
         await self._report(model, status(wanted, after, self._config, self._clock()), outcome.done)
         if outcome.error is not None:
             raise outcome.error
-        return self._due(key, todo, outcome)
+        waits = (look_s, todo.requeue_after_s, self._due(key, todo, outcome))
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
     def _wanted(self, key: Key, model: Object) -> Wanted:
         """What should exist; for a spec that cannot be served that is what earlier ones left, kept alive."""
@@ -177,6 +183,7 @@ class Reconciler:
         return (outcome.refusals, outcome.failure) if has_lasted else ((), None)
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
+        """Seconds until what this pass did or could not do is worth another look."""
         memory = self._memory(key)
         # A pod in the way is stepped around: nobody waits for its name.
         names = [plural for plural, _ in self._caches.in_the_way(key) if plural != PODS.plural]
@@ -184,7 +191,7 @@ class Reconciler:
         is_acting = bool(outcome.done or (todo.actions and not is_blocked and outcome.wait_s is None))
         memory.num_blocked = memory.num_blocked + 1 if is_blocked else 0
         memory.num_acting = memory.num_acting + 1 if is_acting else 0
-        waits = [wait_s for wait_s in (todo.requeue_after_s, outcome.wait_s) if wait_s is not None]
+        waits = [] if outcome.wait_s is None else [outcome.wait_s]
         if is_blocked:
             waits.append(LOOK_AGAIN.delay_s(memory.num_blocked, 0.0))
         if is_acting:

@@ -63,13 +63,16 @@ class PodState:
         return self.cause.reason not in _CRASHES or self.num_restarts >= _MIN_CRASHES
 
 
-def pod_state(pod: Manifest, profile: EngineProfile, node: Node = _HEALTHY) -> PodState:
+def pod_state(
+    pod: Manifest, profile: EngineProfile, node: Node = _HEALTHY, warning: str | None = None
+) -> PodState:
     """Return how far a pod has come, and what holds it up.
 
     Args:
         pod: as observed.
         profile: of its engine.
         node: that it runs on.
+        warning: what the kubelet says about it when it takes long to be created; "" when it says nothing.
     """
     status = pod.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
@@ -80,7 +83,7 @@ def pod_state(pod: Manifest, profile: EngineProfile, node: Node = _HEALTHY) -> P
     if not node.is_ready:
         lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} does not report")
         return PodState(name, is_scheduled, is_loaded=False, cause=lost)
-    cause = None if is_ready else _cause(pod, scheduled, profile)
+    cause = None if is_ready else _cause(pod, scheduled, profile, warning)
     num_restarts = max((container.get("restartCount", 0) for container in _containers(status)), default=0)
     return PodState(name, is_scheduled, is_ready or _is_started(status), cause, num_restarts)
 
@@ -93,6 +96,7 @@ def first_cause(states: Iterable[PodState]) -> Cause | None:
 
 _URGENCY = {
     "Unschedulable": 1,
+    "CreateFailed": 1,
     "NodeNotReady": 2,
     "PodFailed": 3,
     "NotReady": 4,
@@ -102,7 +106,7 @@ _URGENCY = {
 }
 
 
-def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile) -> Cause:
+def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile, warning: str | None) -> Cause:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if scheduled.get("status") == "False":
         return Cause("Unschedulable", f"pod {name}: {scheduled.get('message', 'no node fits')}")
@@ -113,7 +117,7 @@ def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile) -> Cause:
     if status.get("phase") == "Failed":
         text = status.get("message") or status.get("reason") or "it ended"
         return Cause("PodFailed", f"pod {name} failed: {text}")
-    return _progress(name, status)
+    return _progress(name, status, warning)
 
 
 def _containers(status: Manifest) -> Iterator[Manifest]:
@@ -153,7 +157,7 @@ def _ended_cause(where: str, ended: dict[str, Any], profile: EngineProfile) -> C
     return Cause("ContainerCrashed", f"{where}: exit status {ended.get('exitCode')}: {last}")
 
 
-def _progress(name: str, status: Manifest) -> Cause:
+def _progress(name: str, status: Manifest, warning: str | None) -> Cause:
     for container in status.get("initContainerStatuses", ()):
         if container["name"] == labels.FETCH_CONTAINER and "running" in container.get("state", {}):
             return Cause("DownloadingModel", f"pod {name} downloads the model")
@@ -162,7 +166,12 @@ def _progress(name: str, status: Manifest) -> Cause:
             if _was_ready(status, container):
                 return Cause("NotReady", f"pod {name} was ready and does not answer now")
             return Cause("LoadingModel", f"pod {name} loads the model")
-    return Cause("CreatingContainer", f"pod {name} is being created")
+    if warning:
+        return Cause("CreateFailed", f"pod {name}: {warning}")
+    text = f"pod {name} is being created"
+    if warning is not None:
+        text += f", for over a minute now: `kubectl describe pod {name}` shows what it waits for"
+    return Cause("CreatingContainer", text)
 
 
 def _was_ready(status: Manifest, container: Manifest) -> bool:

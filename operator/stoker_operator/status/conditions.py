@@ -120,7 +120,12 @@ def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
     nodes = observed.nodes
     return [
-        pod_state(pod, profile, nodes.get(pod["spec"].get("nodeName", ""), Node()))
+        pod_state(
+            pod,
+            profile,
+            nodes.get(pod["spec"].get("nodeName", ""), Node()),
+            observed.warnings.get(pod["metadata"]["uid"]),
+        )
         for pod in updated or owned
     ]
 
