@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from stoker_operator.cluster.client import Reply, error_body
 from stoker_operator.cluster.errors import ApiUnreachable, from_status
@@ -114,7 +115,7 @@ class HttpTransport:
             code = response.status
             async with response:
                 yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError) as error:
             raise ApiUnreachable(f"{method} {path}: {type(error).__name__}: {error}") from error
         finally:
             if self._observer is not None:

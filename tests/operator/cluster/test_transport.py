@@ -11,6 +11,7 @@ from fakeapi.core import FakeApi
 from fakeapi.faults import Fault, FaultAt
 from fakeapi.server import FakeServer
 
+from stoker_operator.cluster import transport as module
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import ApiError, ApiUnreachable, Throttled, Unauthorized
 from stoker_operator.cluster.resources import PODS
@@ -182,6 +183,13 @@ async def test_a_page_of_somebody_else_is_no_answer() -> None:
             await anext(client.watch(PODS, None, "", "1", 30))
         with pytest.raises(ApiUnreachable, match="please log in"):
             await client.list_page(PODS, None, "", 10)
+
+
+async def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1024)
+    async with proxied(200, b"x" * 100_000) as client:
+        with pytest.raises(ApiUnreachable, match="LineTooLong"):
+            await anext(client.watch(PODS, None, "", "1", 30))
 
 
 async def test_every_call_is_observed() -> None:
