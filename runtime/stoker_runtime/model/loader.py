@@ -78,6 +78,9 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             reason="OutOfMemory",
         )
     cache = KVCache(architecture, num_blocks, config.block_size, dtype, device)
+    if isinstance(decoder, NativeDecoder):
+        # Its kernels have threads of their own; those of the few operators left would only spin beside them.
+        torch.set_num_threads(1)
     # A GPU compiles and reserves by size, a CPU only has to have run once.
     num_tokens = config.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
     run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
