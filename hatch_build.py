@@ -32,7 +32,7 @@ UNITS = (
     ("pool.cpp", "pool.o", ()),
     ("pick.cpp", "pick.o", ("-march=x86-64-v4",)),
     ("step.cpp", "f32.o", ("-march=x86-64-v4",)),
-    ("step.cpp", "bf16.o", ("-march=x86-64-v4", "-mavx512bf16", "-DSTOKER_BF16")),
+    ("step.cpp", "bf16.o", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-DSTOKER_BF16")),
 )
 
 

@@ -21,6 +21,7 @@ from stoker_runtime.config import (
     DEVICES,
     DTYPES,
     LOG_LEVELS,
+    QUANTIZATIONS,
     EngineConfig,
     LogLevel,
     ServerConfig,
@@ -64,6 +65,12 @@ def cli() -> None:
 )
 @_option("--device", type=click.Choice(DEVICES), default="auto", help="auto: CUDA where there is a GPU.")
 @_option("--dtype", type=click.Choice(DTYPES), default="auto", help="auto: what the device is fast at.")
+@_option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    default="none",
+    help="Of the weights when they are loaded; int8: CPUs with AVX512-BF16.",
+)
 @_option(
     "--max-model-len", type=int, help="Tokens of prompt and output in one request.  [default: the model's]"
 )

@@ -17,9 +17,11 @@ from stoker_runtime.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["none", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
@@ -41,6 +43,7 @@ class EngineConfig:
     model: str  # a directory or a .gguf file on this machine
     device: Device = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization = "none"  # of the weights, when they are loaded
     max_model_len: int = 0  # prompt + output tokens of one request; 0: the model's own limit
     max_num_seqs: int = 0  # requests in one step; 0: by device
     max_num_batched_tokens: int = 0  # tokens in one step; 0: by device
@@ -55,6 +58,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("--device", self.device, DEVICES)
         _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--quantization", self.quantization, QUANTIZATIONS)
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-model-len", self.max_model_len, 0)
         _at_least("--max-num-seqs", self.max_num_seqs, 0)

@@ -92,6 +92,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 model=str(model),
                 device="cpu",
                 dtype="float32",
+                quantization="int8",
                 max_model_len=99,
                 max_num_seqs=5,
                 max_num_batched_tokens=77,

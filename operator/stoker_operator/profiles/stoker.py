@@ -27,6 +27,7 @@ def serve_args(model: ModelDeployment, path: str) -> list[str]:
         f"--drain-timeout-s={grace_s - SHUTDOWN_DELAY_S - EXIT_MARGIN_S}",
     ]
     optional = {
+        "--quantization": spec.engine.quantization,
         "--max-model-len": spec.engine.max_model_len,
         "--max-num-seqs": spec.engine.max_num_seqs,
         "--max-num-batched-tokens": spec.engine.max_num_batched_tokens,

@@ -105,10 +105,17 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
 
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
     """Load the weights for whoever computes the steps: the native kernels where they can, else PyTorch."""
-    if assembly.device.type == "cpu" and is_computed(architecture, config.block_size):
+    is_quantized = config.quantization != "none"
+    is_possible = assembly.device.type == "cpu" and (assembly.dtype == torch.bfloat16 or not is_quantized)
+    if is_possible and is_computed(architecture, config.block_size, config.quantization):
         kernels = find_kernels(assembly.dtype, config.num_threads)
         if kernels is not None:
-            return NativeDecoder(architecture, assembly, kernels)
+            return NativeDecoder(architecture, assembly, kernels, config.quantization)
+    if is_quantized:
+        raise ConfigError(
+            f"--quantization is {config.quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
+            "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
+        )
     return Decoder(architecture, assembly)
 
 

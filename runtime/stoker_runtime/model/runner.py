@@ -18,7 +18,7 @@ class ModelRunner:
     """Computes steps with a decoder and the KV cache that it owns."""
 
     def __init__(self, decoder: AnyDecoder, cache: KVCache, ready: EngineReady) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self.cache = cache
         self._ready = ready
 
@@ -28,7 +28,7 @@ class ModelRunner:
 
     def step(self, plan: StepPlan) -> StepResult:
         """Compute one step; see core.step.Runner."""
-        return run_step(self._decoder, self.cache, plan)
+        return run_step(self.decoder, self.cache, plan)
 
 
 @torch.inference_mode()

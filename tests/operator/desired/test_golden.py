@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
         "engine": {
             "dtype": "bfloat16",
+            "quantization": "none",
             "maxModelLen": 8192,
             "maxNumSeqs": 64,
             "maxNumBatchedTokens": 4096,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +20,9 @@ from model_builders import FAMILIES, VOCAB_SIZE, write_model
 from runtime_builders import make_sampling
 from torch import Tensor
 
-from stoker_runtime.config import Dtype, EngineConfig
+from stoker_runtime.config import QUANTIZATIONS, Dtype, EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.errors import ConfigError
 from stoker_runtime.model import loader
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.decoder import Decoder
@@ -26,8 +30,8 @@ from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import library, structs
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
-from stoker_runtime.model.native.library import Kernels, find_kernels
-from stoker_runtime.model.runner import AnyDecoder
+from stoker_runtime.model.native.library import GROUP, Kernels, find_kernels
+from stoker_runtime.model.runner import AnyDecoder, ModelRunner
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 40
@@ -74,7 +78,7 @@ class Model:
 
     def _decoder(self, config: EngineConfig) -> AnyDecoder:
         runner = loader.load_runner(config)
-        return runner._decoder  # type: ignore[attr-defined, no-any-return]
+        return runner.decoder  # type: ignore[attr-defined, no-any-return]
 
     def cache(self) -> KVCache:
         architecture = self.native.architecture
@@ -219,7 +223,82 @@ def test_which_models_the_kernels_compute(
     family: str, block_size: int, expected: bool, tmp_path: Path
 ) -> None:
     write_model(tmp_path, family)
-    assert is_computed(read_config_json(tmp_path / "config.json"), block_size) is expected
+    architecture = read_config_json(tmp_path / "config.json")
+    assert is_computed(architecture, block_size, "none") is expected
+
+
+def test_quantized_weights_need_whole_groups(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    architecture = read_config_json(tmp_path / "config.json")
+    assert is_computed(architecture, BLOCK_SIZE, "int8")
+    assert not is_computed(replace(architecture, intermediate_size=80), BLOCK_SIZE, "int8")
+    assert is_computed(replace(architecture, intermediate_size=80), BLOCK_SIZE, "none")
+
+
+@functools.cache
+def quantizing_kernels() -> Kernels:
+    return kernels_for(torch.bfloat16)
+
+
+def quantized(rows: Tensor) -> Tensor:
+    """Values as 8-bit integers times a scale for each group of 32."""
+    grouped = rows.view(len(rows), -1, GROUP)
+    scale = grouped.abs().amax(dim=-1, keepdim=True) / 127
+    rounded: Tensor = torch.round(grouped / scale) * scale
+    return rounded.flatten(1)
+
+
+@given(num_rows=st.integers(1, 20), groups=st.integers(1, 9), num_outputs=st.integers(1, 70), data=st.data())
+def test_quantized_products_are_those_of_the_quantized_factors(
+    num_rows: int, groups: int, num_outputs: int, data: st.DataObject
+) -> None:
+    kernels = quantizing_kernels()
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    weight = torch.randn(num_outputs, GROUP * groups, generator=generator).bfloat16()
+    rows = (torch.randn(num_rows, GROUP * groups, generator=generator) * 3).bfloat16()
+    linear, kept = kernels.packed(Linear(weight), is_quantized=True)
+    assert kept
+    # What is left: scales in float16, values on a border between two integers, the rounding of the result.
+    expected = quantized(rows.float()) @ quantized(weight.float()).T
+    largest = rows.float().abs().amax(dim=1, keepdim=True) * weight.float().abs().amax(dim=1)
+    difference = (kernels.product(linear, rows).float() - expected).abs()
+    assert bool((difference <= 2**-8 * expected.abs() + 0.02 * groups**0.5 * largest).all())
+
+
+def test_quantized_rows_that_are_not_finite_stay_so_and_alone() -> None:
+    kernels = quantizing_kernels()
+    linear, _kept = kernels.packed(Linear(torch.ones(8, 64).bfloat16()), is_quantized=True)
+    rows = torch.ones(4, 64).bfloat16()
+    rows[1, 3], rows[2, 40] = float("nan"), float("inf")
+    finite = kernels.product(linear, rows).isfinite().all(dim=1)
+    assert finite.tolist() == [True, False, False, True]
+
+
+def test_a_quantized_model_stays_close_to_the_plain_one(tmp_path: Path) -> None:
+    kernels_for(torch.bfloat16).close()
+    write_model(tmp_path, "llama")
+    shared = EngineConfig(model=str(tmp_path), device="cpu", dtype="bfloat16", kv_cache_bytes=1 << 22)
+    logits = []
+    for quantization in QUANTIZATIONS:
+        runner = loader.load_runner(replace(shared, quantization=quantization))
+        assert isinstance(runner, ModelRunner)
+        logits.append(logits_of(runner.decoder, runner.cache, plan((tokens(40, 1), 0, range(1, 4)))))
+    plain, rounded = logits
+    assert 0 < (plain - rounded).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"dtype": "float32"}, id="beside-float32"),
+        pytest.param({"block_size": 8}, id="blocks-that-fill-no-vector"),
+    ],
+)
+def test_quantization_that_cannot_be_had_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8", **settings)
+    with pytest.raises(ConfigError, match="--quantization is int8"):
+        loader.load_runner(config)
 
 
 @pytest.fixture

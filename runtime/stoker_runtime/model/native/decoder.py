@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stoker_runtime.config import Quantization
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly, Frame
@@ -17,7 +18,7 @@ from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
 from stoker_runtime.model.linear import Linear, PackedLinear
 from stoker_runtime.model.mlp import Mlp
 from stoker_runtime.model.native import structs
-from stoker_runtime.model.native.library import Kernels
+from stoker_runtime.model.native.library import GROUP, Kernels
 from stoker_runtime.model.native.picker import NativePicker
 from stoker_runtime.model.rope import Rope
 
@@ -25,15 +26,20 @@ _LANES = 16  # kLanes of csrc/element.h
 _MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/attention.h
 
 
-def is_computed(architecture: Architecture, block_size: int) -> bool:
+def is_computed(architecture: Architecture, block_size: int, quantization: Quantization) -> bool:
     """Tell whether the library computes such a model: no mixtures, and sizes that fill its vectors."""
-    sizes = (architecture.hidden_size, architecture.intermediate_size)
+    sizes = (
+        architecture.hidden_size,
+        architecture.intermediate_size,
+        architecture.num_heads * architecture.head_dim,
+    )
+    unit = 2 if quantization == "none" else GROUP
     return (
         not any(layer.is_sparse for layer in architecture.layers)
         and architecture.head_dim % _LANES == 0
         and architecture.head_dim <= _MAX_HEAD_DIM
         and block_size % _LANES == 0
-        and all(size % 2 == 0 for size in sizes)
+        and all(size % unit == 0 for size in sizes)
     )
 
 
@@ -46,6 +52,7 @@ class NativeDecoder:
         architecture: one that `is_computed`.
         assembly: has its weights, in the kernels' dtype.
         kernels: compute the steps.
+        quantization: of the weights; int8 beside bfloat16 only.
 
     Raises:
         ModelError: see Assembly.
@@ -53,10 +60,13 @@ class NativeDecoder:
 
     device = torch.device("cpu")
 
-    def __init__(self, architecture: Architecture, assembly: Assembly, kernels: Kernels) -> None:
+    def __init__(
+        self, architecture: Architecture, assembly: Assembly, kernels: Kernels, quantization: Quantization
+    ) -> None:
         self.architecture = architecture
         self.dtype = kernels.dtype
         self._kernels = kernels
+        self._is_quantized = quantization == "int8"
         self._kept: list[Tensor] = []  # what the structs point to
         self._layers = (structs.Layer * architecture.num_layers)(
             *(self._layer(layer) for layer in assembly.layers())
@@ -156,7 +166,7 @@ class NativeDecoder:
 
     def _pack(self, linear: Linear | PackedLinear, is_pair: bool = False) -> structs.Linear:
         assert isinstance(linear, Linear), "an assembly's layers are not packed"
-        struct, kept = self._kernels.packed(linear, is_pair)
+        struct, kept = self._kernels.packed(linear, is_pair, self._is_quantized)
         self._kept += kept
         return struct
 

@@ -18,6 +18,7 @@ from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 
 PATH = Path(__file__).parent / "libstoker_cpu.so"
+GROUP = 32  # inputs that share a scale in a quantized weight: kGroup of csrc/quantized.h
 _LINE_BYTES = 64
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 _SUPPORTED_BIT = {torch.float32: 1, torch.bfloat16: 2}
@@ -53,6 +54,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.stoker_destroy.argtypes = [c_void_p]
     library.stoker_packed_bytes.restype = c_int64
     library.stoker_packed_bytes.argtypes = [c_int64, c_int64, c_int32, c_int32]
+    library.stoker_quantized_bytes.restype = c_int64
+    library.stoker_quantized_bytes.argtypes = [c_int64, c_int64, c_int32]
+    library.stoker_bf16_pack_quantized.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    library.stoker_bf16_pack_quantized.restype = None
     library.stoker_finite.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p]
     library.stoker_finite.restype = None
     library.stoker_pick.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p]
@@ -96,25 +101,33 @@ class Kernels:
         self._library.stoker_destroy(self._context)
         self._context = None
 
-    def packed(self, linear: Linear, is_pair: bool = False) -> tuple[structs.Linear, tuple[Tensor, ...]]:
+    def packed(
+        self, linear: Linear, is_pair: bool = False, is_quantized: bool = False
+    ) -> tuple[structs.Linear, tuple[Tensor, ...]]:
         """Pack a weight.
 
         Args:
             linear: the product; its number of inputs is even.
             is_pair: the weight is a gate's and an up projection's, one below the other.
+            is_quantized: to 8 bits, beside bfloat16; the number of inputs is a multiple of GROUP.
 
         Returns:
             The struct, and the tensors that it points to.
         """
         num_outputs, num_inputs = linear.weight.shape
-        weight = linear.weight.contiguous()
-        size = self._library.stoker_packed_bytes(num_outputs, num_inputs, self.dtype.itemsize, is_pair)
-        memory = self._memory.take(size)
-        self._pack(weight.data_ptr(), num_outputs, num_inputs, is_pair, memory.data_ptr())
+        shape = (num_outputs, num_inputs)
+        if is_quantized:
+            weight = linear.weight.float().contiguous()
+            memory = self._memory.take(self._library.stoker_quantized_bytes(*shape, is_pair))
+            self._library.stoker_bf16_pack_quantized(weight.data_ptr(), *shape, is_pair, memory.data_ptr())
+        else:
+            weight = linear.weight.contiguous()
+            size = self._library.stoker_packed_bytes(*shape, self.dtype.itemsize, is_pair)
+            memory = self._memory.take(size)
+            self._pack(weight.data_ptr(), *shape, is_pair, memory.data_ptr())
         bias = linear.bias
-        struct = structs.Linear(
-            memory.data_ptr(), None if bias is None else bias.data_ptr(), num_inputs, num_outputs
-        )
+        address = None if bias is None else bias.data_ptr()
+        struct = structs.Linear(memory.data_ptr(), address, num_inputs, num_outputs, is_quantized)
         return struct, (memory,) if bias is None else (memory, bias)
 
     def product(self, linear: structs.Linear, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ class Linear(Structure):
         ("bias", c_void_p),
         ("num_inputs", c_int32),
         ("num_outputs", c_int32),
+        ("is_quantized", c_int32),
     )
 
 

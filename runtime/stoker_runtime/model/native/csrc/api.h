@@ -13,6 +13,7 @@ struct StokerLinear {
   const void* bias;
   int32_t num_inputs;
   int32_t num_outputs;
+  int32_t is_quantized;  // to 8 bits, see quantized.h; the same for all of a model's
 };
 
 struct StokerLayer {
@@ -92,7 +93,7 @@ struct StokerPick {
 // The threads that compute and their scratch memory.
 struct StokerContext;
 
-// Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, too.
+// Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, and weights of 8 bits beside it, too.
 int32_t stoker_supported();
 // Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache,
 // pick.
@@ -103,10 +104,15 @@ void stoker_destroy(StokerContext* context);
 
 // Bytes that a packed weight of this shape takes; gate_up counts both halves as num_outputs.
 int64_t stoker_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t element_bytes, int32_t is_pair);
+int64_t stoker_quantized_bytes(int64_t num_outputs, int64_t num_inputs, int32_t is_pair);
 
 // Rearrange a row-major weight [num_outputs, num_inputs] for the kernels.
 void stoker_f32_pack(const void* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair, void* packed);
 void stoker_bf16_pack(const void* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair, void* packed);
+
+// The same, quantized to 8 bits in groups of 32 inputs; num_inputs is a multiple of 32.
+void stoker_bf16_pack_quantized(const float* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
+                                void* packed);
 
 // rows [num_rows, inputs] @ weight.T + bias -> out [num_rows, outputs]; what the self-check calls.
 void stoker_f32_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);

@@ -12,7 +12,8 @@ int32_t stoker_supported() {
   const bool has_f32 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("fma");
-  return has_f32 ? (__builtin_cpu_supports("avx512bf16") ? 3 : 1) : 0;
+  if (!has_f32) return 0;
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? 3 : 1;
 }
 
 void stoker_struct_sizes(int32_t sizes[7]) {
@@ -30,6 +31,10 @@ int64_t stoker_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t ele
   const int64_t columns = 32, lanes = 16;
   const int64_t panels = is_pair ? (num_outputs / 2 + lanes - 1) / lanes : (num_outputs + columns - 1) / columns;
   return panels * columns * num_inputs * element_bytes;
+}
+
+int64_t stoker_quantized_bytes(int64_t num_outputs, int64_t num_inputs, int32_t is_pair) {
+  return stoker_packed_bytes(num_outputs, num_inputs, 1, is_pair) / 32 * (32 + 2);  // a float16 for 32 inputs
 }
 
 }  // extern "C"

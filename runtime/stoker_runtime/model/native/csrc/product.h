@@ -72,8 +72,28 @@ inline void multiply_panel(const StokerLinear& linear, int panel, const Stored* 
   }
 }
 
-inline int num_panels(const StokerLinear& linear, bool is_pair) {
-  return is_pair ? (linear.num_outputs / 2 + kLanes - 1) / kLanes : (linear.num_outputs + kPanel - 1) / kPanel;
+inline int64_t packed_panels(int64_t num_outputs, bool is_pair) {
+  return is_pair ? (num_outputs / 2 + kLanes - 1) / kLanes : (num_outputs + kPanel - 1) / kPanel;
+}
+
+// The row of the weight that a panel's lane holds, or -1.
+inline int64_t packed_row(int64_t panel, int lane, int64_t num_outputs, bool is_pair) {
+  if (!is_pair) {
+    const int64_t row = panel * kPanel + lane;
+    return row < num_outputs ? row : -1;
+  }
+  const int64_t half = num_outputs / 2, index = panel * kLanes + lane % kLanes;
+  return index >= half ? -1 : lane < kLanes ? index : half + index;
+}
+
+inline void pack(const Word* weight, int64_t num_outputs, int64_t num_words, bool is_pair, Word* packed) {
+  for (int64_t panel = 0; panel < packed_panels(num_outputs, is_pair); ++panel) {
+    for (int lane = 0; lane < kPanel; ++lane) {
+      const int64_t row = packed_row(panel, lane, num_outputs, is_pair);
+      Word* to = packed + panel * num_words * kPanel + lane;
+      for (int64_t w = 0; w < num_words; ++w) to[w * kPanel] = row >= 0 ? weight[row * num_words + w] : 0;
+    }
+  }
 }
 
 // Bias of 16 outputs from `column` on.

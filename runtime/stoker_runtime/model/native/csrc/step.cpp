@@ -15,12 +15,15 @@
 #include "kv.h"
 #include "product.h"
 #include "rows.h"
+#ifdef STOKER_BF16
+#include "quantized.h"
+#endif
 
 namespace STOKER_ELEMENT {
 
 constexpr int kRowsPerTask = 4;
-constexpr int kPhasesPerLayer = 11;
-constexpr int kPhasesBesides = 3;
+constexpr int kPhasesPerLayer = 15;
+constexpr int kPhasesBesides = 4;
 
 // [rows, size] with row_stride(size) elements from row to row.
 struct Rows {
@@ -66,8 +69,6 @@ class Step {
   void store_heads(const StokerLayer& layer, const LayerCache& cache, int row);
   void normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys);
   void attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile);
-  void gate_panel(const StokerLinear& linear, const Rows& in, int panel);
-  void logits_panel(int panel);
   const Rows& normalize(const void* weight, int& phase);
   void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
 
@@ -86,14 +87,35 @@ class Step {
     });
   }
 
+  // Task is called with (panel, multiply_rows), and calls multiply_rows(finish) for the panel's products.
+  template <class Task>
+  void each_panel(const StokerLinear& linear, const Rows& in, int num_rows, bool is_pair, int& phase,
+                  const Task& task) {
+    const int num_panels = static_cast<int>(packed_panels(linear.num_outputs, is_pair));
+#ifdef STOKER_BF16
+    if (linear.is_quantized) {
+      QuantizedRows rows = quantized_;
+      rows.size = linear.num_inputs;
+      each_row(num_rows, phase, [&](int row) { quantize(in[row], linear.num_inputs, rows[row]); });
+      each(num_panels, phase, [&](int panel) {
+        task(panel, [&](const auto& finish) { multiply_quantized_panel(linear, panel, rows, num_rows, finish); });
+      });
+      return;
+    }
+#endif
+    each(num_panels, phase, [&](int panel) {
+      task(panel, [&](const auto& finish) { multiply_panel(linear, panel, in.data, in.stride, num_rows, finish); });
+    });
+  }
+
   // Finish is called with (row, column, mask, 16 rounded outputs).
   template <class Finish>
   void each_output(const StokerLinear& linear, const Rows& in, int num_rows, int& phase, const Finish& finish) {
-    each(num_panels(linear, false), phase, [&](int panel) {
+    each_panel(linear, in, num_rows, false, phase, [&](int panel, const auto& multiply_rows) {
       const int column = panel * kPanel;
       const __m512 bias[2] = {bias_of(linear, column), bias_of(linear, column + kLanes)};
       const __mmask16 masks[2] = {lanes(linear.num_outputs - column), lanes(linear.num_outputs - column - kLanes)};
-      multiply_panel(linear, panel, in.data, in.stride, num_rows, [&](int row, __m512 first, __m512 second) {
+      multiply_rows([&](int row, __m512 first, __m512 second) {
         finish(row, column, masks[0], Element::round(_mm512_add_ps(first, bias[0])));
         if (masks[1]) finish(row, column + kLanes, masks[1], Element::round(_mm512_add_ps(second, bias[1])));
       });
@@ -111,6 +133,9 @@ class Step {
   std::vector<int> fresh_blocks_;  // written for the first time
   std::vector<Tile> tiles_;
   Rows hidden_, normed_, heads_, attended_, activated_, added_;
+#ifdef STOKER_BF16
+  QuantizedRows quantized_;  // of whatever a quantized product reads
+#endif
 };
 
 Step::Step(StokerContext& context, const StokerModel& model, const StokerStep& step, const StokerCache& cache,
@@ -139,11 +164,21 @@ void Step::allocate() {
   };
   const auto bytes = [&](int64_t size) { return row_stride(size) * step_.num_tokens * sizeof(Stored); };
   size_t total = 0;
+#ifdef STOKER_BF16
+  const int64_t widest = std::max<int64_t>({model_.hidden_size, model_.num_heads * head_dim, model_.intermediate_size});
+  const size_t for_quantized = model_.lm_head.is_quantized ? QuantizedRows::bytes(step_.num_tokens, widest) : 0;
+  total += Arena::aligned(for_quantized);
+#endif
   for (const auto& [rows, size] : wanted) total += Arena::aligned(bytes(size));
   context_.arena.reset(total);
   for (const auto& [rows, size] : wanted) {
     *rows = {static_cast<Stored*>(context_.arena.take(bytes(size))), row_stride(size)};
   }
+#ifdef STOKER_BF16
+  if (for_quantized > 0) {
+    quantized_.place(static_cast<char*>(context_.arena.take(for_quantized)), step_.num_tokens, widest);
+  }
+#endif
 }
 
 void Step::plan() {
@@ -254,18 +289,16 @@ void Step::attend_tile(const StokerLayer& layer, const LayerCache& cache, const 
 
 void Step::mlp(const StokerLayer& layer, int& phase) {
   const Rows& in = normalize(layer.mlp_before, phase);
-  each(num_panels(layer.gate_up, true), phase, [&](int panel) { gate_panel(layer.gate_up, in, panel); });
-  add_to_hidden(layer.down, activated_, layer.mlp_behind, phase);
-}
-
-void Step::gate_panel(const StokerLinear& linear, const Rows& in, int panel) {
-  const int column = panel * kLanes;
-  const __mmask16 mask = lanes(model_.intermediate_size - column);
-  multiply_panel(linear, panel, in.data, in.stride, step_.num_tokens, [&](int row, __m512 gate, __m512 up) {
-    gate = Element::round(gate);
-    gate = Element::round(model_.has_gelu ? gelu_tanh(gate) : silu(gate));
-    Element::store(activated_[row] + column, _mm512_mul_ps(gate, Element::round(up)), mask);
+  each_panel(layer.gate_up, in, step_.num_tokens, true, phase, [&](int panel, const auto& multiply_rows) {
+    const int column = panel * kLanes;
+    const __mmask16 mask = lanes(model_.intermediate_size - column);
+    multiply_rows([&](int row, __m512 gate, __m512 up) {
+      gate = Element::round(gate);
+      gate = Element::round(model_.has_gelu ? gelu_tanh(gate) : silu(gate));
+      Element::store(activated_[row] + column, _mm512_mul_ps(gate, Element::round(up)), mask);
+    });
   });
+  add_to_hidden(layer.down, activated_, layer.mlp_behind, phase);
 }
 
 // Returns the rows that the next product reads: normalised, or as they are where the family has no norm there.
@@ -294,23 +327,6 @@ void Step::add_to_hidden(const StokerLinear& linear, const Rows& in, const void*
   });
 }
 
-void pack(const Word* weight, int64_t num_outputs, int64_t num_words, bool is_pair, Word* packed) {
-  const int64_t half = num_outputs / 2;
-  const int64_t panels = is_pair ? (half + kLanes - 1) / kLanes : (num_outputs + kPanel - 1) / kPanel;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    for (int64_t lane = 0; lane < kPanel; ++lane) {
-      int64_t row = panel * kPanel + lane, limit = num_outputs;
-      if (is_pair) {
-        const int64_t index = panel * kLanes + lane % kLanes;
-        row = lane < kLanes ? index : half + index;
-        limit = lane < kLanes ? half : num_outputs;
-      }
-      Word* to = packed + panel * num_words * kPanel + lane;
-      for (int64_t w = 0; w < num_words; ++w) to[w * kPanel] = row < limit ? weight[row * num_words + w] : 0;
-    }
-  }
-}
-
 }  // namespace STOKER_ELEMENT
 
 #define STOKER_JOIN(element, what) stoker_##element##_##what
@@ -327,22 +343,47 @@ void STOKER_NAME(pack)(const void* weight, int64_t num_outputs, int64_t num_inpu
 
 void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows,
                          void* out) {
-  std::atomic<int> next{0};
-  context->pool.run([&](int) {
-    for (int panel; (panel = next.fetch_add(1)) < num_panels(*linear, false);) {
-      multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows,
-                     [&](int row, __m512 first, __m512 second) {
-                       const __m512 sums[] = {first, second};
-                       for (int c = 0; c < 2; ++c) {
-                         const int column = panel * kPanel + c * kLanes;
-                         Stored* to = static_cast<Stored*>(out) + static_cast<int64_t>(row) * linear->num_outputs;
-                         Element::store(to + column, _mm512_add_ps(sums[c], bias_of(*linear, column)),
-                                        lanes(linear->num_outputs - column));
-                       }
-                     });
-    }
+  const auto finish_panel = [&](int panel) {
+    return [=](int row, __m512 first, __m512 second) {
+      const __m512 sums[] = {first, second};
+      for (int c = 0; c < 2; ++c) {
+        const int column = panel * kPanel + c * kLanes;
+        Stored* to = static_cast<Stored*>(out) + static_cast<int64_t>(row) * linear->num_outputs;
+        Element::store(to + column, _mm512_add_ps(sums[c], bias_of(*linear, column)),
+                       lanes(linear->num_outputs - column));
+      }
+    };
+  };
+  const auto each_panel = [&](const auto& task) {
+    std::atomic<int> next{0};
+    context->pool.run([&](int) {
+      for (int panel; (panel = next.fetch_add(1)) < packed_panels(linear->num_outputs, false);) task(panel);
+    });
+  };
+#ifdef STOKER_BF16
+  if (linear->is_quantized) {
+    const int64_t size = linear->num_inputs;
+    std::vector<char> memory(QuantizedRows::bytes(num_rows, size));
+    QuantizedRows quantized;
+    quantized.place(memory.data(), num_rows, size);
+    for (int row = 0; row < num_rows; ++row) quantize(elements(rows) + row * size, size, quantized[row]);
+    each_panel([&](int panel) {
+      multiply_quantized_panel(*linear, panel, quantized, num_rows, finish_panel(panel));
+    });
+    return;
+  }
+#endif
+  each_panel([&](int panel) {
+    multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows, finish_panel(panel));
   });
 }
+
+#ifdef STOKER_BF16
+void stoker_bf16_pack_quantized(const float* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
+                                void* packed) {
+  pack_quantized(weight, num_outputs, num_inputs, is_pair != 0, static_cast<char*>(packed));
+}
+#endif
 
 void STOKER_NAME(step)(StokerContext* context, const StokerModel* model, const StokerStep* step,
                        const StokerCache* cache, float* logits) {

@@ -1,0 +1,123 @@
+"""What a number format or quantization costs in quality: `python bench/perplexity.py`.
+
+Perplexity of SmolLM2 (unless --model says else) on English text, token by token in windows, for several ways
+to load the same weights; and how far each way's next-token distribution is from float32's, as the mean
+Kullback-Leibler divergence in nats. Table to standard output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from serve import smollm2
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.messages import SamplingParams
+from stoker_runtime.model.loader import load_runner
+from stoker_runtime.model.runner import ModelRunner
+from stoker_runtime.tokenizer_files import load_assets
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BLOCK_SIZE = 16
+WAYS: dict[str, dict[str, str]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16, int8 weights": {"dtype": "bfloat16", "quantization": "int8"},
+}
+
+
+@dataclass
+class Score:
+    """Sums over all tokens that were predicted."""
+
+    num_tokens: int = 0
+    loss: float = 0.0
+    divergence: float = 0.0
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", type=click.Path(exists=True, path_type=Path), help="Default SmolLM2.")
+@click.option("--text", "files", type=click.Path(exists=True, path_type=Path), multiple=True)
+@click.option("--windows", type=click.IntRange(1), default=32)
+@click.option("--window-tokens", type=click.IntRange(2), default=512)
+@click.option("--num-threads", type=click.IntRange(1), default=2)
+def main(
+    model: Path | None, files: tuple[Path, ...], windows: int, window_tokens: int, num_threads: int
+) -> None:
+    """Measure perplexity; without --text on this repository's licence and documents."""
+    path = model or smollm2()
+    token_ids = _token_ids(path, files or (REPOSITORY / "LICENSE", *sorted(REPOSITORY.glob("docs/**/*.md"))))
+    windows = min(windows, len(token_ids) // window_tokens)
+    if windows < 1:
+        raise click.UsageError(f"the text has {len(token_ids)} tokens, fewer than one window")
+    rows = [token_ids[i * window_tokens : (i + 1) * window_tokens] for i in range(windows)]
+    config = EngineConfig(model=str(path), device="cpu", num_threads=num_threads, kv_cache_bytes=2 << 30)
+    runners = {name: _runner(replace(config, **way)) for name, way in WAYS.items()}  # type: ignore[arg-type]
+    scores = {name: Score() for name in WAYS}
+    for position in range(window_tokens - 1):
+        _score(runners, scores, rows, position)
+    reference = _perplexity(scores["float32"])
+    click.echo(f"{windows * (window_tokens - 1)} tokens of {len(rows)} windows")
+    for name, score in scores.items():
+        perplexity = _perplexity(score)
+        click.echo(
+            f"{name:24} perplexity {perplexity:.4f} ({perplexity / reference - 1:+.3%}), "
+            f"divergence {score.divergence / score.num_tokens:.6f}"
+        )
+
+
+def _token_ids(model: Path, files: tuple[Path, ...]) -> list[int]:
+    tokenizer = load_assets(model).tokenizer
+    text = "\n\n".join(file.read_text() for file in files)
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _runner(config: EngineConfig) -> ModelRunner:
+    runner = load_runner(config)
+    assert isinstance(runner, ModelRunner)
+    return runner
+
+
+def _score(
+    runners: dict[str, ModelRunner], scores: dict[str, Score], rows: list[list[int]], position: int
+) -> None:
+    """Predict the token behind `position` in every window, in every way."""
+    per_row = -(-len(rows[0]) // BLOCK_SIZE)
+    requests = [_request(row, position, range(i * per_row, (i + 1) * per_row)) for i, row in enumerate(rows)]
+    targets = torch.tensor([[row[position + 1]] for row in rows])
+    reference: Tensor | None = None
+    for name, runner in runners.items():
+        with torch.inference_mode():
+            logprobs = runner.decoder(StepPlan(requests), runner.cache).log_softmax(dim=-1)
+        reference = logprobs if reference is None else reference
+        score = scores[name]
+        score.num_tokens += len(rows)
+        score.loss -= logprobs.gather(1, targets).sum().item()
+        score.divergence += (reference.exp() * (reference - logprobs)).sum().item()
+
+
+def _request(row: list[int], position: int, blocks: range) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=str(blocks.start),
+        token_ids=[row[position]],
+        num_computed_tokens=position,
+        block_ids=list(blocks),
+        samples=True,
+        sampling=SamplingParams(max_tokens=1),
+        seed=0,
+        prompt_token_ids=[],
+        output_token_ids=[],
+    )
+
+
+def _perplexity(score: Score) -> float:
+    return float(torch.tensor(score.loss / score.num_tokens).exp())
+
+
+if __name__ == "__main__":
+    main()
