@@ -72,9 +72,10 @@ def test_defaults(model: Path, handed_over: list[tuple[ServerConfig, EngineConfi
 
 def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, EngineConfig]]) -> None:
     flags = """--served-model-name a --served-model-name b --host 127.0.0.1 --port 81 --device cpu
-    --dtype float32 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77 --block-size 8
-    --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --num-threads 3 --max-queue 6
-    --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7 --log-level debug --seed 4"""
+    --dtype float32 --quantization int8 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77
+    --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching
+    --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
+    --log-level debug --seed 4"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
