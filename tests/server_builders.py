@@ -66,7 +66,6 @@ def make_assets(tokenizer: Tokenizer | None = None, **changes: object) -> Assets
         "special_tokens": {"bos_token": "<|start|>", "eos_token": "<|end|>"},
         "add_bos": False,
         "generation_defaults": {},
-        "max_position": 0,
     }
     return Assets(**{**defaults, **changes})  # type: ignore[arg-type]
 

@@ -15,10 +15,15 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.generation_defaults import SAMPLING_DEFAULTS, sampling_defaults, token_ids
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
 
-SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_GGUF_DEFAULTS = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS} | {
+    "general.sampling.temp": "temperature",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+_GGUF_END_TOKENS = ("eos", "eot", "eom")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,6 @@ class Assets:
             ``unk_token`` where the model has them): the variables a chat template sees.
         add_bos: a plain prompt is encoded with the bos token in front.
         generation_defaults: the model's own sampling defaults, keys out of SAMPLING_DEFAULTS.
-        max_position: tokens the model can attend over; 0 when the files do not say.
         template_variants: further named chat templates, such as ``tool_use``.
     """
 
@@ -44,7 +48,6 @@ class Assets:
     special_tokens: Mapping[str, str]
     add_bos: bool
     generation_defaults: Mapping[str, float]
-    max_position: int
     template_variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -93,13 +96,11 @@ def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ..
     """Collect the ids that generation_config.json, config.json and the tokenizer's eos_token name."""
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(path / name).get("eos_token_id")
-        ids += value if isinstance(value, list) else [] if value is None else [value]
+        ids += token_ids(_read_json(path / name).get("eos_token_id"), "eos_token_id", str(path / name))
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     text = _special_tokens(path, tokenizer_config).get("eos_token")
     if text is not None:
-        added = tokenizer_config.get("added_tokens_decoder", {})
-        found = [int(token_id) for token_id, token in added.items() if token.get("content") == text]
+        found = _added_token_ids(tokenizer_config, text, path / "tokenizer_config.json")
         if not found:
             known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(text)
             if known is None:
@@ -109,10 +110,18 @@ def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ..
     return tuple(dict.fromkeys(ids))
 
 
+def _added_token_ids(tokenizer_config: Mapping[str, Any], text: str, source: Path) -> list[int]:
+    """Return the ids that the added tokens of a tokenizer_config.json give a text."""
+    try:
+        added = tokenizer_config.get("added_tokens_decoder") or {}
+        return [int(token_id) for token_id, token in added.items() if token["content"] == text]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"{source}: added_tokens_decoder is malformed") from error
+
+
 def _directory_assets(path: Path) -> Assets:
     tokenizer = _read_tokenizer(path / "tokenizer.json")
-    config = _read_json(path / "config.json")
-    generation = _read_json(path / "generation_config.json")
+    generation = path / "generation_config.json"
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     special = _special_tokens(path, tokenizer_config)
     templates = _templates(path, tokenizer_config)
@@ -122,8 +131,9 @@ def _directory_assets(path: Path) -> Assets:
         eos_token_ids=_directory_eos_ids(path, tokenizer),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults={k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None},
-        max_position=int(config.get("max_position_embeddings") or 0),
+        generation_defaults=sampling_defaults(
+            _read_json(generation), {name: name for name in SAMPLING_DEFAULTS}, str(generation)
+        ),
         template_variants=templates,
     )
 
@@ -198,21 +208,28 @@ def _gguf_assets(gguf: GgufFile) -> Assets:
     meta = gguf.metadata
     special = special_tokens(gguf)
     tokenizer = build_tokenizer(gguf, special)
-    known = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS}
-    known |= {"general.sampling.temp": "temperature", "general.sampling.penalty_repeat": "repetition_penalty"}
     prefix = "tokenizer.chat_template."
     return Assets(
         tokenizer=tokenizer,
-        chat_template=meta.get("tokenizer.chat_template"),
+        chat_template=_template(gguf, "tokenizer.chat_template"),
         eos_token_ids=_gguf_eos_ids(gguf),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults={known[key]: value for key, value in meta.items() if key in known},
-        max_position=int(meta.get(f"{meta.get('general.architecture')}.context_length", 0)),
-        template_variants={k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)},
+        generation_defaults=sampling_defaults(meta, _GGUF_DEFAULTS, str(gguf.path)),
+        template_variants={
+            key.removeprefix(prefix): _template(gguf, key) or "" for key in meta if key.startswith(prefix)
+        },
     )
 
 
+def _template(gguf: GgufFile, key: str) -> str | None:
+    template = gguf.metadata.get(key)
+    if template is not None and not isinstance(template, str):
+        raise ModelError(f"{gguf.path}: {key} is not a text")
+    return template
+
+
 def _gguf_eos_ids(gguf: GgufFile) -> tuple[int, ...]:
-    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    return tuple(dict.fromkeys(gguf.metadata[key] for key in keys if key in gguf.metadata))
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in _GGUF_END_TOKENS]
+    ids = [token_id for key in keys for token_id in token_ids(gguf.metadata.get(key), key, str(gguf.path))]
+    return tuple(dict.fromkeys(ids))

@@ -57,8 +57,18 @@ def train(normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenize
     return tokenizer
 
 
-def write_gguf_tokenizer(path: Path, tokenizer: Tokenizer, pre: str, **keys: Any) -> Path:
-    """Put a tokenizer's vocabulary and merges into a GGUF file; keys are further tokenizer.ggml.* values."""
+def write_gguf_tokenizer(
+    path: Path, tokenizer: Tokenizer, pre: str, sampling: dict[str, float] | None = None, **keys: Any
+) -> Path:
+    """Put a tokenizer's vocabulary and merges into a GGUF file.
+
+    Args:
+        path: the file to write.
+        tokenizer: what goes into it.
+        pre: llama.cpp's name of the pre-tokenizer.
+        sampling: general.sampling.* values.
+        keys: further tokenizer.ggml.* values.
+    """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -71,6 +81,9 @@ def write_gguf_tokenizer(path: Path, tokenizer: Tokenizer, pre: str, **keys: Any
     for key, value in keys.items():
         name = f"tokenizer.ggml.{key}"
         writer.add_bool(name, value) if isinstance(value, bool) else writer.add_uint32(name, value)
+    for key, number in (sampling or {}).items():
+        name = f"general.sampling.{key}"
+        writer.add_int32(name, number) if isinstance(number, int) else writer.add_float32(name, number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -149,7 +162,6 @@ def test_smollm2_file_has_the_tokenizer_of_its_release() -> None:
         "unk_token": "<|endoftext|>",
     }
     assert (assets.bos_token, assets.eos_token, assets.add_bos) == ("<|im_start|>", "<|im_end|>", False)
-    assert assets.max_position == 8192
     assert assets.chat_template is not None
     assert "<|im_start|>" in assets.chat_template
     assert assets.tokenizer.get_vocab_size() == 49152
@@ -245,7 +257,6 @@ def test_directory_gives_everything_that_its_files_say(tmp_path: Path) -> None:
     }
     assert assets.eos_token_ids == (2, 1) == read_eos_token_ids(folder)
     assert assets.generation_defaults == {"temperature": 0.6, "top_k": 20}
-    assert assets.max_position == 128
     assert assets.add_bos
     assert (assets.chat_template, assets.template_variants) == ("D", {"tool_use": "T"})
     text = "they thought there " * 9
@@ -267,7 +278,7 @@ def test_template_in_a_json_file_of_its_own_is_found(tmp_path: Path) -> None:
 
 def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None:
     assets = load_assets(write_directory(tmp_path))
-    assert (assets.chat_template, assets.eos_token_ids, assets.max_position) == (None, (), 0)
+    assert (assets.chat_template, assets.eos_token_ids) == (None, ())
     assert assets.generation_defaults == {}
     assert not assets.add_bos
 
@@ -291,6 +302,39 @@ def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None
             "chat_template",
             id="bad-template",
         ),
+        pytest.param(
+            {"generation_config.json": '{"top_p": "0.9"}'}, "InvalidModel", "top_p", id="default-as-text"
+        ),
+        pytest.param({"generation_config.json": '{"top_p": 0}'}, "InvalidModel", "top_p", id="no-mass"),
+        pytest.param({"generation_config.json": '{"top_k": 2.5}'}, "InvalidModel", "top_k", id="half-top-k"),
+        pytest.param({"generation_config.json": '{"min_p": true}'}, "InvalidModel", "min_p", id="true-min-p"),
+        pytest.param(
+            {"generation_config.json": '{"temperature": NaN}'}, "InvalidModel", "temperature", id="nan"
+        ),
+        pytest.param(
+            {"generation_config.json": '{"repetition_penalty": 0}'},
+            "InvalidModel",
+            "repetition_penalty",
+            id="no-penalty",
+        ),
+        pytest.param(
+            {"generation_config.json": '{"eos_token_id": "2"}'},
+            "InvalidModel",
+            "generation_config.json: eos_token_id",
+            id="eos-as-text",
+        ),
+        pytest.param(
+            {"config.json": '{"eos_token_id": [1, -1]}'},
+            "InvalidModel",
+            "config.json: eos_token_id",
+            id="negative-eos",
+        ),
+        pytest.param(
+            {"tokenizer_config.json": '{"eos_token": "<|end|>", "added_tokens_decoder": {"x": []}}'},
+            "InvalidModel",
+            "added_tokens_decoder",
+            id="bad-added-tokens",
+        ),
     ],
 )
 def test_broken_directories_are_refused(
@@ -303,6 +347,21 @@ def test_broken_directories_are_refused(
         load_assets(folder)
     assert caught.value.reason == reason
     assert word in str(caught.value)
+
+
+def test_gguf_defaults_are_read_and_checked(tmp_path: Path) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    good = write_gguf_tokenizer(
+        tmp_path / "good.gguf", tokenizer, "gpt-2", sampling={"temp": 0.5, "top_k": 40, "penalty_repeat": 1.5}
+    )
+    assert load_assets(good).generation_defaults == {
+        "temperature": 0.5,
+        "top_k": 40,
+        "repetition_penalty": 1.5,
+    }
+    bad = write_gguf_tokenizer(tmp_path / "bad.gguf", tokenizer, "gpt-2", sampling={"top_p": 1.5})
+    with pytest.raises(ModelError, match=r"bad\.gguf: general\.sampling\.top_p is 1\.5"):
+        load_assets(bad)
 
 
 def test_nothing_there_is_model_not_found(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
-from stoker_runtime.model.config_values import integer, unsupported
+from stoker_runtime.model.config_values import flag, integer, number, unsupported
 from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
 
 _GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
@@ -104,7 +104,7 @@ def read_config_json(path: Path) -> Architecture:
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     """Understand a parsed config.json. Raises ModelError as read_config_json does."""
-    name = str((config.get("architectures") or [config.get("model_type")])[0])
+    name = _architecture_name(config)
     if name not in _FAMILIES:
         raise unsupported(f"architecture {name} (supported: {', '.join(_FAMILIES)})")
     family, defaults = _FAMILIES[name]
@@ -121,14 +121,28 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         num_heads=num_heads,
         num_kv_heads=integer(config, "num_key_value_heads", num_heads),
         head_dim=head_dim,
-        rms_norm_eps=float(config.get("rms_norm_eps", defaults.rms_norm_eps)),
+        rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
         max_position=integer(config, "max_position_embeddings"),
-        tied_embeddings=bool(config.get("tie_word_embeddings", defaults.tied_embeddings)),
-        stored_dtype=config.get("dtype") or config.get("torch_dtype"),
+        tied_embeddings=flag(config, "tie_word_embeddings", defaults.tied_embeddings),
+        stored_dtype=_stored_dtype(config),
         layers=layer_kinds(config, name, defaults.layers, head_dim),
         scales=_scales(config, name, hidden_size),
         experts=_experts(config, name) if family.expert_names else None,
     )
+
+
+def _architecture_name(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or [config.get("model_type")]
+    if not isinstance(names, list):
+        raise ModelError(f"the model's architectures is {names!r}, a list of names is needed")
+    return str(names[0])
+
+
+def _stored_dtype(config: Mapping[str, Any]) -> str | None:
+    name = config.get("dtype") or config.get("torch_dtype")
+    if name is not None and not isinstance(name, str):
+        raise ModelError(f"the model's dtype is {name!r}, a name is needed")
+    return name
 
 
 def _head_dim(family: Family, hidden_size: int, num_heads: int) -> int:
@@ -149,7 +163,7 @@ def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: F
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation is not None and activation not in _ACTIVATIONS[family.activation]:
         raise unsupported(f"hidden_act = {activation!r}")
-    if config.get("attention_bias") and not family.qkv_bias:
+    if flag(config, "attention_bias") and not family.qkv_bias:
         raise unsupported("attention_bias = true")
 
 
@@ -160,25 +174,30 @@ def _experts(config: Mapping[str, Any], name: str) -> ExpertSettings:
         num_experts=integer(config, count),
         num_per_token=integer(config, "num_experts_per_tok"),
         intermediate_size=integer(config, "intermediate_size" if is_mixtral else "moe_intermediate_size"),
-        normalizes_weights=is_mixtral or bool(config.get("norm_topk_prob", False)),
+        normalizes_weights=is_mixtral or flag(config, "norm_topk_prob"),
     )
 
 
 def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
     own = _OWN_FIELDS.get(name, ())
     if "embedding_multiplier" in own:
-        embedding, residual, attention, logits = (float(config.get(key, 1.0)) for key in own)
+        embedding, residual, attention, logits = (number(config, key, 1.0) for key in own)
         return Scales(embedding, residual, attention, logits=logits)
     if "query_pre_attn_scalar" not in own:
         return Scales()
     is_second = name == "Gemma2ForCausalLM"
     attention_cap, logits_cap = (
-        config.get(key, default if is_second else None)
+        _soft_cap(config, key, default if is_second else None)
         for key, default in zip(_SOFT_CAPS, (50.0, 30.0), strict=True)
     )
     return Scales(
         embedding=hidden_size**0.5,
-        attention=float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+        attention=number(config, "query_pre_attn_scalar", 256) ** -0.5,
         attention_cap=attention_cap,
         logits_cap=logits_cap,
     )
+
+
+def _soft_cap(config: Mapping[str, Any], key: str, default: float | None) -> float | None:
+    """Return a cap; null is none, which is not what leaving the field out says."""
+    return None if config.get(key, default) is None else number(config, key, default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
 from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
-from stoker_runtime.model.config_values import integer, unsupported
+from stoker_runtime.model.config_values import integer, number, unsupported
 
 _FAMILIES = {"llama": Family(), "qwen2": Family(qkv_bias=True), "qwen3": Family(qk_norm="head")}
 
@@ -35,7 +35,7 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
     for key in ("attention.value_length", "rope.dimension_count"):
         if values.get(key, head_dim) != head_dim:
             raise unsupported(f"{name}.{key} = {values[key]} with a head size of {head_dim}")
-    rope = RopeSettings(theta=float(values.get("rope.freq_base", 10000.0)), rotary_dim=head_dim)
+    rope = RopeSettings(theta=number(values, "rope.freq_base", 10000.0), rotary_dim=head_dim)
     return Architecture(
         name=name,
         family=family,
@@ -45,7 +45,7 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
         num_heads=num_heads,
         num_kv_heads=integer(values, "attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        rms_norm_eps=float(values.get("attention.layer_norm_rms_epsilon", 1e-6)),
+        rms_norm_eps=number(values, "attention.layer_norm_rms_epsilon", 1e-6),
         max_position=integer(values, "context_length"),
         tied_embeddings="output.weight" not in gguf.tensors,
         stored_dtype=None,

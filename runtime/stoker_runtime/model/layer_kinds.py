@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import LayerKind, LinearScaling, Llama3Scaling, RopeSettings
-from stoker_runtime.model.config_values import integer, unsupported
+from stoker_runtime.model.config_values import flag, integer, mapping, number, unsupported
 
 # Which layers a sliding_window is for where layer_types does not say: "all"; with use_sliding_window also all
 # ("everywhere"), those that max_window_layers leaves over ("upper") or those without rope ("ropeless"); or
@@ -62,14 +62,14 @@ def layer_kinds(
     """
     rotates = _rotates(config, defaults, integer(config, "num_hidden_layers"))
     windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates)
-    by_type = config.get("rope_parameters") or {}
+    by_type = mapping(config, "rope_parameters")
     if "full_attention" in by_type:
-        usual, local = by_type["full_attention"], by_type.get("sliding_attention") or {}
+        usual, local = mapping(by_type, "full_attention"), mapping(by_type, "sliding_attention")
     else:
-        usual, local = by_type or config.get("rope_scaling") or {}, {}
-    ropes = [_rope(usual, config.get("rope_theta"), defaults.rope_theta, config, head_dim)] * len(rotates)
+        usual, local = by_type or mapping(config, "rope_scaling"), {}
+    ropes = [_rope(usual, "rope_theta", defaults.rope_theta, config, head_dim)] * len(rotates)
     if defaults.local_rope_theta is not None:
-        own = _rope(local, config.get("rope_local_base_freq"), defaults.local_rope_theta, config, head_dim)
+        own = _rope(local, "rope_local_base_freq", defaults.local_rope_theta, config, head_dim)
         ropes = [own if is_sliding else rope for is_sliding, rope in zip(slides, ropes, strict=True)]
     sparse = _sparse(config, defaults, len(rotates))
     return tuple(
@@ -86,6 +86,8 @@ def _sparse(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int)
     if every < 1:
         raise ModelError(f"the model's decoder_sparse_step is {every}")
     dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ModelError(f"the model's mlp_only_layers is {dense!r}, a list of layers is needed")
     return [(index + 1) % every == 0 and index not in dense for index in range(num_layers)]
 
 
@@ -135,7 +137,7 @@ def _slides(
 ) -> list[bool]:
     """Which layers a window is for."""
     indices = range(len(rotates))
-    if rule is None or not config.get("use_sliding_window", rule in ("all", "pattern")):
+    if rule is None or not flag(config, "use_sliding_window", rule in ("all", "pattern")):
         return [False for _ in indices]
     if rule in ("all", "everywhere"):  # their attention does not look at layer_types
         return [True for _ in indices]
@@ -160,32 +162,40 @@ def _per_layer(key: str, values: Any, num_layers: int) -> Sequence[Any]:
 
 def _rope(
     rope: Mapping[str, Any],
-    theta: float | None,
+    theta_key: str,
     default_theta: float,
     config: Mapping[str, Any],
     head_dim: int,
 ) -> RopeSettings:
     """Read `rope_parameters` (newer files), or `rope_scaling` beside a theta of its own (older ones)."""
-    fraction = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    base = float(rope.get("rope_theta") or theta or default_theta)
-    return RopeSettings(base, int(head_dim * fraction), _rope_scaling(rope))
+    theta = _first_number(((rope, "rope_theta"), (config, theta_key)), default_theta)
+    fraction = _first_number(((rope, "partial_rotary_factor"), (config, "partial_rotary_factor")), 1.0)
+    return RopeSettings(theta, int(head_dim * fraction), _rope_scaling(rope))
+
+
+def _first_number(places: Sequence[tuple[Mapping[str, Any], str]], default: float) -> float:
+    """Return the number at the first of these places that has one."""
+    return next((number(*place) for place in places if place[0].get(place[1]) is not None), default)
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> Llama3Scaling | LinearScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    try:
-        match kind:
-            case "default":
-                return None
-            case "linear":
-                return LinearScaling(float(rope["factor"]))
-            case "llama3":
-                return Llama3Scaling(
-                    factor=float(rope["factor"]),
-                    low_freq_factor=float(rope["low_freq_factor"]),
-                    high_freq_factor=float(rope["high_freq_factor"]),
-                    original_max_position=int(rope["original_max_position_embeddings"]),
-                )
-    except KeyError as error:
-        raise ModelError(f"{kind} rope scaling lacks {error}") from error
+
+    def needed(key: str) -> float:
+        if key not in rope:
+            raise ModelError(f"{kind} rope scaling lacks {key!r}")
+        return number(rope, key)
+
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return LinearScaling(needed("factor"))
+        case "llama3":
+            return Llama3Scaling(
+                factor=needed("factor"),
+                low_freq_factor=needed("low_freq_factor"),
+                high_freq_factor=needed("high_freq_factor"),
+                original_max_position=int(needed("original_max_position_embeddings")),
+            )
     raise unsupported(f"rope scaling {kind!r} (supported: default, linear, llama3)")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from model_builders import FAMILIES, make_model, write_gguf
 
 from stoker_runtime.errors import ModelError
@@ -318,12 +321,68 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param(
             {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor", id="half-llama3"
         ),
+        pytest.param({"rms_norm_eps": "1e-5"}, "rms_norm_eps", id="number-as-text"),
+        pytest.param({"rms_norm_eps": float("nan")}, "rms_norm_eps", id="nan"),
+        pytest.param({"rope_theta": -1}, "rope_theta", id="negative-theta"),
+        pytest.param({"rope_parameters": []}, "rope_parameters", id="rope-as-list"),
+        pytest.param({"rope_scaling": "linear"}, "rope_scaling", id="rope-as-text"),
+        pytest.param(
+            {"rope_parameters": {"full_attention": 1}}, "full_attention", id="rope-by-type-as-number"
+        ),
+        pytest.param({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor", id="factor-as-text"),
+        pytest.param({"architectures": "LlamaForCausalLM"}, "architectures", id="architectures-as-text"),
+        pytest.param({"tie_word_embeddings": "true"}, "tie_word_embeddings", id="flag-as-text"),
+        pytest.param({"torch_dtype": 16}, "dtype", id="dtype-as-number"),
+        pytest.param({"partial_rotary_factor": "half"}, "partial_rotary_factor", id="part-as-text"),
+        pytest.param({"hidden_size": 2**70}, "hidden_size", id="beyond-any-size"),
     ],
 )
 def test_broken_configurations_are_refused(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(ModelError, match=word) as caught:
         architecture_from_config(config(**fields))
     assert caught.value.reason == "InvalidModel"
+
+
+def test_a_null_where_a_number_belongs_is_refused() -> None:
+    with pytest.raises(ModelError, match="rms_norm_eps is None"):
+        architecture_from_config({**config(), "rms_norm_eps": None})
+
+
+_FIELDS = (
+    *("architectures", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "hidden_act"),
+    *("tie_word_embeddings", "torch_dtype", "attention_bias", "layer_types", "sliding_window"),
+    *("use_sliding_window", "partial_rotary_factor", "query_pre_attn_scalar", "attn_logit_softcapping"),
+    *("mlp_only_layers", "num_experts", "no_rope_layers", "max_window_layers", "quantization_config"),
+    *("embedding_multiplier", "norm_topk_prob", "rope_local_base_freq", "decoder_sparse_step"),
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.sampled_from(["", "linear", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["rope_type", "factor", "full_attention", "rope_theta"]), inner, max_size=3
+        )
+    ),
+    max_leaves=4,
+)
+_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "GraniteForCausalLM",
+    "Gemma3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+
+
+@given(
+    name=st.sampled_from(_ARCHITECTURES),
+    fields=st.dictionaries(st.sampled_from(_FIELDS), _JSON, min_size=1, max_size=3),
+)
+def test_whatever_a_field_holds_it_is_read_or_refused(name: str, fields: dict[str, Any]) -> None:
+    base = {**config(**QWEN3_MOE, hidden_act=None), "architectures": [name], "head_dim": 16}
+    with contextlib.suppress(ModelError):
+        architecture_from_config({**base, **fields})
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

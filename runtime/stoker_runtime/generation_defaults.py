@@ -1,0 +1,80 @@
+"""What a model's own files say of generation: sampling defaults and end-of-sequence tokens, checked. Pure.
+
+A wrong value here would surface with the first request, in the engine, where it ends the process: so it is
+refused while the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stoker_runtime.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """The numbers that a sampling parameter may be."""
+
+    lowest: float
+    highest: float
+    excludes_lowest: bool = False
+    is_whole: bool = False
+
+    def holds(self, value: object) -> bool:
+        """Whether the value is a number in the range."""
+        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
+            return False
+        return self.lowest <= value <= self.highest and not (self.excludes_lowest and value == self.lowest)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_whole else "a number"
+        if self.excludes_lowest:
+            return f"{kind} above {self.lowest:g} and at most {self.highest:g}"
+        return f"{kind} from {self.lowest:g} to {self.highest:g}"
+
+
+# As wide as the request fields of the same names, but for the temperature: a model may know itself better.
+_RANGES = {
+    "temperature": _Range(0, 100),
+    "top_p": _Range(0, 1, excludes_lowest=True),
+    "top_k": _Range(-1, 2**31 - 1, is_whole=True),
+    "min_p": _Range(0, 1),
+    "repetition_penalty": _Range(0.01, 100),
+}
+SAMPLING_DEFAULTS = tuple(_RANGES)
+
+
+def sampling_defaults(values: Mapping[str, Any], keys: Mapping[str, str], source: str) -> dict[str, float]:
+    """Return the sampling defaults that a file gives, by the names of the request fields.
+
+    Args:
+        values: what the file holds; null stands for no default.
+        keys: the file's own name of each parameter in SAMPLING_DEFAULTS that it may give.
+        source: the file, for errors.
+
+    Raises:
+        ModelError: a value that no request could have; names the file and the field.
+    """
+    found = {}
+    for key, name in keys.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        if not _RANGES[name].holds(value):
+            raise ModelError(f"{source}: {key} is {value!r}; {_RANGES[name]} is needed")
+        found[name] = value
+    return found
+
+
+def token_ids(value: Any, key: str, source: str) -> list[int]:
+    """Return the token ids of a field that holds one, a list of them or nothing.
+
+    Raises:
+        ModelError: it holds something else; names the file and the field.
+    """
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
+        raise ModelError(f"{source}: {key} is {value!r}; a token id or a list of them is needed")
+    return ids
