@@ -199,7 +199,7 @@ def test_gguf_prompts_get_bos_and_eos_as_the_file_says(tmp_path: Path) -> None:
     ],
 )
 def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
-    keys: dict[str, str], word: str, tmp_path: Path
+    keys: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
     tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
     path = write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, **{"pre": "gpt-2", **keys})

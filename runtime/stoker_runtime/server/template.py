@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
-from jinja2 import filters
-from jinja2.ext import loopcontrols
+from jinja2 import filters, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -55,7 +56,9 @@ class ChatTemplate:
         self._environment = _Environment(limit_s)
         self._environment.globals["strftime_now"] = lambda form: now().strftime(form)
         self._template = self._environment.from_string(source)
-        self._variables = dict(variables)
+        self._reads = meta.find_undeclared_variables(self._environment.parse(source))
+        # Templates ask whether they are none rather than whether they are defined.
+        self._variables = {"tools": None, "documents": None, **variables}
         self._max_chars = max_chars
         self._knows_developer = "developer" in source
 
@@ -76,19 +79,43 @@ class ChatTemplate:
             extra: further variables, such as enable_thinking.
 
         Raises:
-            RequestError: 400; the template refuses these messages, or takes too long, or gives too much text.
+            RequestError: 400; the template refuses these messages, takes too long, gives too much text, or
+                does not look at something that the client gave.
         """
+        unread = sorted(set(extra or {}) - self._reads)
+        if unread:
+            raise RequestError(
+                f"`chat_template_kwargs` sets {unread[0]!r}, which this model's chat template does not read",
+                param="chat_template_kwargs",
+                code="invalid_value",
+            )
         if not self._knows_developer:
             messages = [
                 {**message, "role": "system"} if message["role"] == "developer" else message
                 for message in messages
             ]
-        variables = {**self._variables, **(extra or {}), "messages": [dict(message) for message in messages]}
+        variables = {
+            **self._variables,
+            **(extra or {}),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        text = self._text(variables, messages)
+        named = next((index for index, message in enumerate(messages) if "name" in message), None)
+        if named is not None and text == self._text(variables, [_nameless(message) for message in messages]):
+            param = f"messages[{named}].name"
+            raise RequestError(
+                f"`{param}` has no effect with this model's chat template; leave it out",
+                param=param,
+                code="invalid_value",
+            )
+        return text
+
+    def _text(self, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
         parts: list[str] = []
         num_chars = 0
         self._environment.start()
         try:
-            for part in self._template.generate(**variables, add_generation_prompt=add_generation_prompt):
+            for part in self._template.generate(variables, messages=[dict(message) for message in messages]):
                 self._environment.check()
                 parts.append(part)
                 num_chars += len(part)
@@ -104,13 +131,30 @@ class ChatTemplate:
         return "".join(parts)
 
 
+def _nameless(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "name"}
+
+
+class _Generation(Extension):
+    """The tag that marks what an assistant generated, for training; here it marks nothing."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return the block's own content, in a scope of its own as the original has it."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Counts time at every attribute, item and call, and refuses to multiply texts to a huge size."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False)
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], autoescape=False
+        )
         self._limit_s = limit_s
         self._thread = threading.local()
         # Filters make large texts out of small ones without a call that the sandbox sees.

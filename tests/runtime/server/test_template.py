@@ -31,6 +31,43 @@ def test_the_example_models_template_renders_as_transformers_does() -> None:
     assert text == want[0]
 
 
+TRANSFORMERS_TEMPLATES = [
+    pytest.param(
+        "{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}{% endgeneration %}{{ x }}"
+        "{% endfor %}",
+        id="generation-tag",
+    ),
+    pytest.param("{{ tools is none }}{{ documents is none }}{{ tools is defined }}", id="no-tools"),
+    pytest.param("{% if tools is not none %}{{ tools | length }}{% endif %}x", id="tools-compared-with-none"),
+]
+
+
+@pytest.mark.parametrize("source", TRANSFORMERS_TEMPLATES)
+def test_what_templates_count_on_is_there_as_in_transformers(source: str) -> None:
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+
+    want, _ = transformers.render_jinja_template(conversations=[HELLO], chat_template=source)
+
+    assert ChatTemplate(source, {}).render(HELLO, add_generation_prompt=False) == want[0]
+
+
+def test_a_value_that_the_template_never_reads_is_refused_by_name() -> None:
+    source = "{% if thinking is not defined %}{% set thinking = true %}{% endif %}{{ thinking }}"
+
+    assert render(source, thinking=False) == "False"
+    with pytest.raises(RequestError, match="'colour'") as caught:
+        render(source, thinking=False, colour="red")
+    assert (caught.value.status, caught.value.param) == (400, "chat_template_kwargs")
+
+
+def test_a_name_that_changes_nothing_is_refused() -> None:
+    messages = [*HELLO, {"role": "user", "content": "x", "name": "ann"}]
+
+    with pytest.raises(RequestError, match="no effect") as caught:
+        render(CHATML, messages)
+    assert (caught.value.status, caught.value.param) == (400, "messages[1].name")
+
+
 def test_the_template_sees_special_tokens_extra_variables_and_the_generation_prompt() -> None:
     source = "{{ bos_token }}{{ messages[0].content }}{{ enable_thinking }}{{ add_generation_prompt }}"
 
