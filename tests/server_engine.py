@@ -271,10 +271,13 @@ async def running_stack(
 
 
 @asynccontextmanager
-async def listening(stack: Stack) -> AsyncIterator[str]:
+async def listening(stack: Stack, **settings: object) -> AsyncIterator[str]:
     """Serve a stack on a loopback port, as the process does; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = HttpServer(uvicorn_config(stack.serving))
+        config = uvicorn_config(stack.serving)
+        for name, value in settings.items():
+            setattr(config, name, value)
+        server = HttpServer(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)
         try:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import uvicorn
 
 from stoker_runtime.server.app import create_app
+from stoker_runtime.server.connection import Connection
 from stoker_runtime.server.serving import Serving
 
 # Longer than a proxy's or client's own limit as a rule, so that they close idle connections, not we: a
@@ -33,7 +34,7 @@ def uvicorn_config(serving: Serving) -> uvicorn.Config:
     """Return how HTTP is served."""
     return uvicorn.Config(
         create_app(serving),
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

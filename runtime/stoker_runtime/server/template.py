@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import filters, meta, nodes
@@ -138,7 +138,7 @@ def _nameless(message: Mapping[str, Any]) -> dict[str, Any]:
 class _Generation(Extension):
     """The tag that marks what an assistant generated, for training; here it marks nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  the parent declares it so
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Return the block's own content, in a scope of its own as the original has it."""

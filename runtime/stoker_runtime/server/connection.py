@@ -1,0 +1,180 @@
+"""One HTTP connection: uvicorn's, with limits on a request's head and with OpenAI's error bodies.
+
+What is refused here never becomes a request: bytes that are no HTTP, a head that is too large or too slow,
+and requests that are sent before the one before them is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from stoker_runtime.errors import RequestError
+from stoker_runtime.server.problems import error_response
+
+# Request line and headers; a long list of cookies and tokens is a tenth of it.
+MAX_HEAD_BYTES = 64 * 1024
+# From the first byte of a request to the end of its headers.
+HEAD_LIMIT_S = 30.0
+# A connection closed over bytes that nobody read is reset, and with it goes the answer.
+_LINGER_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class _Refused(Exception):
+    """Ends the parsing of a connection; what is answered is noted elsewhere."""
+
+
+class Connection(HttpToolsProtocol):
+    """See the module. One request at a time, so that a client that leaves is noticed while it is served."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_in_head = True  # between two requests, too
+        self._num_head_bytes = 0  # as received
+        self._num_parsed_bytes = 0  # of the target and of whole headers, those behind a chunked body as well
+        self._is_deaf = False
+        self._refusal: RequestError | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Close a connection that asks nothing as one that asks nothing more."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of the timers."""
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, unless nothing that comes is of interest any more."""
+        if self._is_deaf:
+            return  # still read: it is how the end of the connection shows
+        self._unset_keepalive_if_required()
+        if self._is_in_head:
+            self._start_head_timer()
+            self._num_head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no other protocol is spoken here: the request is answered as it is
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or _no_http())
+        # The parser keeps a header to itself until its last byte is there.
+        if self._is_in_head and self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_head_too_large())
+
+    def on_message_begin(self) -> None:
+        """Stop at a request that does not wait for the answer to the one before it.
+
+        Answering it would mean to stop reading until then, and a connection that nobody reads from does not
+        tell that its client has left. A client that sends ahead has to send again what was not answered.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            raise _Refused
+        self._num_parsed_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request's target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or one that follows a chunked body."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request."""
+        self._is_in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Wait for the next request."""
+        self._is_in_head = True
+        self._num_head_bytes = 0
+        super().on_message_complete()
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what is no request, in OpenAI's form, and close the connection. The first error stands."""
+        if self._is_deaf:
+            return
+        self._is_deaf = True
+        self._stop_head_timer()
+        cycle = None if self.cycle is None or self.cycle.response_complete else self.cycle
+        if cycle is not None and not cycle.more_body:
+            cycle.keep_alive = False  # what runs is answered first, and nothing follows
+            return
+        if cycle is not None:
+            cycle.disconnected = True  # its body will never be whole
+            cycle.message_event.set()
+        if cycle is not None and cycle.response_started:
+            self.transport.close()
+            return
+        self.transport.write(_answer(error))
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_parsed_bytes += num_bytes
+        if self._num_parsed_bytes > MAX_HEAD_BYTES:
+            self._refusal = _head_too_large()
+            raise _Refused
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_LIMIT_S, self._on_slow_head)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_slow_head(self) -> None:
+        self._head_timer = None
+        self._refuse(
+            RequestError(
+                f"the request's headers were not complete within {HEAD_LIMIT_S:g} s; send them at once",
+                status=408,
+                code="request_timeout",
+            )
+        )
+
+
+def _no_http() -> RequestError:
+    return RequestError("this is no HTTP/1.1 request; see RFC 9112", code="invalid_http")
+
+
+def _head_too_large() -> RequestError:
+    return RequestError(
+        f"the request line and its headers are larger than {MAX_HEAD_BYTES} bytes, the limit of this server",
+        status=431,
+        code="headers_too_large",
+    )
+
+
+def _answer(error: RequestError) -> bytes:
+    """Return a whole HTTP response."""
+    request_id = uuid.uuid4().hex
+    logger.info(
+        "refused a connection's bytes",
+        extra={"request_id": request_id, "status": error.status, "error": error.code},
+    )
+    response = error_response(error, headers={"x-request-id": request_id, "connection": "close"})
+    headers = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return STATUS_LINE[error.status] + headers + b"\r\n" + bytes(response.body)
