@@ -93,6 +93,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     num_waiting: int = 0
     num_running: int = 0
+    num_in_step: int = 0  # requests that the latest step computed; some have ended with it
     kv_usage: float = 0.0  # used blocks / all blocks, 0..1; cached but unreferenced blocks count as free
     num_preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up

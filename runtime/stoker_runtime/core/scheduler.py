@@ -56,6 +56,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._prefix_queries = 0
         self._prefix_hits = 0
+        self._num_in_step = 0
         self._num_steps = 0
         self._num_scheduled_tokens = 0
 
@@ -103,6 +104,7 @@ class Scheduler:
         if self._num_preemptions == num_preemptions:
             items += self._admit(self._budget - sum(len(item.token_ids) for item in items))
         plan = StepPlan(items)
+        self._num_in_step = len(items)
         self._num_steps += bool(items)
         self._num_scheduled_tokens += plan.num_tokens
         return plan
@@ -134,6 +136,7 @@ class Scheduler:
         return EngineStats(
             num_waiting=len(self._waiting),
             num_running=len(self._running),
+            num_in_step=self._num_in_step,
             kv_usage=1.0 - self._pool.num_free / self._pool.num_blocks,
             num_preemptions=self._num_preemptions,
             prefix_queries=self._prefix_queries,

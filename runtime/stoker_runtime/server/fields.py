@@ -53,8 +53,9 @@ class Only:
         }
 
     def _check(self, value: object) -> object:
-        # The type counts, too: to Python, True is 1.
-        if any(type(value) is type(allowed) and value == allowed for allowed in self._values):
+        # To Python, True is 1; in JSON it is not, while 1 and 1.0 are one number.
+        is_bool = isinstance(value, bool)
+        if any(value == allowed and isinstance(allowed, bool) is is_bool for allowed in self._values):
             return value
         raise PydanticCustomError("unsupported", "is not supported by this server; leave it out")
 

@@ -56,11 +56,8 @@ def add_requests(generation: Generation, name: str, max_model_len: int, arrival_
 
 def _choice_sampling(sampling: SamplingParams, number: int, room: int) -> SamplingParams:
     """Keep a choice within the model's length, and give each choice of one prompt a seed of its own."""
-    max_tokens = min(sampling.max_tokens, room)
     seed = None if sampling.seed is None else (sampling.seed + number) % 2**63
-    return msgspec.structs.replace(
-        sampling, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens), seed=seed
-    )
+    return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room), seed=seed)
 
 
 @dataclass(frozen=True, slots=True)

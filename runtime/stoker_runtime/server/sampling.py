@@ -11,6 +11,8 @@ from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBod
 DEFAULT_COMPLETION_TOKENS = 16
 # Dividing logits by less than this overflows; the distribution is a single token well before.
 _GREEDY_BELOW = 1e-5
+# Tokens and log-probabilities of one HTTP request. Each takes some hundred bytes until it is sent.
+MAX_VALUES = 2**22
 
 
 def completion_sampling(
@@ -42,6 +44,51 @@ def chat_sampling(
     return _sampling(
         body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None, defaults, vocab_size
     )
+
+
+def check_room(body: SamplingBody, num_prompt_tokens: int, max_model_len: int) -> None:
+    """Refuse an answer that is longer than what its prompt leaves of the model's length.
+
+    Args:
+        body: the request; a limit that it does not give is cut to the room there is.
+        num_prompt_tokens: of its longest prompt.
+        max_model_len: tokens that prompt and answer may have together.
+
+    Raises:
+        RequestError: 400, context_length_exceeded.
+    """
+    room = max_model_len - num_prompt_tokens
+    for param in ("max_completion_tokens", "max_tokens", "min_tokens"):
+        wanted = getattr(body, param, None)
+        if wanted is not None and wanted > room:
+            raise RequestError(
+                f"`{param}` is {wanted}, but a prompt of {num_prompt_tokens} tokens leaves room for {room}: "
+                f"prompt and answer together may have {max_model_len}",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+
+def check_size(num_choices: int, sampling: SamplingParams, room: int) -> None:
+    """Refuse an answer that would fill the server's memory.
+
+    Args:
+        num_choices: prompts times n.
+        sampling: of each.
+        room: tokens that the model's length leaves to each.
+
+    Raises:
+        RequestError: 400.
+    """
+    per_token = 1 if sampling.logprobs is None else 2 + sampling.logprobs
+    num_values = num_choices * min(sampling.max_tokens, room) * per_token
+    if num_values > MAX_VALUES:
+        raise RequestError(
+            f"`n`, `max_tokens` and `logprobs` allow an answer of {num_values} tokens and log-probabilities; "
+            f"lower one of them: an answer may have {MAX_VALUES}",
+            param="max_tokens",
+            code="invalid_value",
+        )
 
 
 def _sampling(

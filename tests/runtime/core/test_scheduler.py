@@ -365,3 +365,13 @@ def test_stats_count_steps_and_tokens() -> None:
     stats = scheduler.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (1, 0, 0.25)
     assert (stats.num_steps, stats.num_scheduled_tokens) == (2, 6)
+
+
+def test_stats_tell_how_many_a_step_computed_though_they_ended_with_it() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for name in ("a", "b", "c"):
+        add(scheduler, 3, request_id=name, max_tokens=1)
+    step(scheduler)
+
+    stats = scheduler.stats()
+    assert (stats.num_in_step, stats.num_running, stats.num_waiting) == (2, 0, 1)

@@ -56,12 +56,6 @@ def test_a_generation_becomes_one_request_per_prompt_and_choice() -> None:
     assert {request.arrival_s for request in requests} == {1.5}
 
 
-def test_min_tokens_never_exceed_the_room_left() -> None:
-    generation = make_generation(sampling=make_sampling(max_tokens=50, min_tokens=30))
-
-    assert add_requests(generation, "job", 10, 0.0)[0].sampling.min_tokens == 7
-
-
 def test_without_a_seed_the_engine_draws_one_per_choice() -> None:
     requests = add_requests(make_generation(n=2), "job", 20, 0.0)
 

@@ -7,7 +7,7 @@ import pytest
 from stoker_runtime.errors import RequestError
 from stoker_runtime.messages import SamplingParams
 from stoker_runtime.server.protocol import ChatBody, CompletionBody
-from stoker_runtime.server.sampling import chat_sampling, completion_sampling
+from stoker_runtime.server.sampling import MAX_VALUES, chat_sampling, check_size, completion_sampling
 
 
 def completion(**fields: Any) -> SamplingParams:
@@ -121,3 +121,12 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], par
     with pytest.raises(RequestError) as caught:
         completion(**fields)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_an_answer_that_would_fill_the_memory_is_refused() -> None:
+    check_size(1, SamplingParams(max_tokens=2**17, logprobs=20), room=2**17)
+    check_size(512, SamplingParams(max_tokens=10**9), room=MAX_VALUES // 512)
+    for num_choices, logprobs, room in ((8, 20, 2**17), (512, None, MAX_VALUES // 512 + 1)):
+        with pytest.raises(RequestError, match="`n`, `max_tokens` and `logprobs`") as caught:
+            check_size(num_choices, SamplingParams(max_tokens=10**9, logprobs=logprobs), room)
+        assert (caught.value.status, caught.value.param) == (400, "max_tokens")
