@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
 
 from stoker_runtime.config import LogLevel
+
+# The x-request-id of the HTTP request that is being answered; every line that is logged meanwhile carries it.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    """Put the id of the request that is being answered into a line, if there is one. A logging filter."""
+    current = request_id.get()
+    if current is not None and not hasattr(record, "request_id"):
+        record.request_id = current
+    return True
 
 
 def configure(level: LogLevel, process: str) -> None:
@@ -27,4 +39,5 @@ def configure(level: LogLevel, process: str) -> None:
             timestamp="time",
         )
     )
+    handler.addFilter(add_request_id)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

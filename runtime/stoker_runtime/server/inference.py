@@ -14,8 +14,8 @@ from stoker_runtime.server.generation import Generation
 from stoker_runtime.server.prompt import TextRoom, check_length, check_token_ids
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody
 from stoker_runtime.server.respond import respond
-from stoker_runtime.server.sampling import chat_sampling, completion_sampling
-from stoker_runtime.server.serving import Serving
+from stoker_runtime.server.sampling import chat_sampling, check_room, check_size, completion_sampling
+from stoker_runtime.server.serving import Record, Serving
 from stoker_runtime.server.wire import ChatShape, CompletionShape, Head, Shape
 
 
@@ -24,7 +24,7 @@ async def complete(serving: Serving, request: Request) -> Response:
     body = await read_body(request, CompletionBody, serving.config.max_request_bytes)
     text, ready = _opened(serving, request, body)
     sampling = completion_sampling(body, text.assets.generation_defaults, ready.vocab_size)
-    prompts = await _prompt_ids(text, body.prompt, ready.vocab_size)
+    prompts = await _prompt_ids(text, body.prompt, ready.vocab_size, serving.max_model_len)
     for prompt in prompts:
         check_length(len(prompt), serving.max_model_len, "prompt")
     shape = CompletionShape(
@@ -41,7 +41,9 @@ async def chat(serving: Serving, request: Request) -> Response:
     body = await read_body(request, ChatBody, serving.config.max_request_bytes)
     text, ready = _opened(serving, request, body)
     sampling = chat_sampling(body, text.assets.generation_defaults, ready.vocab_size, serving.max_model_len)
-    prompt = await text.chat_ids(body.messages, extra=body.chat_template_kwargs)
+    prompt = await text.chat_ids(
+        body.messages, extra=body.chat_template_kwargs, max_tokens=serving.max_model_len
+    )
     check_length(len(prompt), serving.max_model_len, "messages")
     shape = ChatShape(
         _head(serving, "chatcmpl"),
@@ -53,7 +55,8 @@ async def chat(serving: Serving, request: Request) -> Response:
 
 
 def _opened(serving: Serving, request: Request, body: SamplingBody) -> tuple[TextRoom, EngineReady]:
-    request.state.record.user = body.user
+    record: Record = request.state.record
+    record.user, record.metadata = body.user, body.metadata
     serving.check_model(body.model)
     return serving.loaded()
 
@@ -67,13 +70,14 @@ def _include_usage(body: SamplingBody) -> bool:
 
 
 async def _prompt_ids(
-    text: TextRoom, prompts: list[str] | list[list[int]], vocab_size: int
+    text: TextRoom, prompts: list[str] | list[list[int]], vocab_size: int, max_model_len: int
 ) -> list[list[int]]:
     """Return the tokens of each prompt; prompts that came as tokens are checked."""
     token_lists = [prompt for prompt in prompts if isinstance(prompt, list)]
     for token_ids in token_lists:
         check_token_ids(token_ids, vocab_size, "prompt")
-    return token_lists or await text.prompt_ids([prompt for prompt in prompts if isinstance(prompt, str)])
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return token_lists or await text.prompt_ids(texts, max_tokens=max_model_len)
 
 
 def _generation(body: SamplingBody, prompts: list[list[int]], sampling: SamplingParams) -> Generation:
@@ -91,7 +95,10 @@ def _generation(body: SamplingBody, prompts: list[list[int]], sampling: Sampling
 async def _generate(
     serving: Serving, request: Request, body: SamplingBody, generation: Generation, shape: Shape
 ) -> Response:
-    answer = serving.start(generation, request.state.arrival_s)
+    longest = max(map(len, generation.prompts))
+    check_room(body, longest, serving.max_model_len)
+    check_size(generation.num_choices, generation.sampling, serving.max_model_len - longest)
+    answer = serving.start(generation, request.state.record, request.state.arrival_s)
     return await respond(
         request, answer, shape, is_stream=bool(body.stream), include_usage=_include_usage(body)
     )

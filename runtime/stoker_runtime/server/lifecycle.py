@@ -114,8 +114,8 @@ class _Process:
         from stoker_runtime.server.prompt import TextRoom
         from stoker_runtime.tokenizer_files import load_assets
 
-        assets = await asyncio.to_thread(load_assets, self._engine_config.model)
-        serving.text = TextRoom(assets)
+        path = self._engine_config.model
+        serving.text = await asyncio.to_thread(lambda: TextRoom(load_assets(path)))
         await serving.client.is_ready.wait()
         ready = serving.client.ready
         assert ready is not None
@@ -165,7 +165,7 @@ class _Process:
         Raises:
             StokerError: the engine died meanwhile.
         """
-        from stoker_runtime.server.problems import unavailable
+        from stoker_runtime.server.problems import shutting_down
 
         config, client = self._config, serving.client
         serving.is_draining = True
@@ -173,11 +173,12 @@ class _Process:
         await _first_of(config.shutdown_delay_s, client.is_dead, self._is_hurried)
         http.close_listeners()
         await _first_of(config.drain_timeout_s, serving.is_idle, self._is_hurried)
+        serving.is_closed = True
         if client.dead is not None:
             raise cause_of_death(client)
         if not serving.is_idle.is_set():
             logger.warning("giving up requests in flight", extra={"in_flight": serving.in_flight})
-            client.fail_all(unavailable("the server is shutting down", "shutting_down"))
+            client.fail_all(shutting_down())
             await _first_of(_LAST_WORDS_S, serving.is_idle)
         logger.info("drained")
 

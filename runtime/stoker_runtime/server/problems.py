@@ -36,6 +36,8 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     all_headers = dict(headers or {})
     if error.retry_after_s is not None:
         all_headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 408:
+        all_headers["connection"] = "close"  # the rest of the request may still come, at whatever pace
     return Response(
         msgspec.json.encode(error_body(error)),
         status_code=error.status,
@@ -64,6 +66,18 @@ def unavailable(message: str, code: str, *, retry_after_s: int = 1) -> RequestEr
     return RequestError(
         message, status=503, error_type="server_error", code=code, retry_after_s=retry_after_s
     )
+
+
+def queue_full(message: str) -> RequestError:
+    """Return a 429 for what may work a little later."""
+    return RequestError(
+        message, status=429, error_type="rate_limit_error", code="queue_full", retry_after_s=1
+    )
+
+
+def shutting_down() -> RequestError:
+    """Return what clients learn of a request that comes or runs on past the drain."""
+    return unavailable("the server is shutting down", "shutting_down")
 
 
 def engine_dead(error: EngineDead) -> RequestError:

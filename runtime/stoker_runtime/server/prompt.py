@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # About a millisecond of tokenizing; a thread costs a fraction of that.
 INLINE_CHARS = 4096
+# What the template costs for one message, however short, in characters of tokenizing.
+_MESSAGE_CHARS = 64
 
 
 class TextRoom:
@@ -38,11 +40,20 @@ class TextRoom:
         self.assets = assets
         self.token_bytes = TokenBytes(assets.tokenizer)
         self._template, self._no_template_reason = _compile(assets)
+        self._longest_token = max(map(len, assets.tokenizer.get_vocab()), default=1)
         # One at a time: a second tokenizing thread would only take its core from the engine.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
 
-    async def prompt_ids(self, prompts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Return the tokens of each plain prompt."""
+    async def prompt_ids(
+        self, prompts: Sequence[str], *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Return the tokens of each plain prompt.
+
+        Raises:
+            RequestError: 400; a prompt is too long for max_tokens, which shows before it is tokenized.
+        """
+        for prompt in prompts:
+            self._check_text(prompt, max_tokens, "prompt")
         num_chars = sum(len(prompt) for prompt in prompts)
         return await self._run(num_chars, lambda: self._encode(prompts, add_special_tokens))
 
@@ -53,11 +64,13 @@ class TextRoom:
         add_generation_prompt: bool = True,
         add_special_tokens: bool = False,
         extra: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Return the tokens of messages as the chat template renders them. It writes special tokens itself.
 
         Raises:
-            RequestError: 400; the model has no chat template, or the template refuses the messages.
+            RequestError: 400; the model has no chat template, the template refuses the messages, or they are
+                too long for max_tokens, which shows before they are tokenized.
         """
         template = self._template
         if template is None:
@@ -68,9 +81,11 @@ class TextRoom:
 
         def render_and_encode() -> list[int]:
             text = template.render(plain, add_generation_prompt=add_generation_prompt, extra=extra)
+            self._check_text(text, max_tokens, "messages")
             return self._encode([text], add_special_tokens)[0]
 
-        return await self._run(sum(len(message.content) for message in messages), render_and_encode)
+        size = sum(len(message.content) + _MESSAGE_CHARS for message in messages)
+        return await self._run(size, render_and_encode)
 
     async def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""
@@ -81,6 +96,16 @@ class TextRoom:
         """Return how the vocabulary writes each token; None for an id it leaves unused."""
         name = self.assets.tokenizer.id_to_token
         return await self._run(len(token_ids), lambda: [name(token_id) for token_id in token_ids])
+
+    def _check_text(self, text: str, max_tokens: int | None, param: str) -> None:
+        """Refuse a text that is too long even if it consisted of the vocabulary's longest token."""
+        if max_tokens is not None and len(text) > max_tokens * self._longest_token:
+            raise RequestError(
+                f"`{param}` has {len(text)} characters, which is more than {max_tokens} tokens, "
+                "all that prompt and answer together may have",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         # The batch call lets go of the interpreter lock while it works; the single one does not.

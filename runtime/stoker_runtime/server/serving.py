@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
 
 from stoker_runtime.config import ServerConfig
 from stoker_runtime.errors import EngineDead, RequestError
@@ -14,8 +15,11 @@ from stoker_runtime.messages import EngineReady
 from stoker_runtime.server.client import EngineClient, Ticket
 from stoker_runtime.server.generation import Choice, Delta, Generation, Usage, add_requests, usage
 from stoker_runtime.server.metrics import Metrics, RequestTimer
-from stoker_runtime.server.problems import engine_dead, unavailable
+from stoker_runtime.server.problems import engine_dead, queue_full, shutting_down, unavailable
 from stoker_runtime.server.prompt import TextRoom
+
+# What a request's limits depend on: "tokens" are /tokenize and /detokenize.
+Purpose = Literal["inference", "tokens", "operations"]
 
 
 class Serving:
@@ -34,10 +38,14 @@ class Serving:
         self.metrics = Metrics(config.served_model_names[0], lambda: client.stats, lambda: client.ready)
         self.text: TextRoom | None = None  # set once the tokenizer is loaded
         self.is_draining = False
+        self.is_closed = False  # the drain is over: nothing more is started
         self.in_flight = 0  # HTTP inference requests not yet fully answered
         self.is_idle = asyncio.Event()
         self.is_idle.set()
         self.started_at = int(time.time())
+        self._preparing: set[Record] = set()  # inference requests that the engine has not got yet
+        self._num_tokenizing = 0  # requests of the token routes
+        self._serials = count()
 
     @property
     def not_ready_reason(self) -> str | None:
@@ -86,16 +94,33 @@ class Serving:
                 code="model_not_found",
             )
 
-    def entered(self) -> None:
-        """Count an inference request in."""
-        self.in_flight += 1
-        self.is_idle.clear()
+    def refusal(self, purpose: Purpose) -> RequestError | None:
+        """Return why a request is turned away before its body is read; None lets it in."""
+        limit = self.config.max_queue
+        if purpose == "inference" and self._num_waiting(len(self._preparing) + 1) > limit:
+            return queue_full(f"{limit} requests are waiting already; try again a little later")
+        if purpose == "tokens" and self._num_tokenizing >= limit:
+            return queue_full(f"{limit} texts are being tokenized already; try again a little later")
+        return None
 
-    def left(self) -> None:
-        """Count an inference request out, once it is fully answered or its client is gone."""
-        self.in_flight -= 1
-        if self.in_flight == 0:
-            self.is_idle.set()
+    def entered(self, purpose: Purpose, record: Record) -> None:
+        """Count a request in."""
+        if purpose == "tokens":
+            self._num_tokenizing += 1
+        if purpose == "inference":
+            self.in_flight += 1
+            self.is_idle.clear()
+            self._preparing.add(record)
+
+    def left(self, purpose: Purpose, record: Record) -> None:
+        """Count a request out, once it is fully answered or its client is gone."""
+        if purpose == "tokens":
+            self._num_tokenizing -= 1
+        if purpose == "inference":
+            self.in_flight -= 1
+            self._preparing.discard(record)
+            if self.in_flight == 0:
+                self.is_idle.set()
 
     def admit(self, num_requests: int) -> None:
         """Refuse what would have to wait behind a full queue.
@@ -103,38 +128,43 @@ class Serving:
         Raises:
             RequestError: 429, with a Retry-After; 400 for a request that alone is more than the queue takes.
         """
-        stats, limit = self.client.stats, self.config.max_queue
+        limit = self.config.max_queue
         if num_requests > self.max_running + limit:
             raise RequestError(
                 f"prompts times `n` is {num_requests}; at most {self.max_running + limit} may run and wait",
                 param="n",
                 code="invalid_value",
             )
-        # While nobody waits, the engine may take as many as it can run; once it lets some wait, what it runs
-        # now is all it can.
-        running = stats.num_running if stats.num_waiting else self.max_running
-        if self.client.num_live + num_requests - running > limit:
-            raise RequestError(
-                f"{limit} requests are waiting already; try again a little later",
-                status=429,
-                error_type="rate_limit_error",
-                code="queue_full",
-                retry_after_s=1,
-            )
+        if self._num_waiting(num_requests) > limit:
+            raise queue_full(f"{limit} requests are waiting already; try again a little later")
 
-    def start(self, generation: Generation, arrival_s: float) -> Answer:
+    def _num_waiting(self, num_new: int) -> int:
+        """Return how many engine requests would wait if so many more came."""
+        stats = self.client.stats
+        # While nobody waits, the engine may take as many as it can run; once it lets some wait, what its last
+        # step computed is all it can. What has ended in that step leaves its place to those that wait.
+        running = max(stats.num_running, stats.num_in_step) if stats.num_waiting else self.max_running
+        return self.client.num_live + num_new - running
+
+    def start(self, generation: Generation, record: Record, arrival_s: float) -> Answer:
         """Send a generation to the engine.
 
         Args:
             generation: what to generate.
+            record: of the HTTP request; its id names the engine's requests.
             arrival_s: time.monotonic() when the HTTP request came.
 
         Raises:
             RequestError: 429 or 400, see admit; 503 when there is no engine.
         """
         text, _ = self.loaded()
+        if self.is_closed:
+            raise shutting_down()
         self.admit(generation.num_choices)
-        requests = add_requests(generation, uuid.uuid4().hex, self.max_model_len, arrival_s)
+        self._preparing.discard(record)
+        # Clients may give two requests one id; the engine must not see it twice.
+        name = f"{record.request_id}.{next(self._serials)}"
+        requests = add_requests(generation, name, self.max_model_len, arrival_s)
         try:
             ticket = self.client.submit(requests)
         except EngineDead as error:
@@ -146,11 +176,13 @@ class Serving:
         return Answer(generation, ticket, choices, timers)
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """What the log line at a request's end tells."""
 
+    request_id: str
     user: str | None = None
+    metadata: dict[str, str] | None = None
     is_stream: bool = False
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)

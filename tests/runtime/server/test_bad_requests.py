@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 from server_engine import Stack, make_server_config, running_stack
 
+from stoker_runtime.server import body as reading
 from stoker_runtime.server.fields import MAX_LOGIT_BIASES, MAX_PROMPTS
 
 CHAT = "/v1/chat/completions"
@@ -104,6 +106,47 @@ BAD_FIELDS = [
     case("stream-text", CHAT, chat(stream="yes"), "stream"),
     case("cache-salt-empty", CHAT, chat(cache_salt=""), "cache_salt"),
     case("chat-too-long", CHAT, message(content="a" * 300), "messages", code="context_length_exceeded"),
+    case(
+        "template-argument-never-read", CHAT, chat(chat_template_kwargs={"colour": 1}), "chat_template_kwargs"
+    ),
+    case("name-without-effect", CHAT, message(name="ann"), "messages[0].name", code="invalid_value"),
+    case(
+        "max-tokens-beyond-the-room", CHAT, chat(max_tokens=256), "max_tokens", code="context_length_exceeded"
+    ),
+    case(
+        "max-completion-tokens-beyond-the-room",
+        CHAT,
+        chat(max_completion_tokens=256),
+        "max_completion_tokens",
+        code="context_length_exceeded",
+    ),
+    case(
+        "min-tokens-beyond-the-room", CHAT, chat(min_tokens=240), "min_tokens", code="context_length_exceeded"
+    ),
+    case("length-penalty", CHAT, chat(length_penalty=2), "length_penalty", code="unsupported_parameter"),
+    case("length-penalty-true", CHAT, chat(length_penalty=True), "length_penalty"),
+    case("store-as-a-number", CHAT, chat(store=0), "store"),
+    case(
+        "longest-of-several-prompts",
+        COMPLETION,
+        completion(prompt=["a", "a" * 250], max_tokens=10),
+        "max_tokens",
+        code="context_length_exceeded",
+    ),
+    case(
+        "longer-than-any-tokens",
+        COMPLETION,
+        completion(prompt="a" * 90_000),
+        "prompt",
+        code="context_length_exceeded",
+    ),
+    case(
+        "chat-longer-than-any-tokens",
+        CHAT,
+        message(content="a" * 90_000),
+        "messages",
+        code="context_length_exceeded",
+    ),
     case("no-prompt", COMPLETION, {"model": "tiny"}, "prompt"),
     case("prompt-empty", COMPLETION, completion(prompt=""), "prompt"),
     case("prompt-list-empty", COMPLETION, completion(prompt=[]), "prompt"),
@@ -219,6 +262,30 @@ async def test_a_body_without_length_is_measured_as_it_comes() -> None:
 
     assert response.status_code == 413
     assert check_error(response.content)["code"] == "request_too_large"
+
+
+async def test_a_body_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BODY_LIMIT_S", 0.05)
+    more = asyncio.Event()
+
+    async def chunks() -> Any:
+        yield b"{"
+        await more.wait()
+
+    async with running_stack() as stack:
+        response = await stack.http.post(CHAT, content=chunks(), headers=JSON)
+
+        assert (response.status_code, response.headers["connection"]) == (408, "close")
+        assert check_error(response.content)["code"] == "request_timeout"
+        await check_unharmed(stack)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, None])
+async def test_a_number_that_asks_for_nothing_may_be_written_either_way(value: float | None) -> None:
+    async with running_stack() as stack:
+        response = await stack.http.post(CHAT, json=chat(max_tokens=1, length_penalty=value))
+
+    assert response.status_code == 200
 
 
 async def test_json_without_a_content_type_is_read() -> None:

@@ -7,7 +7,17 @@ import pytest
 from pydantic import BaseModel
 from server_engine import running_stack
 
-from stoker_runtime.server import app, body, generation, problems, prompt, sampling, serving
+from stoker_runtime.server import (
+    app,
+    body,
+    connection,
+    generation,
+    problems,
+    prompt,
+    sampling,
+    serving,
+    template,
+)
 from stoker_runtime.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -35,7 +45,7 @@ def test_every_field_is_documented(model: type[BaseModel]) -> None:
 def test_every_error_code_is_documented_and_exists() -> None:
     sources = "".join(
         Path(str(module.__file__)).read_text()
-        for module in (app, body, generation, problems, prompt, sampling, serving)
+        for module in (app, body, connection, generation, problems, prompt, sampling, serving, template)
     )
     table = (DOCS / "http-api.md").read_text().partition("## Errors")[2]
     documented = set(re.findall(r"`([a-z]+_[a-z_]+|loading)`", table))

@@ -13,6 +13,7 @@ from server_engine import FakeEngine, Stack, listening, make_server_config, runn
 
 from stoker_runtime.config import ServerConfig
 from stoker_runtime.server.generation import Generation
+from stoker_runtime.server.serving import Record
 
 HELD = Generation(prompts=[[1]], sampling=make_sampling())
 HELLO = "Hello w\u00f6rld \U0001f600"
@@ -140,7 +141,7 @@ async def test_a_full_queue_is_a_rate_limit() -> None:
     async with serving(engine, make_server_config(max_queue=1)) as (client, stack):
         with pytest.raises(openai.BadRequestError):
             await client.completions.create(model="tiny", prompt=["a", "b", "c"])
-        held = [stack.serving.start(HELD, 0.0) for _ in range(2)]
+        held = [stack.serving.start(HELD, Record("held"), 0.0) for _ in range(2)]
         with pytest.raises(openai.RateLimitError) as caught:
             await client.completions.create(model="tiny", prompt="a")
         for answer in held:

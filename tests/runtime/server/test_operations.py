@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 import pytest
 from runtime_builders import make_request
-from server_engine import FakeEngine, Stack, make_server_config, running_stack, until
+from server_engine import FakeEngine, Stack, listening, make_server_config, running_stack, until
 
-from stoker_runtime import __version__
-from stoker_runtime.errors import EngineDead
+from stoker_runtime import __version__, logs
+from stoker_runtime.errors import EngineDead, RequestError
 from stoker_runtime.messages import EngineStats, StepOutputs
+from stoker_runtime.server.wire import CompletionShape
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
@@ -123,9 +125,7 @@ async def test_a_full_queue_is_a_429_and_empties_again() -> None:
             serving.client.submit([make_request([1])])
         full = await stack.http.post("/v1/chat/completions", json=CHAT)
         engine.may_step.set()
-        await engine.until(lambda: engine.num_live == 0)
-        engine.send_stats()
-        await until(lambda: stack.serving.client.stats == engine.stats())
+        await until(lambda: serving.client.num_live == 0)
         free = await stack.http.post("/v1/chat/completions", json=CHAT)
 
     assert (full.status_code, full.headers["retry-after"]) == (429, "1")
@@ -134,17 +134,82 @@ async def test_a_full_queue_is_a_429_and_empties_again() -> None:
 
 
 async def test_a_saturated_engine_counts_only_what_it_runs() -> None:
-    async with running_stack(config=make_server_config(max_queue=2)) as stack:
+    engine = FakeEngine(max_running=1)
+    engine.may_step.clear()
+    async with running_stack(engine, config=make_server_config(max_queue=2)) as stack:
         # KV is short: of 64 requests that may run, one does and two wait.
-        stack.engine.may_step.clear()
+        stack.serving.max_running = 64
         for _ in range(3):
             stack.serving.client.submit([make_request([1])])
-        await stack.engine.until(lambda: len(stack.engine.added) == 3)
-        stack.serving.client.stats = EngineStats(num_running=1, num_waiting=2)
+        await until(lambda: stack.serving.client.stats.num_waiting == 2)
 
         response = await stack.http.post("/v1/chat/completions", json=CHAT)
 
     assert response.status_code == 429
+
+
+async def test_the_places_of_a_step_that_all_ended_in_are_free() -> None:
+    async with running_stack(config=make_server_config(max_queue=2)) as stack:
+        stack.engine.may_step.clear()
+        for _ in range(2):
+            stack.serving.client.submit([make_request([1])])
+        stack.serving.client.stats = EngineStats(num_running=0, num_in_step=1, num_waiting=2)
+
+        stack.serving.admit(1)
+        with pytest.raises(RequestError, match="2 requests are waiting"):
+            stack.serving.admit(2)
+
+
+async def post_without_body(url: str, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
+    return reader, writer
+
+
+async def test_requests_whose_body_is_still_coming_count_as_waiting() -> None:
+    engine = FakeEngine(max_running=1)
+    config = make_server_config(max_queue=1)
+    async with running_stack(engine, config=config) as stack, listening(stack) as url:
+        opened = [await post_without_body(url, "/v1/completions") for _ in range(2)]
+        await until(lambda: stack.serving.in_flight == 2)
+
+        refused = await stack.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
+        tokenized = await stack.http.post("/tokenize", json={"prompt": "a"})
+        for _, writer in opened:
+            writer.close()
+        await until(lambda: stack.serving.in_flight == 0)
+        served = await stack.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
+
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert (
+            await sample(stack, 'http_requests_total{handler="/v1/completions",method="POST",status="4xx"')
+            > 0
+        )
+    assert (tokenized.status_code, served.status_code) == (200, 200)
+
+
+async def test_only_so_many_texts_are_tokenized_at_once() -> None:
+    async with running_stack(config=make_server_config(max_queue=1)) as stack, listening(stack) as url:
+        _, writer = await post_without_body(url, "/detokenize")
+        await until(lambda: stack.serving.refusal("tokens") is not None)
+
+        refused = await stack.http.post("/tokenize", json={"prompt": "a"})
+        inferred = await stack.http.post("/v1/chat/completions", json=CHAT)
+        writer.close()
+        await until(lambda: stack.serving.refusal("tokens") is None)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert inferred.status_code == 200
+
+
+async def test_nothing_is_started_once_the_drain_is_over() -> None:
+    async with running_stack() as stack:
+        stack.serving.is_closed = True
+        response = await stack.http.post("/v1/chat/completions", json=CHAT)
+
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+        assert stack.engine.added == []
 
 
 async def test_a_request_larger_than_the_queue_is_a_400() -> None:
@@ -219,7 +284,7 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
         stack.say("ab")
         await stack.http.post(
             "/v1/chat/completions",
-            json={**CHAT, "user": "ann", "stream": True},
+            json={**CHAT, "user": "ann", "metadata": {"team": "a"}, "stream": True},
             headers={"x-request-id": "abc"},
         )
         await stack.http.get("/health")
@@ -227,7 +292,7 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
     lines = [vars(record) for record in caplog.records if record.name == "stoker_runtime.request"]
     assert len(lines) == 1
     fields = ("request_id", "method", "path", "status", "stream", "output_tokens", "finish_reasons", "user")
-    assert {name: lines[0][name] for name in fields} == {
+    assert {name: lines[0][name] for name in (*fields, "metadata")} == {
         "request_id": "abc",
         "method": "POST",
         "path": "/v1/chat/completions",
@@ -236,8 +301,48 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
         "output_tokens": 3,
         "finish_reasons": ["stop"],
         "user": "ann",
+        "metadata": {"team": "a"},
     }
     assert lines[0]["ttft_s"] >= 0
+
+
+async def test_whatever_is_logged_for_a_request_carries_its_id(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.handler.addFilter(logs.add_request_id)
+    try:
+        async with running_stack() as stack:
+            monkeypatch.setattr(CompletionShape, "usage_event", lambda *_: 1 / 0)
+            await stack.http.post(
+                "/v1/completions",
+                json={
+                    "model": "tiny",
+                    "prompt": "a",
+                    "stream": True,
+                    "stream_options": {"include_usage": True},
+                },
+                headers={"x-request-id": "abc"},
+            )
+        logging.getLogger("x").warning("after it")
+    finally:
+        caplog.handler.removeFilter(logs.add_request_id)
+
+    ids = {record.getMessage(): getattr(record, "request_id", None) for record in caplog.records}
+    assert (ids["a stream failed"], ids["after it"]) == ("abc", None)
+
+
+async def test_the_engines_requests_are_named_after_the_clients() -> None:
+    async with running_stack() as stack:
+        for _ in range(2):
+            await stack.http.post(
+                "/v1/completions",
+                json={"model": "tiny", "prompt": "a", "n": 2},
+                headers={"x-request-id": "abc"},
+            )
+
+    names = [request.request_id for request in stack.engine.added]
+    assert len(set(names)) == 4
+    assert all(name.startswith("abc.") for name in names)
 
 
 async def test_a_failure_of_ours_is_a_500_that_tells_nothing(
