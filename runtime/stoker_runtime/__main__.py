@@ -97,6 +97,12 @@ def cli() -> None:
 @_option("--max-queue", type=int, default=ServerConfig.max_queue, help="Waiting requests before 429.")
 @_option("--max-request-bytes", metavar="BYTES", default="4Mi", help="Size of a request body before 413.")
 @_option(
+    "--step-timeout-s",
+    type=float,
+    default=ServerConfig.step_timeout_s,
+    help="Seconds that one step may take before the engine counts as hung.",
+)
+@_option(
     "--shutdown-delay-s",
     type=float,
     default=ServerConfig.shutdown_delay_s,
@@ -173,7 +179,10 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
     )
 
 
-_SERVER_FLAGS = ("host", "port", "max_queue", "max_request_bytes", "shutdown_delay_s", "drain_timeout_s")
+_SERVER_FLAGS = (
+    *("host", "port", "max_queue", "max_request_bytes"),
+    *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
+)
 
 
 def _port(text: str) -> int:
@@ -201,7 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except StokerError as error:
         reason = termination.reason_of(error)
-        click.echo(f"stoker-runtime: {error}", err=True)
+        if logs.is_configured():
+            logger.error("%s", error, extra={"reason": reason})
+        else:  # the flags themselves are wrong, and a person reads it
+            click.echo(f"stoker-runtime: {error}", err=True)
         return _failed(reason, str(error))
 
 

@@ -41,3 +41,8 @@ def configure(level: LogLevel, process: str) -> None:
     )
     handler.addFilter(add_request_id)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def is_configured() -> bool:
+    """Whether this process logs JSON lines already."""
+    return any(add_request_id in handler.filters for handler in logging.getLogger().handlers)

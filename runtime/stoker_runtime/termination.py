@@ -19,6 +19,7 @@ OUT_OF_MEMORY = "OutOfMemory"
 
 _PATH_VARIABLE = "STOKER_TERMINATION_LOG"
 _DEFAULT_PATH = "/dev/termination-log"
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _MAX_BYTES = 4096  # what a kubelet keeps of it
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,13 @@ def reason_of(error: BaseException) -> str:
         return error.reason
     if isinstance(error, ConfigError):
         return INVALID_CONFIG
-    if isinstance(error, MemoryError):
-        return OUT_OF_MEMORY
-    return ENGINE_CRASHED
+    return OUT_OF_MEMORY if _is_out_of_memory(error) else ENGINE_CRASHED
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Know torch's errors without importing it: a device's by its name, the CPU's by its text."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or _CPU_OUT_OF_MEMORY in str(error)
 
 
 def exit_status(reason: str) -> int:

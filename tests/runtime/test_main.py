@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 import signal
@@ -28,8 +29,12 @@ def _own_process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.delenv(name)
     monkeypatch.setenv("STOKER_TERMINATION_LOG", str(tmp_path / "termination-log"))
     handler = signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    log_handlers, level = root.handlers[:], root.level
     yield
     signal.signal(signal.SIGTERM, handler)
+    root.handlers[:] = log_handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_defaults(model: Path, handed_over: list[tuple[ServerConfig, EngineConfi
 def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, EngineConfig]]) -> None:
     flags = """--served-model-name a --served-model-name b --host 127.0.0.1 --port 81 --device cpu
     --dtype float32 --quantization int8 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77
-    --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching
+    --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
     --log-level debug --seed 4"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
@@ -85,6 +90,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 port=81,
                 max_queue=6,
                 max_request_bytes=2**20,
+                step_timeout_s=900.0,
                 shutdown_delay_s=1.5,
                 drain_timeout_s=7.0,
                 log_level="debug",
@@ -133,6 +139,7 @@ def test_environment_sets_what_flags_do_not(
         pytest.param(["--model", "m", "--block-size", "0"], "--block-size", id="out-of-range"),
         pytest.param(["--model", "m", "--kv-cache-memory", "2 GB"], "--kv-cache-memory", id="not-a-quantity"),
         pytest.param(["--model", "m", "--max-request-bytes", "x"], "--max-request-bytes", id="body"),
+        pytest.param(["--model", "m", "--step-timeout-s", "0"], "--step-timeout-s", id="step-timeout"),
         pytest.param(["--model", "m", "--tensor-parallel", "2"], "--tensor-parallel", id="unknown-flag"),
         pytest.param(["--model", "no-such-folder"], "--model", id="not-a-model"),
     ],
@@ -158,6 +165,22 @@ def test_port_that_a_service_injected_is_explained(
 def test_missing_model_ends_with_status_3_and_its_reason(tmp_path: Path) -> None:
     assert command_line.main(["serve", "--model", str(tmp_path / "none")]) == 3
     assert termination_message(tmp_path)["reason"] == "ModelNotFound"
+
+
+def test_what_fails_once_logging_is_set_up_is_a_json_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
+        raise ModelError("no room", reason="OutOfMemory")
+
+    lifecycle = importlib.import_module("stoker_runtime.server.lifecycle")
+    monkeypatch.setattr(lifecycle, "run_server", run_server)
+    assert command_line.main(["serve", "--model", str(model)]) == 3
+
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(line["level"], line["message"], line["reason"]) for line in lines] == [
+        ("ERROR", "no room", "OutOfMemory")
+    ]
 
 
 def test_exit_status_of_the_server_is_ours(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

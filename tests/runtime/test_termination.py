@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from stoker_runtime import termination
 from stoker_runtime.errors import ConfigError, ModelError, StokerError
@@ -43,6 +44,8 @@ def test_unwritable_file_does_not_hide_the_failure(
         (ConfigError("x"), "InvalidConfig", 2),
         (ModelError("x", reason="DiskFull"), "DiskFull", 3),
         (MemoryError(), "OutOfMemory", 3),
+        (torch.OutOfMemoryError("x"), "OutOfMemory", 3),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: x"), "OutOfMemory", 3),
         (StokerError("x"), "EngineCrashed", 1),
         (RuntimeError("x"), "EngineCrashed", 1),
     ],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from stoker_runtime.config import ServerConfig
 from stoker_runtime.errors import EngineDead, StokerError
 from stoker_runtime.messages import (
     HEADER_BYTES,
@@ -31,8 +32,6 @@ from stoker_runtime.messages import (
 
 logger = logging.getLogger(__name__)
 
-# Far longer than a step of a slow CPU takes; an idle engine speaks about once a second.
-SILENCE_LIMIT_S = 60.0
 _MAX_FRAME_BYTES = 1 << 30
 
 
@@ -96,11 +95,15 @@ class EngineClient:
 
     Args:
         clock: seconds that only grow, for the engine's silence.
-        silence_limit_s: an engine that says nothing for longer counts as hung.
+        silence_limit_s: an engine that says nothing for longer counts as hung; it speaks after each step, and
+            about once a second while it is idle.
     """
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, silence_limit_s: float = SILENCE_LIMIT_S
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        silence_limit_s: float = ServerConfig.step_timeout_s,
     ) -> None:
         self._clock = clock
         self._silence_limit_s = silence_limit_s
@@ -183,6 +186,8 @@ class EngineClient:
             raise self.dead
         if self._writer is None:
             raise EngineDead("it is not connected yet")
+        if self._writer.is_closing():
+            raise EngineDead("its connection closed")  # what else happened is found out at this moment
         ticket = Ticket(self, [request.request_id for request in requests])
         for index, request in enumerate(requests):
             self._tickets[request.request_id] = (ticket, index)

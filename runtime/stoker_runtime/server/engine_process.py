@@ -63,6 +63,10 @@ class EngineProcess:
             self._client.die(EngineDead(await self._serve()))
         except OSError as error:
             self._client.die(EngineDead(f"it could not be started: {error}"))
+        except Exception as error:
+            # Whatever it is, nobody looks after the engine any more.
+            logger.exception("looking after the engine failed")
+            self._client.die(EngineDead(f"looking after it failed: {error!r}"))
         finally:
             self.has_started.set()
 
@@ -97,14 +101,26 @@ class EngineProcess:
                 finally:
                     if process.returncode is None:
                         process.kill()
-                    status = await exited
-        return self._explain(reason, status)
+                    # Even SIGKILL waits for a device driver that does not return.
+                    await asyncio.wait({exited}, timeout=_BURIAL_S)
+                    exited.cancel()
+        return self._explain(reason, process.returncode)
 
-    def _explain(self, reason: str, status: int) -> str:
+    def _explain(self, reason: str, status: int | None) -> str:
         if self._client.failed is not None:
             return reason
+        if status is None:
+            return f"{reason}; its process does not end"
         if status < 0:
-            name = signal.Signals(-status).name
+            name = _signal_name(-status)
             hint = "; it may have run out of memory" if status == -signal.SIGKILL else ""
             return f"{reason}; its process was ended by {name}{hint}"
         return f"{reason}; its process ended with status {status}"
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name; real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

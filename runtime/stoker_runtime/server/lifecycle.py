@@ -71,7 +71,7 @@ class _Process:
 
     async def serve(self, listener: socket.socket) -> int:
         """Run to the end; see run_server."""
-        client = EngineClient()
+        client = EngineClient(silence_limit_s=self._config.step_timeout_s)
         engine = EngineProcess(client, self._engine_config, self._engine_command)
         engine.start()
         loop = asyncio.get_running_loop()

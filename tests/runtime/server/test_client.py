@@ -160,6 +160,16 @@ async def test_nothing_is_sent_before_the_engine_connects() -> None:
         client.submit([make_request()])
 
 
+async def test_a_connection_that_closes_takes_no_more() -> None:
+    async with joined() as (client, _):
+        assert client._writer is not None
+        client._writer.close()
+
+        with pytest.raises(EngineDead, match="its connection closed"):
+            client.submit([make_request()])
+        assert client.num_live == 0
+
+
 async def test_failing_all_tickets_aborts_their_requests() -> None:
     engine = FakeEngine()
     engine.may_step.clear()

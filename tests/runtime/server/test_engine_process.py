@@ -1,0 +1,64 @@
+"""However the engine's process ends, the client learns of it and why."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from runtime_builders import make_engine_config
+from server_engine import DEADLINE_S
+
+from stoker_runtime.server import engine_process
+from stoker_runtime.server.client import EngineClient
+from stoker_runtime.server.engine_process import EngineProcess
+
+
+async def cause_of_death(*code: str) -> str:
+    """Run a program as the engine and return what the client is told when it is gone."""
+    client = EngineClient()
+    engine = EngineProcess(client, make_engine_config(), (sys.executable, "-c", *code))
+    engine.start()
+    async with asyncio.timeout(DEADLINE_S):
+        await client.is_dead.wait()
+    await engine.stop()
+    assert engine.has_started.is_set()
+    return str(client.dead)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        pytest.param("raise SystemExit(3)", "ended with status 3", id="status"),
+        pytest.param("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV", id="signal"),
+        pytest.param("import os; os.kill(os.getpid(), 35)", "ended by signal 35", id="nameless-signal"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", "run out of memory", id="kill"),
+    ],
+)
+async def test_the_end_of_the_process_is_explained(code: str, cause: str) -> None:
+    assert cause in await cause_of_death(code)
+
+
+async def test_a_failure_of_ours_is_the_engines_end_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def explain(*_: object) -> str:
+        raise KeyError("nothing")
+
+    monkeypatch.setattr(EngineProcess, "_explain", explain)
+
+    assert "KeyError('nothing')" in await cause_of_death("raise SystemExit(0)")
+    assert "looking after the engine failed" in caplog.text
+
+
+async def test_a_process_that_even_sigkill_does_not_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_process, "_BURIAL_S", 0.05)
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda self: self.terminate())
+    code = (
+        "import signal, socket, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2]); s.close(); time.sleep(3)"
+    )
+
+    assert "does not end" in await cause_of_death(code)
