@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import httpx2
 import msgspec
@@ -206,6 +207,12 @@ class FakeEngine:
         )
 
 
+class HasServing(Protocol):
+    """Whatever a server can listen for."""
+
+    serving: Serving
+
+
 @dataclass
 class Stack:
     """A server over a fake engine, in one process."""
@@ -271,7 +278,7 @@ async def running_stack(
 
 
 @asynccontextmanager
-async def listening(stack: Stack, **settings: object) -> AsyncIterator[str]:
+async def listening(stack: HasServing, **settings: object) -> AsyncIterator[str]:
     """Serve a stack on a loopback port, as the process does; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn_config(stack.serving)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -13,6 +17,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from model_builders import write_model
+from real_engine import real_stack
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -20,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
+from server_engine import DEADLINE_S, FakeEngine, HasServing, listening, running_stack, until
 
 pytestmark = pytest.mark.slow
 
@@ -33,35 +39,68 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, Stack]]:
+@asynccontextmanager
+async def fake(folder: Path) -> AsyncIterator[HasServing]:
+    engine = FakeEngine(reply=lambda request: [65, 0xC3, 258, 300, 257])
+    async with running_stack(engine) as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def real(folder: Path) -> AsyncIterator[HasServing]:
+    """A model of two layers whose answers end only where the model's length does, and few KV blocks."""
+    write_model(folder, "llama", vocab_size=264)
+    async with real_stack(folder, num_blocks=24, max_num_seqs=8, max_model_len=40) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module", params=[fake, real], ids=["fake-engine", "real-engine"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A listening server in a thread of its own: schemathesis calls it like any client."""
-    started: Queue[tuple[str, Stack, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+    started: Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
 
     async def serve() -> None:
         stop = asyncio.Event()
-        engine = FakeEngine(reply=lambda request: [65, 0xC3, 258, 300, 257])
-        async with running_stack(engine) as stack, listening(stack) as url:
-            started.put((url, stack, asyncio.get_running_loop(), stop))
+        async with request.param(tmp_path_factory.mktemp("model")) as stack, listening(stack) as url:
+            started.put((url, asyncio.get_running_loop(), stop))
             await stop.wait()
             await until(lambda: stack.serving.in_flight == 0)
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    url, stack, loop, stop = started.get(timeout=DEADLINE_S)
-    yield url, stack
+    url, loop, stop = started.get(timeout=DEADLINE_S)
+    yield url
     loop.call_soon_threadsafe(stop.set)
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
-def document(server: tuple[str, Stack]) -> dict[str, Any]:
+def document(url: str) -> dict[str, Any]:
     """The server's document, narrowed to what this server's model takes."""
-    document: dict[str, Any] = httpx2.get(f"{server[0]}/openapi.json").json()
+    document: dict[str, Any] = httpx2.get(f"{url}/openapi.json").json()
     for name in ("ChatBody", "CompletionBody"):
         document["components"]["schemas"][name]["properties"].update(SMALL)
     return document
+
+
+def gauges(url: str) -> dict[str, float]:
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    found = (re.fullmatch(r"(vllm:(?:kv_cache|num_requests)_\w+)\{.*\} (.*)", line) for line in lines)
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+def check_nothing_is_left(url: str) -> None:
+    """The engine reports with its next step or heartbeat that it holds no request and no block."""
+    assert httpx2.get(f"{url}/load").json()["in_flight"] == 0
+    deadline_s = time.monotonic() + DEADLINE_S
+    while any((found := gauges(url)).values()) and time.monotonic() < deadline_s:
+        pass
+    assert found == {
+        "vllm:num_requests_running": 0,
+        "vllm:num_requests_waiting": 0,
+        "vllm:kv_cache_usage_perc": 0,
+    }
 
 
 def cases(document: dict[str, Any], path: str, method: str) -> st.SearchStrategy[Case]:
@@ -97,10 +136,7 @@ FUZZ = settings(
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_no_body_brings_the_server_down(
-    path: str, server: tuple[str, Stack], document: dict[str, Any]
-) -> None:
-    url, stack = server
+def test_no_body_brings_the_server_down(path: str, url: str, document: dict[str, Any]) -> None:
     seen: set[int] = set()
 
     @FUZZ
@@ -110,14 +146,11 @@ def test_no_body_brings_the_server_down(
 
     run()
     assert {200, 400} <= seen  # both got through to where they were meant to
-    assert httpx2.get(f"{url}/load").json()["in_flight"] == 0
-    assert stack.engine.num_live == 0
+    check_nothing_is_left(url)
 
 
 @pytest.mark.parametrize("path", GETS)
-def test_every_other_route_answers(path: str, server: tuple[str, Stack], document: dict[str, Any]) -> None:
-    url, _ = server
-
+def test_every_other_route_answers(path: str, url: str, document: dict[str, Any]) -> None:
     @settings(FUZZ, max_examples=10)
     @given(case=cases(document, path, "GET"))
     def run(case: Case) -> None:
