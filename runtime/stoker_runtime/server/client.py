@@ -113,6 +113,7 @@ class EngineClient:
         self.ready: EngineReady | None = None
         self.failed: EngineFailed | None = None
         self.stats = EngineStats()
+        self.on_stats: Callable[[EngineStats], None] = lambda stats: None  # called with each step's
         self.dead: EngineDead | None = None  # why it is gone
         self.is_dead = asyncio.Event()
         self.is_ready = asyncio.Event()
@@ -164,6 +165,7 @@ class EngineClient:
                 self.failed = event
             case _:
                 self.stats = event.stats
+                self.on_stats(event.stats)
                 for output in event.outputs:
                     self._route(output)
 

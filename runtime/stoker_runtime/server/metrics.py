@@ -6,9 +6,16 @@ engine's gauges and totals are read from its latest stats when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -39,6 +46,8 @@ def _token_buckets(max_model_len: int) -> list[float]:
 
 
 _MAX_TOKENS = _token_buckets(1_000_000)
+_STEP_TOKENS = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+_CHOICES = [1, 2, 5, 10, 20]
 
 
 class Metrics:
@@ -56,7 +65,17 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(model_name, stats, ready))
+        ProcessCollector(registry=self._registry)
         self._labels = (model_name, _ENGINE)
+        self._step_tokens = self._histogram(
+            "iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS, ""
+        )
+        self._stepped = (0, 0)
+        self._add_latencies()
+        self._add_sizes()
+        self._add_counters()
+
+    def _add_latencies(self) -> None:
         self.ttft = self._histogram("time_to_first_token", "Arrival to the first token.", _TTFT_S)
         self.itl = self._histogram(
             "inter_token_latency",
@@ -76,10 +95,24 @@ class Metrics:
         self.inference = self._histogram(
             "request_inference_time", "First admission to the last token.", _LATENCY_S
         )
+
+    def _add_sizes(self) -> None:
         self.prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens.", _MAX_TOKENS, unit="")
         self.output_sizes = self._histogram(
             "request_generation_tokens", "Output tokens.", _MAX_TOKENS, unit=""
         )
+        self.max_output_sizes = self._histogram(
+            "request_max_num_generation_tokens",
+            "Output tokens of a prompt's longest choice.",
+            _MAX_TOKENS,
+            "",
+        )
+        self.max_tokens = self._histogram(
+            "request_params_max_tokens", "Output tokens that a request may have.", _MAX_TOKENS, ""
+        )
+        self.n = self._histogram("request_params_n", "Choices per prompt.", _CHOICES, "")
+
+    def _add_counters(self) -> None:
         self.prompt_tokens = self._counter(
             "vllm:prompt_tokens", "Prompt tokens of requests that began to answer."
         )
@@ -112,6 +145,18 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
+    def stepped(self, stats: EngineStats) -> None:
+        """Note the engine's totals after a step; a heartbeat without one changes nothing."""
+        num_steps, num_tokens = self._stepped
+        if stats.num_steps > num_steps:
+            self._step_tokens.observe(stats.num_scheduled_tokens - num_tokens)
+            self._stepped = (stats.num_steps, stats.num_scheduled_tokens)
+
+    def prompt_answered(self, num_output_tokens: Sequence[int]) -> None:
+        """Note that a prompt has all its choices, given the size of each."""
+        self.n.observe(len(num_output_tokens))
+        self.max_output_sizes.observe(max(num_output_tokens))
+
     def ended(self, reason: str) -> None:
         """Count a request that ended: stop, length, abort or error."""
         self._success.labels(*self._labels, reason).inc()
@@ -132,12 +177,14 @@ class RequestTimer:
         metrics: where observations go.
         arrival_s: when its HTTP request came, on the clock of the other times.
         num_prompt_tokens: tokens of its prompt.
+        max_tokens: output tokens that it may have.
     """
 
-    def __init__(self, metrics: Metrics, arrival_s: float, num_prompt_tokens: int) -> None:
+    def __init__(self, metrics: Metrics, arrival_s: float, num_prompt_tokens: int, max_tokens: int) -> None:
         self._metrics = metrics
         self._arrival_s = arrival_s
         self._num_prompt_tokens = num_prompt_tokens
+        self._max_tokens = max_tokens
         self._num_output_tokens = 0
         self._admitted_s: float | None = None
         self._last_s = arrival_s
@@ -176,6 +223,7 @@ class RequestTimer:
         metrics.decode.observe(self._last_s - self.first_s)
         metrics.prompt_sizes.observe(self._num_prompt_tokens)
         metrics.output_sizes.observe(self._num_output_tokens)
+        metrics.max_tokens.observe(self._max_tokens)
         if self._num_output_tokens > 1:
             metrics.per_token.observe((self._last_s - self.first_s) / (self._num_output_tokens - 1))
         if self._admitted_s is not None:

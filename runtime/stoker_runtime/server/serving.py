@@ -36,6 +36,7 @@ class Serving:
         self.client = client
         self.max_running = max_running
         self.metrics = Metrics(config.served_model_names[0], lambda: client.stats, lambda: client.ready)
+        client.on_stats = self.metrics.stepped
         self.text: TextRoom | None = None  # set once the tokenizer is loaded
         self.is_draining = False
         self.is_closed = False  # the drain is over: nothing more is started
@@ -171,9 +172,10 @@ class Serving:
             raise engine_dead(error) from error
         choices = [Choice(index, generation, text.token_bytes) for index in range(len(requests))]
         timers = [
-            RequestTimer(self.metrics, arrival_s, len(request.prompt_token_ids)) for request in requests
+            RequestTimer(self.metrics, arrival_s, len(request.prompt_token_ids), request.sampling.max_tokens)
+            for request in requests
         ]
-        return Answer(generation, ticket, choices, timers)
+        return Answer(generation, ticket, choices, timers, self.metrics)
 
 
 @dataclass(eq=False)
@@ -199,10 +201,12 @@ class Answer:
         ticket: Ticket,
         choices: Sequence[Choice],
         timers: Sequence[RequestTimer],
+        metrics: Metrics,
     ) -> None:
         self._generation = generation
         self._ticket = ticket
         self._timers = timers
+        self._metrics = metrics
         self.choices = list(choices)
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
@@ -226,6 +230,10 @@ class Answer:
                         timer.end(delta.finish_reason)
                         self._ticket.abort(index)
                 yield deltas
+            n = self._generation.n
+            for first in range(0, len(self.choices), n):
+                sizes = [choice.num_output_tokens for choice in self.choices[first : first + n]]
+                self._metrics.prompt_answered(sizes)
         except EngineDead as error:
             self._end("error")
             raise engine_dead(error) from error

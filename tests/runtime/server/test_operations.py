@@ -265,8 +265,29 @@ async def test_a_finished_request_is_measured() -> None:
         assert await sample(stack, "vllm:time_per_output_token_seconds_count") == 6
         assert await sample(stack, "vllm:request_prompt_tokens_sum") == 4
         assert await sample(stack, "vllm:request_generation_tokens_sum") == 8
+        assert await sample(stack, "vllm:request_params_n_sum") == 2
+        assert await sample(stack, "vllm:request_params_n_count") == 1
+        assert await sample(stack, "vllm:request_params_max_tokens_sum") == 32
+        assert await sample(stack, "vllm:request_max_num_generation_tokens_sum") == 4
         assert await sample(stack, "vllm:request_queue_time_seconds_sum") == 0.5
         assert await sample(stack, 'http_requests_total{handler="/v1/completions"') == 1
+
+
+async def test_each_step_is_measured_once() -> None:
+    async with running_stack() as stack:
+        for num_steps, num_tokens in ((1, 100), (1, 100), (2, 103), (2, 103)):
+            stats = EngineStats(num_steps=num_steps, num_scheduled_tokens=num_tokens)
+            stack.engine.send(StepOutputs(outputs=[], stats=stats))
+        await until(lambda: stack.serving.client.stats.num_steps == 2)
+
+        assert await sample(stack, "vllm:iteration_tokens_total_count") == 2
+        assert await sample(stack, "vllm:iteration_tokens_total_sum") == 103
+        assert await sample(stack, 'vllm:iteration_tokens_total_bucket{engine="0",le="8.0"') == 1
+
+
+async def test_the_servers_process_is_measured() -> None:
+    async with running_stack() as stack:
+        assert await sample(stack, "process_resident_memory_bytes") > 2**20
 
 
 async def test_request_ids_are_kept_when_plain_and_made_when_not() -> None:
