@@ -240,7 +240,8 @@ def write_gguf(
         model: a make_model model.
         architecture: "llama", "qwen2" or "qwen3".
         types: quantization of the tensors whose GGUF name contains the key; the rest is float32.
-        extra: further tensors by GGUF name; None leaves the model's own tensor out.
+        extra: further tensors by GGUF name; None leaves the model's own tensor out. Bytes are stored as they
+            are, as blocks of the type that `types` gives.
         metadata: further keys of the architecture, with "__" for each dot: rope__scaling__type="yarn".
     """
     config = model.config
@@ -306,10 +307,30 @@ def _add_tensor(
     types: Mapping[str, gguf.GGMLQuantizationType],
 ) -> None:
     kind = next((kind for part, kind in types.items() if part in name), None)
-    if kind is None or values.ndim == 1:
+    if values.dtype == np.uint8:
+        writer.add_tensor(name, values, raw_dtype=kind)
+    elif kind is None or values.ndim == 1:
         writer.add_tensor(name, values)
     else:
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+
+
+def k_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Random rows of Q4_K or Q6_K with the size of weights; the `gguf` package only reads these types."""
+    size, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // size, num_bytes), dtype=np.uint8)
+
+    def scale(start: int, low: float) -> None:
+        values = rng.uniform(low, 2 * low, blocks.shape[:2]).astype("<f2")
+        blocks[..., start : start + 2] = values[..., None].view(np.uint8)
+
+    if kind == gguf.GGMLQuantizationType.Q4_K:
+        scale(0, 2e-4)
+        scale(2, 1.5e-3)
+    else:
+        scale(208, 5e-5)
+    return blocks.reshape(rows, -1)
 
 
 @dataclass

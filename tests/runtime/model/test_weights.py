@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model_builders import (
     VOCAB_SIZE,
     Reference,
+    k_blocks,
     make_engine,
     make_gguf_engine,
     make_model,
@@ -90,6 +91,39 @@ def test_gguf_tensor_of_each_type_loads_as_the_gguf_package_reads_it(kind: int, 
             place = torch.empty(expected.shape)
             source.copy_into(ours, place)
             np.testing.assert_array_equal(place.numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", [TYPES.Q4_K, TYPES.Q6_K])
+def test_gguf_model_of_k_blocks_generates_what_its_dequantized_weights_do(kind: int, tmp_path: Path) -> None:
+    """As a file of llama.cpp's Q4_K_M has them: in rows of several blocks, rotated projections among them."""
+    model = make_model("llama", hidden_size=512, intermediate_size=768)
+    state = model.state_dict()
+    raw = {}
+    for number, (theirs, ours) in enumerate(
+        {
+            "token_embd.weight": "model.embed_tokens.weight",
+            "blk.0.attn_q.weight": "model.layers.0.self_attn.q_proj.weight",
+            "blk.0.attn_k.weight": "model.layers.0.self_attn.k_proj.weight",
+            "blk.1.attn_v.weight": "model.layers.1.self_attn.v_proj.weight",
+            "blk.1.ffn_down.weight": "model.layers.1.mlp.down_proj.weight",
+            "blk.0.ffn_gate.weight": "model.layers.0.mlp.gate_proj.weight",
+        }.items()
+    ):
+        rows, columns = state[ours].shape
+        raw[theirs] = k_blocks(TYPES(kind), rows, columns, seed=number)
+        values = gguf.dequantize(raw[theirs], TYPES(kind))
+        num_heads = {"attn_q": 4, "attn_k": 2}.get(theirs.split(".")[-2])
+        if num_heads:  # llama.cpp interleaves the halves of each head
+            paired = values.reshape(num_heads, rows // num_heads // 2, 2, columns)
+            values = paired.swapaxes(1, 2).reshape(rows, columns)
+        state[ours].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+    path = tmp_path / "m.gguf"
+    write_gguf(path, model, "llama", dict.fromkeys(raw, TYPES(kind)), extra=raw)
+
+    request = make_request([5, 80, 3, 9, 120], max_tokens=12)
+    output = run_to_end(make_gguf_engine(path), {0: [request]})[request.request_id]
+    assert len(set(output)) > 3
+    assert Reference(model).num_near_ties(request.prompt_token_ids, output) == 0
 
 
 def test_llama3_frequency_divisors_in_a_gguf_file_are_applied(tmp_path: Path) -> None:
