@@ -1,15 +1,14 @@
 """Output tokens to text, one step at a time, and stop strings. Pure state machines.
 
 A token stands for bytes, and a character may need several tokens. `TokenBytes` knows each token's bytes;
-`Detokenizer` joins them, releases whole characters only, and holds text back only as long as it could still
-turn into a stop string. The text is what follows the prompt: a leading space stays.
+`Detokenizer` joins them, releases what no later token can change, and holds text back only as long as it
+could still turn into a stop string. The text is what follows the prompt: a leading space stays.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTE_TOKEN_FORMS = ("<0x{:02X}>", "<0x{:02x}>")
 # Decoder steps that only shape the start of a text or join its pieces: nothing to do for a continuation.
 _NEUTRAL_STEPS = {"Fuse", "Strip"}
 
@@ -34,6 +33,7 @@ class TokenBytes:
         steps = _decoder_steps(tokenizer)
         self._is_byte_level = any(step["type"] == "ByteLevel" for step in steps)
         self._has_byte_fallback = any(step["type"] == "ByteFallback" for step in steps)
+        self._fallback_bytes = _byte_tokens(tokenizer) if self._has_byte_fallback else {}
         self._replacements = [pair for step in steps if (pair := _replacement(step)) is not None]
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -60,8 +60,61 @@ class TokenBytes:
             return token.encode() if None in codes else bytes(code for code in codes if code is not None)
         for old, new in self._replacements:
             token = token.replace(old, new)
-        match = _BYTE_TOKEN.fullmatch(token) if self._has_byte_fallback else None
-        return bytes([int(match[1], 16)]) if match else token.encode()
+        byte = self.fallback_byte(token_id)
+        return token.encode() if byte is None else bytes([byte])
+
+    def fallback_byte(self, token_id: int) -> int | None:
+        """Return the byte that the token spells out where the vocabulary lacks a character; None if none."""
+        return self._fallback_bytes.get(token_id)
+
+    def joiner(self) -> _Joiner:
+        """Return what joins the bytes of one text's tokens."""
+        return _FallbackJoiner(self) if self._has_byte_fallback else _Joiner(self)
+
+
+class _Joiner:
+    """Tokens to text where each token stands for any bytes: characters are released when they are whole."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._token_bytes = token_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token_id: int) -> tuple[str, str]:
+        """Take a token; return text of the tokens before it that became certain, and its own."""
+        return "", self._decode(self._token_bytes[token_id])
+
+    def finish(self) -> str:
+        """Return the rest, with U+FFFD for bytes that never became a character."""
+        return self._decode(b"", True)
+
+
+class _FallbackJoiner(_Joiner):
+    """Tokens to text where single bytes stand in for characters that the vocabulary lacks.
+
+    A run of them is text only as a whole, as `tokenizers` has it: if it is no UTF-8, each of its bytes
+    becomes U+FFFD, those of good characters as well. So a run is released when it ends.
+    """
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        super().__init__(token_bytes)
+        self._run = bytearray()
+
+    def push(self, token_id: int) -> tuple[str, str]:
+        """See _Joiner.push. A token without text does not end a run."""
+        byte = self._token_bytes.fallback_byte(token_id)
+        if byte is not None:
+            self._run.append(byte)
+            return "", ""
+        text = self._token_bytes[token_id].decode()
+        return (self.finish(), text) if text else ("", "")
+
+    def finish(self) -> str:
+        """See _Joiner.finish."""
+        run, self._run = bytes(self._run), bytearray()
+        try:
+            return run.decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(run)
 
 
 class Detokenizer:
@@ -72,7 +125,7 @@ class Detokenizer:
         stop: strings that end the text; the first to be complete wins.
         include_stop: the stop string itself is part of the text.
         skip_special_tokens: special tokens give no text.
-        min_tokens: text of this many first tokens is not searched for stop strings.
+        min_tokens: a stop string counts when it ends behind the text of this many first tokens.
     """
 
     def __init__(
@@ -89,7 +142,7 @@ class Detokenizer:
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._min_tokens = min_tokens
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._joiner = token_bytes.joiner()
         self._held = ""
         self._num_decoded = 0
         self.num_released = 0  # characters handed out so far
@@ -102,29 +155,39 @@ class Detokenizer:
         for token_id in token_ids:
             if self.stop_string is not None:
                 break
-            self.token_starts.append(self._num_decoded)
-            data = b"" if token_id in self._skipped else self._token_bytes[token_id]
-            released += self._take(self._decode(data), len(self.token_starts) > self._min_tokens)
+            earlier, own = ("", "") if token_id in self._skipped else self._joiner.push(token_id)
+            released += self._take(earlier, self._is_searching)
+            released += self._take_own(own)
         return released
+
+    def _take_own(self, text: str) -> str:
+        """Take the text that begins with the next token, unless the text before it held a stop string."""
+        if self.stop_string is not None:
+            return ""
+        self.token_starts.append(self._num_decoded)
+        return self._take(text, self._is_searching)
 
     def finish(self) -> str:
         """Return what is still held back, with U+FFFD for bytes that never became a character."""
         if self.stop_string is not None:
             return ""
-        released = self._take(self._decode(b"", True), len(self.token_starts) > self._min_tokens)
+        released = self._take(self._joiner.finish(), self._is_searching)
         if self.stop_string is None:
             released += self._release(self._held)
             self._held = ""
         return released
 
+    @property
+    def _is_searching(self) -> bool:
+        return len(self.token_starts) > self._min_tokens
+
     def _take(self, text: str, is_searched: bool) -> str:
         self._num_decoded += len(text)
         if not self._stop:
             return self._release(text)
-        if not is_searched:
-            return self._release(text)
+        num_old = len(self._held)
         text = self._held + text
-        found = first_stop(text, self._stop)
+        found = first_stop(text, self._stop, num_old) if is_searched else None
         if found is None:
             num_held = possible_stop(text, self._stop)
             self._held = text[len(text) - num_held :]
@@ -138,16 +201,21 @@ class Detokenizer:
         return text
 
 
-def first_stop(text: str, stop: Sequence[str]) -> tuple[int, int, str] | None:
+def first_stop(text: str, stop: Sequence[str], num_old: int = 0) -> tuple[int, int, str] | None:
     """Find the stop string that is complete first.
 
     Judged by where it ends, so that the answer does not depend on how the text was cut into tokens; the
     longer one wins where two end together.
 
+    Args:
+        text: where to look.
+        stop: the strings.
+        num_old: characters at the start of the text within which an end does not count.
+
     Returns:
         Where it starts, where it ends and which it is; None when there is none.
     """
-    found = [(text.find(string), string) for string in stop]
+    found = [(text.find(string, max(0, num_old + 1 - len(string))), string) for string in stop]
     ends = [(start + len(string), start, string) for start, string in found if start >= 0]
     if not ends:
         return None
@@ -163,6 +231,14 @@ def possible_stop(text: str, stop: Sequence[str]) -> int:
         if any(string.startswith(tail) for string in stop):
             return size
     return 0
+
+
+def _byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:
+    """Return which tokens spell out a byte, and which byte."""
+    found = (
+        (tokenizer.token_to_id(form.format(byte)), byte) for byte in range(256) for form in _BYTE_TOKEN_FORMS
+    )
+    return {token_id: byte for token_id, byte in found if token_id is not None}
 
 
 def _decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:

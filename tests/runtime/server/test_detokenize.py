@@ -84,6 +84,66 @@ def test_byte_fallback_text_follows_the_prompt_exactly(text: str, step: int) -> 
     )
 
 
+FALLBACK_VOCAB = BYTE_FALLBACK.get_vocab()
+BYTES = {byte: FALLBACK_VOCAB[f"<0x{byte:02X}>"] for byte in range(256)}
+FALLBACK_TOKENS = st.one_of(
+    st.integers(0, BYTE_FALLBACK.get_vocab_size() - 1),
+    st.sampled_from([BYTES[byte] for byte in (0x41, 0xC3, 0xA9, 0xE4, 0xB8, 0xAD, 0xFF)]),
+)
+
+
+@given(
+    token_ids=st.lists(st.one_of(FALLBACK_TOKENS, st.just(99_999)), max_size=20),
+    step=st.integers(1, 4),
+    skip_special_tokens=st.booleans(),
+)
+def test_every_prefix_of_any_byte_fallback_tokens_is_exact(
+    token_ids: list[int], step: int, skip_special_tokens: bool
+) -> None:
+    prompt = BYTE_FALLBACK.encode("a").ids
+    known = [token_id for token_id in token_ids if token_id < 99_999]  # decode() stops at an unused id
+    token_bytes = TokenBytes(BYTE_FALLBACK)
+    for end in range(len(token_ids) + 1):
+        detokenizer = Detokenizer(token_bytes, skip_special_tokens=skip_special_tokens)
+        *released, rest = pieces(detokenizer, token_ids[:end], step)
+        prefix = [token_id for token_id in token_ids[:end] if token_id < 99_999]
+        want, whole = (
+            reference(BYTE_FALLBACK, prompt + ids, skip_special_tokens=skip_special_tokens)
+            for ids in (prefix, known)
+        )
+        assert "a" + "".join(released) + rest == want
+        assert whole.startswith("a" + "".join(released))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        pytest.param("\u4e2d".encode(), "\u4e2d", id="a-character"),
+        pytest.param(b"\xe4\xb8", "\ufffd\ufffd", id="a-cut-character"),
+        pytest.param("\u00e9".encode() + b"\xff", "\ufffd\ufffd\ufffd", id="a-good-one-in-a-bad-run"),
+    ],
+)
+def test_a_run_of_bytes_is_text_as_a_whole_or_not_at_all(data: bytes, text: str) -> None:
+    detokenizer = Detokenizer(TokenBytes(BYTE_FALLBACK))
+
+    released = [detokenizer.push([BYTES[byte]]) for byte in data]
+    released.append(detokenizer.push([FALLBACK_VOCAB["b"]]))
+
+    assert released == [*[""] * len(data), text + "b"]
+    assert detokenizer.token_starts == [*[0] * len(data), len(text)]
+
+
+def test_a_stop_string_in_a_run_of_bytes_ends_the_text_before_what_follows() -> None:
+    detokenizer = Detokenizer(TokenBytes(BYTE_FALLBACK), stop=["\u4e2d"])
+    run = [BYTES[byte] for byte in "\u4e2d".encode()]
+
+    released = pieces(detokenizer, [FALLBACK_VOCAB["b"], *run, FALLBACK_VOCAB["b"]])
+
+    assert released == ["b", *[""] * 5]
+    assert detokenizer.stop_string == "\u4e2d"
+    assert len(detokenizer.token_starts) == 4
+
+
 def test_a_character_is_released_with_its_last_byte() -> None:
     token_ids = BYTE_LEVEL.encode("\u00e9\u4e2d\U0001f600").ids
 
@@ -183,6 +243,36 @@ def test_stop_strings_within_the_first_min_tokens_are_let_through() -> None:
 
     assert "".join(pieces(detokenizer, token_ids)) == "stop and "
     assert detokenizer.stop_string == "stop"
+
+
+@pytest.mark.parametrize("min_tokens", range(6))
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stop_string_counts_when_it_ends_behind_min_tokens(min_tokens: int, step: int) -> None:
+    detokenizer = Detokenizer(TokenBytes(BYTE_LEVEL), stop=["op", "stop"], min_tokens=min_tokens)
+
+    released = "".join(pieces(detokenizer, BYTE_LEVEL.encode("astopb").ids, step))
+
+    assert released == ("a" if min_tokens < 5 else "astopb")
+
+
+@given(
+    text=st.text("ab", max_size=12),
+    stop=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
+    min_tokens=st.integers(0, 8),
+    step=st.integers(1, 4),
+)
+def test_with_min_tokens_the_first_stop_string_that_ends_behind_them_wins(
+    text: str, stop: list[str], min_tokens: int, step: int
+) -> None:
+    want = text
+    for end in range(min_tokens + 1, len(text) + 1):
+        found = [string for string in stop if text[:end].endswith(string)]
+        if found:
+            want = text[: end - max(map(len, found))]
+            break
+    detokenizer = Detokenizer(TokenBytes(BYTE_LEVEL), stop=stop, min_tokens=min_tokens)
+
+    assert "".join(pieces(detokenizer, BYTE_LEVEL.encode(text).ids, step)) == want
 
 
 def test_token_starts_count_the_characters_before_each_token() -> None:
