@@ -139,6 +139,7 @@ def _pick(weights: Tensor, places: Tensor) -> list[int]:
 def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NARROW) -> Tensor:
     """Rule out all but the top_k most likely tokens, then all but the smallest set with mass top_p of those.
 
+    Of equally likely tokens the first ones stay, so that nothing depends on who else is in the batch.
     Sorting a vocabulary is slow and nearly always needless: `width` candidates are sorted, and only the rows
     whose set reaches beyond them are done again with more.
 
@@ -147,10 +148,11 @@ def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NA
     """
     vocab_size = scaled.shape[1]
     top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
-    width = min(vocab_size, max(width, *(k for k in top_k if k < vocab_size), 1))
-    values, token_ids = scaled.topk(width, dim=-1)  # most likely first
+    # One more than stays, to see whether it equals the last that does.
+    width = min(vocab_size, max(width, *(k + 1 for k in top_k if k < vocab_size), 1))
+    ranked, token_ids = scaled.topk(width, dim=-1)  # most likely first
     limit = torch.tensor(top_k, device=scaled.device).unsqueeze(1)
-    values.masked_fill_(torch.arange(width, device=scaled.device) >= limit, -math.inf)
+    values = ranked.masked_fill(torch.arange(width, device=scaled.device) >= limit, -math.inf)
     mass = values.exp().double()
     cumulative = mass.cumsum(dim=-1)
     total = torch.where(
@@ -159,9 +161,27 @@ def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NA
     wanted = total * column([p.top_p for p in params], scaled).double()
     # The most likely token always stays: a top_p may be too small for a float.
     values[:, 1:].masked_fill_((cumulative - mass >= wanted)[:, 1:], -math.inf)
+    num_kept = (values > -math.inf).sum(dim=-1, keepdim=True)
     result = torch.full_like(scaled, -math.inf).scatter_(1, token_ids, values)
     if width < vocab_size:
-        short = (cumulative[:, -1:] < wanted).squeeze(1).nonzero().squeeze(1).tolist()
+        short = (num_kept == width).squeeze(1).nonzero().squeeze(1).tolist()
         if short:
             result[short] = _keep_top(scaled[short], [params[row] for row in short], width * 8)
+    last = ranked.gather(1, num_kept - 1)
+    following = ranked.gather(1, num_kept.clamp(max=width - 1))
+    tied = ((num_kept < width) & (following == last)).squeeze(1).nonzero().squeeze(1)
+    if len(tied):
+        num_equal = num_kept[tied] - (ranked[tied] > last[tied]).sum(dim=-1, keepdim=True)
+        result[tied] = _keep_from(scaled[tied], last[tied], num_equal)
     return result
+
+
+def _keep_from(scaled: Tensor, value: Tensor, count: Tensor) -> Tensor:
+    """Rule out all tokens below a value, and of those that have it all but the first.
+
+    Shapes:
+        scaled [R, V], value [R, 1], count [R, 1] -> [R, V]
+    """
+    is_equal = scaled == value
+    is_late = is_equal & (is_equal.cumsum(dim=-1) > count)
+    return scaled.masked_fill((scaled < value) | is_late, -math.inf)

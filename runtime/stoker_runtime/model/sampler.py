@@ -115,12 +115,29 @@ def _logprobs(
     if raw is None:
         return {}
     rows, logprobs = raw
-    num_top = min(max(requests[row].sampling.logprobs or 0 for row in rows), logprobs.shape[1])
-    values, token_ids = (part.tolist() for part in logprobs.topk(num_top, dim=-1))
     chosen = logprobs.gather(1, torch.tensor([[max(picked[row], 0)] for row in rows], device=logprobs.device))
-    found = {}
-    for index, row in enumerate(rows):
-        count = requests[row].sampling.logprobs or 0
-        top = list(zip(token_ids[index][:count], values[index][:count], strict=True))
-        found[row] = TokenLogprob(token_id=picked[row], logprob=chosen[index].item(), top=top)
-    return found
+    counts = [requests[row].sampling.logprobs or 0 for row in rows]
+    return {
+        row: TokenLogprob(token_id=picked[row], logprob=chosen[index].item(), top=top)
+        for index, (row, top) in enumerate(zip(rows, _likeliest(logprobs, counts), strict=True))
+    }
+
+
+def _likeliest(logprobs: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
+    """Return each row's likeliest tokens, of equally likely ones the first.
+
+    Shapes:
+        logprobs [R, V], counts [R]
+    """
+    num_top = min(max(counts), logprobs.shape[1])
+    found: list[list[tuple[int, float]]] = [[] for _ in counts]
+    if num_top:
+        last = logprobs.topk(num_top, dim=-1).values[:, -1:]
+        rows, token_ids = (logprobs >= last).nonzero(as_tuple=True)  # in the order of the vocabulary
+        values = logprobs[rows, token_ids].tolist()
+        for row, token_id, value in zip(rows.tolist(), token_ids.tolist(), values, strict=True):
+            found[row].append((token_id, value))
+    return [
+        sorted(tokens, key=lambda token: -token[1])[:count]
+        for tokens, count in zip(found, counts, strict=True)
+    ]

@@ -189,6 +189,35 @@ def test_a_row_is_sampled_as_if_it_were_alone(requests: list[ScheduledRequest], 
         assert token.token_id not in r.masked_token_ids
 
 
+@given(
+    requests=st.lists(odd_requests(), min_size=2, max_size=5),
+    seed=st.integers(0, 1000),
+    num_levels=st.integers(1, 4),
+)
+def test_equal_logits_are_told_apart_by_token_whatever_the_batch(
+    requests: list[ScheduledRequest], seed: int, num_levels: int
+) -> None:
+    # wider than what is sorted at first, so that another row's top_k makes a difference
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(num_levels, (len(requests), 700), generator=generator).float()
+    wide = request("wide", temperature=1.0, top_k=600, logprobs=20)
+    alone = [sample(logits[row : row + 1].clone(), [r])[0] for row, r in enumerate(requests)]
+    together = sample(torch.cat([logits, logits[:1]]), [*requests, wide])[:-1]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.token_id, one.error) == (other.token_id, other.error)
+        assert (one.logprob and one.logprob.top) == (other.logprob and other.logprob.top)
+
+
+def test_of_equal_logits_the_first_tokens_are_kept() -> None:
+    logits = torch.tensor([0.0, 1.0, 1.0, 2.0, 1.0, 1.0])
+    for limits in ({"top_k": 3}, {"top_p": 0.6}):
+        counts = draws(logits, temperature=1.0, **limits)
+        assert [token for token, count in enumerate(counts) if count] == [1, 2, 3]
+    (token,) = sample(logits.unsqueeze(0).clone(), [request(logprobs=3)])
+    assert token.logprob is not None
+    assert [token_id for token_id, _ in token.logprob.top] == [3, 1, 2]
+
+
 def test_greedy_takes_the_largest_logit() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert pick(logits, request(), request()) == [1, 0]
