@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, rebuilt from the vocabulary and merges in its metadata."""
+"""The tokenizer of a GGUF file, rebuilt from the vocabulary and the merges or scores in its metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _GENERIC_SPLITS = (
     r"\p{N}+",
     r"[0-9][0-9][0-9]",
 )
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
+_SPACE = "\u2581"  # what SentencePiece writes for one
 _SPECIAL_NAMES = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
 
 
@@ -31,14 +32,14 @@ def special_tokens(gguf: GgufFile) -> dict[str, str]:
         ModelError: the file has no vocabulary, or a special token lies beyond it.
     """
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
-    if not tokens:
-        raise ModelError(f"{gguf.path} has no tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
+        raise ModelError(f"{gguf.path} has no tokens in tokenizer.ggml.tokens")
     found = {}
     for name in ("bos", "eos", "padding", "unknown"):
         token_id = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if token_id is None:
             continue
-        if not 0 <= token_id < len(tokens):
+        if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
             raise ModelError(
                 f"{gguf.path}: tokenizer.ggml.{name}_token_id is {token_id}, beyond {len(tokens)} tokens"
             )
@@ -47,17 +48,29 @@ def special_tokens(gguf: GgufFile) -> dict[str, str]:
 
 
 def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
-    """Rebuild a byte-level BPE tokenizer.
+    """Rebuild a tokenizer: byte-level BPE, or SentencePiece's BPE as Llama 2 and Mistral have it.
 
     Args:
-        gguf: a file whose metadata has the vocabulary and merges.
+        gguf: a file whose metadata has the vocabulary and merges, or scores.
         special: special_tokens(gguf).
 
     Raises:
         ModelError: reason UnsupportedModel (another kind of tokenizer) or InvalidModel.
-
-    Source: the pre-tokenizer names and what each splits on are llama.cpp's, in its llama-vocab.cpp.
     """
+    model = gguf.metadata.get("tokenizer.ggml.model")
+    if model == "gpt2":
+        return _byte_level(gguf, special)
+    if model == "llama":
+        return _sentencepiece(gguf, special)
+    raise ModelError(
+        f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (gpt2, byte-level BPE, and llama, "
+        "SentencePiece's BPE, are); use the model's safetensors directory with its tokenizer.json",
+        reason="UnsupportedModel",
+    )
+
+
+def _byte_level(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
+    """Source: the pre-tokenizer names and what each splits on are llama.cpp's, in its llama-vocab.cpp."""
     meta = gguf.metadata
     pre = meta.get("tokenizer.ggml.pre")
     pre_tokenizer = _supported_pre_tokenizer(gguf)
@@ -75,14 +88,7 @@ def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
-    types = meta.get("tokenizer.ggml.token_type", [])
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=type_id == _CONTROL, normalized=False)
-            for token, type_id in zip(tokens, types, strict=False)
-            if type_id in (_CONTROL, _USER_DEFINED)
-        ]
-    )
+    _add_tokens(tokenizer, gguf)
     _add_around(
         tokenizer,
         special,
@@ -92,14 +98,82 @@ def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
     return tokenizer
 
 
-def _supported_pre_tokenizer(gguf: GgufFile) -> pre_tokenizers.PreTokenizer:
-    model = gguf.metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
+def _sentencepiece(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
+    """Of two neighbours whose joined text has the highest score, one token is made, as long as there are any.
+
+    Characters that the vocabulary lacks are spelt in bytes. Each text between special tokens begins with a
+    space, unless the file says otherwise. So does llama.cpp, and the tokenizer.json of these models.
+    """
+    meta = gguf.metadata
+    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
+        if meta.get(f"tokenizer.ggml.{key}"):
+            raise ModelError(f"{gguf.path}: tokenizer.ggml.{key} is not supported", reason="UnsupportedModel")
+    tokens: list[str] = meta["tokenizer.ggml.tokens"]
+    scores, types = meta.get("tokenizer.ggml.scores", []), meta.get("tokenizer.ggml.token_type", [])
+    if not len(tokens) == len(scores) == len(types):
         raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (only gpt2, which is byte-level "
-            "BPE); use the model's safetensors directory with its tokenizer.json",
-            reason="UnsupportedModel",
+            f"{gguf.path}: {len(tokens)} tokens have {len(scores)} scores and {len(types)} types"
         )
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind == _NORMAL and token
+    }
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=_merges(pieces),
+            unk_token=special.get("unk_token"),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    has_prefix = meta.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if has_prefix else []),
+        ]
+    )
+    _add_tokens(tokenizer, gguf)
+    _add_around(
+        tokenizer,
+        special,
+        bos=meta.get("tokenizer.ggml.add_bos_token", True),
+        eos=meta.get("tokenizer.ggml.add_eos_token", False),
+    )
+    return tokenizer
+
+
+def _merges(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return every pair of pieces that makes a piece, the best-scored piece first."""
+    found = [
+        (-score, piece[:cut], piece[cut:])
+        for piece, score in pieces.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+    return [(left, right) for _, left, right in sorted(found)]
+
+
+def _add_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:
+    """Find control and user-defined tokens in a text before anything else is done with it."""
+    meta = gguf.metadata
+    types = meta.get("tokenizer.ggml.token_type", [])
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            for token, kind in zip(meta["tokenizer.ggml.tokens"], types, strict=False)
+            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        ]
+    )
+
+
+def _supported_pre_tokenizer(gguf: GgufFile) -> pre_tokenizers.PreTokenizer:
     pre = gguf.metadata.get("tokenizer.ggml.pre")
     pre_tokenizer = _pre_tokenizer(pre)
     if pre_tokenizer is None:

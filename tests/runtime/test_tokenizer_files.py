@@ -194,7 +194,7 @@ def test_gguf_prompts_get_bos_and_eos_as_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        pytest.param({"model": "llama"}, "'llama'", id="sentencepiece"),
+        pytest.param({"model": "t5"}, "'t5'", id="unigram"),
         pytest.param({"pre": "tekken"}, "'tekken'", id="unknown-pre-tokenizer"),
     ],
 )
