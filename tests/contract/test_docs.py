@@ -72,7 +72,7 @@ def test_runtime_page_names_every_endpoint_and_no_other() -> None:
 def test_runtime_page_names_every_metric_and_no_other() -> None:
     exported = metric_names(RuntimeMetrics("m", EngineStats, lambda: None).render().decode())
     section = RUNTIME.split("## Metrics")[1]
-    assert set(re.findall(r"`((?:vllm:|http_)\w+)`", section)) == exported
+    assert set(re.findall(r"`((?:vllm:|http_|process_)\w+)`", section)) == exported
 
 
 def test_operations_page_names_every_metric_and_no_other() -> None:
