@@ -1,7 +1,8 @@
 """Load client for OpenAI-compatible servers: `python bench/load.py --url URL --model NAME --requests 100`.
 
 Closed loop (--concurrency) or open loop (--rate); ends after --requests, --duration, SIGTERM or, with
---until-eof, when standard input closes. Prints a table to standard error and JSON to standard output.
+--until-eof, when standard input closes. Prints a table to standard error and JSON to standard output; with
+--until-eof each line on standard input is answered by a line of JSON that says how far the run has come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import uvloop
 
 from loadgen.client import Api, Target
 from loadgen.results import table
-from loadgen.run import Load, Run, run
+from loadgen.run import Load, Progress, Run, run
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -33,9 +34,10 @@ from loadgen.run import Load, Run, run
 @click.option(
     "--duration", type=click.FloatRange(0, min_open=True), help="Start none after this many seconds."
 )
-@click.option("--until-eof", is_flag=True, help="Start none once standard input has closed.")
 @click.option(
-    "--at-least", type=click.IntRange(0), default=0, help="With --until-eof: send this many whatever happens."
+    "--until-eof",
+    is_flag=True,
+    help="Start none once standard input has closed; a line there asks how far it is.",
 )
 @click.option("--prompt-tokens", type=click.IntRange(1), default=64)
 @click.option("--output-tokens", type=click.IntRange(1), default=64)
@@ -51,8 +53,6 @@ def main(**options: Any) -> None:
     """Send load to an OpenAI-compatible server; exit status 1 when a request failed."""
     if options["requests"] is None and options["duration"] is None and not options["until_eof"]:
         raise click.UsageError("give --requests, --duration or --until-eof: a run needs an end")
-    if options["at_least"] and not options["until_eof"]:
-        raise click.UsageError("--at-least only says how early --until-eof may end a run")
     api: Api = options["api"]
     target = Target(
         url=options["url"],
@@ -65,7 +65,6 @@ def main(**options: Any) -> None:
     )
     load = Load(
         num_requests=options["requests"],
-        min_requests=options["at_least"],
         duration_s=options["duration"],
         concurrency=options["concurrency"],
         rate_per_s=options["rate"],
@@ -92,15 +91,27 @@ async def _run_until_told(target: Target, load: Load, *, until_eof: bool) -> Run
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    progress = Progress()
+
+    def read() -> None:
+        asked = os.read(sys.stdin.fileno(), 4096)
+        for _ in range(asked.count(b"\n")):
+            click.echo(json.dumps(_so_far(progress)))
+        if not asked:
+            loop.remove_reader(sys.stdin.fileno())
+            stop.set()
+
     if until_eof:
-        loop.add_reader(sys.stdin.fileno(), _stop_at_eof, loop, stop)
-    return await run(target, load, stop)
+        loop.add_reader(sys.stdin.fileno(), read)
+    return await run(target, load, stop, progress)
 
 
-def _stop_at_eof(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        loop.remove_reader(sys.stdin.fileno())
-        stop.set()
+def _so_far(progress: Progress) -> dict[str, Any]:
+    return {
+        "now_s": progress.now_s(),
+        "e2e_s": [round(outcome.e2e_s, 3) for outcome in progress.ended],
+        "failed": sum(outcome.failure is not None for outcome in progress.ended),
+    }
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loadgen import arrivals, client, prompts
 from loadgen.results import Outcome, Summary, summarize
@@ -17,7 +17,6 @@ class Load:
     """How much to send and for how long; a run ends at the first limit it meets, or when told to stop."""
 
     num_requests: int | None = None
-    min_requests: int = 0  # no matter when it is told to stop
     duration_s: float | None = None
     concurrency: int = 1  # closed loop
     rate_per_s: float | None = None  # open loop when given
@@ -35,28 +34,48 @@ class Run:
     summary: Summary
 
 
+@dataclass
+class Progress:
+    """What a run has done so far, for whoever wants to look at it before its end."""
+
+    zero_s: float = field(default_factory=time.perf_counter)
+    ended: list[Outcome] = field(default_factory=list)
+
+    def now_s(self) -> float:
+        """Seconds since the run began, on the clock of `Outcome.started_s`."""
+        return time.perf_counter() - self.zero_s
+
+
 Send = Callable[[int], Awaitable[Outcome]]
 
 
-async def run(target: client.Target, load: Load, stop: asyncio.Event | None = None) -> Run:
+async def run(
+    target: client.Target,
+    load: Load,
+    stop: asyncio.Event | None = None,
+    progress: Progress | None = None,
+) -> Run:
     """Send the load and wait for every answer.
 
     Args:
         target: where to and what for.
         load: how much.
-        stop: once set, no further request starts beyond `load.min_requests`; those in flight are awaited.
+        stop: once set, no further request starts; those in flight are awaited.
+        progress: a new one, kept up to date.
     """
     stop = stop or asyncio.Event()
-    zero_s = time.perf_counter()
+    progress = progress or Progress()
     async with client.session(keep_alive=load.keep_alive) as http:
 
         async def send(index: int) -> Outcome:
             text = prompts.prompt(load.prompt_tokens, load.seed, 0 if load.same_prompt else index)
-            return await client.send(http, target, text, index, zero_s)
+            outcome = await client.send(http, target, text, index, progress.zero_s)
+            progress.ended.append(outcome)
+            return outcome
 
         outcomes = await (closed_loop if load.rate_per_s is None else open_loop)(send, load, stop)
     ordered = tuple(sorted(outcomes, key=lambda outcome: outcome.started_s))
-    return Run(ordered, summarize(ordered, time.perf_counter() - zero_s))
+    return Run(ordered, summarize(ordered, progress.now_s()))
 
 
 async def closed_loop(send: Send, load: Load, stop: asyncio.Event) -> list[Outcome]:
@@ -67,7 +86,7 @@ async def closed_loop(send: Send, load: Load, stop: asyncio.Event) -> list[Outco
 
     async def worker() -> None:
         for index in indices:
-            if (stop.is_set() and index >= load.min_requests) or time.perf_counter() >= deadline_s:
+            if stop.is_set() or time.perf_counter() >= deadline_s:
                 return
             outcomes.append(await send(index))
 
@@ -91,17 +110,14 @@ async def open_loop(send: Send, load: Load, stop: asyncio.Event) -> list[Outcome
     async with asyncio.TaskGroup() as group:
         for index, at_s in zip(_indices(load), arrivals.poisson(load.rate_per_s, load.seed), strict=False):
             start_s = zero_s + at_s
-            stopped = await _stopped_before(stop, min(start_s, deadline_s), index < load.min_requests)
+            stopped = await _stopped_before(stop, min(start_s, deadline_s))
             if stopped or start_s >= deadline_s:
                 break
             tasks.append(group.create_task(one(index)))
     return [task.result() for task in tasks]
 
 
-async def _stopped_before(stop: asyncio.Event, at_s: float, is_needed: bool) -> bool:
-    if is_needed:
-        await asyncio.sleep(max(0.0, at_s - time.perf_counter()))
-        return False
+async def _stopped_before(stop: asyncio.Event, at_s: float) -> bool:
     try:
         await asyncio.wait_for(stop.wait(), max(0.0, at_s - time.perf_counter()))
     except TimeoutError:

@@ -33,6 +33,17 @@ class RunningLoad:
 
     process: subprocess.Popen[str]
 
+    def look(self) -> Object:
+        """Return how far it is: `now_s` since it began, `e2e_s` of what has ended, and how many `failed`."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, f"the load client is gone: {self.process.communicate()[1]}"
+        found: Object = json.loads(line)
+        return found
+
     def stop(self, timeout_s: float = 180) -> Object:
         """Let the requests in flight end and return the client's report, with every request's own figures."""
         out, err = self.process.communicate("", timeout=timeout_s)

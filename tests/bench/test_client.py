@@ -223,19 +223,6 @@ async def test_stop_starts_no_further_request_and_awaits_those_in_flight(load: L
     assert done.summary.succeeded == done.summary.requests == num_seen >= 5
 
 
-@pytest.mark.parametrize(
-    "load",
-    [Load(concurrency=2, min_requests=9), Load(rate_per_s=200.0, min_requests=9)],
-    ids=["closed", "open"],
-)
-async def test_a_stop_waits_for_the_least_number_of_requests(load: Load) -> None:
-    stop = asyncio.Event()
-    stop.set()
-    async with server(streams(*GOOD)) as url:
-        done = await asyncio.wait_for(run(Target(url, "m", output_tokens=2), load, stop), 20)
-    assert done.summary.succeeded == done.summary.requests == 9
-
-
 def test_prompts_have_their_length_and_differ_by_index() -> None:
     assert len(prompt(64, 0, 1).split()) == 64
     assert prompt(64, 0, 1) == prompt(64, 0, 1)

@@ -20,7 +20,7 @@ STREAM = (
 )
 
 
-async def test_runs_until_standard_input_closes_and_reports_every_request() -> None:
+async def test_runs_until_standard_input_closes_and_tells_how_far_it_is_when_asked() -> None:
     num_seen = 0
     ten_seen = asyncio.Event()
 
@@ -43,12 +43,20 @@ async def test_runs_until_standard_input_closes_and_reports_every_request() -> N
     )
     try:
         await asyncio.wait_for(ten_seen.wait(), 60)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        told = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
         out, _ = await asyncio.wait_for(process.communicate(b""), 60)
     finally:
         await runner.cleanup()
     report = json.loads(out)
     assert process.returncode == 0
     assert report["summary"]["requests"] == len(report["records"]) == num_seen >= 10
+    # One is in flight at any time, so the tenth was the newest at the earliest moment of the question.
+    assert 9 <= len(told["e2e_s"]) <= num_seen
+    assert told["failed"] == 0
+    assert report["records"][8]["started_s"] < told["now_s"] <= report["summary"]["duration_s"]
     assert report["summary"]["failures"] == {}
 
 
@@ -56,13 +64,6 @@ def test_a_run_without_an_end_is_refused() -> None:
     result = CliRunner().invoke(load.main, ["--url", "http://127.0.0.1:1", "--model", "m"])
     assert result.exit_code == 2
     assert "--until-eof" in result.output
-
-
-def test_a_least_number_is_refused_where_nothing_would_ask_for_it() -> None:
-    arguments = ["--url", "http://127.0.0.1:1", "--model", "m", "--requests", "2", "--at-least", "1"]
-    result = CliRunner().invoke(load.main, arguments)
-    assert result.exit_code == 2
-    assert "--at-least" in result.output
 
 
 def test_failed_requests_make_the_exit_status_1() -> None:
