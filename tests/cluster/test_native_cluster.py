@@ -77,8 +77,11 @@ def cluster() -> Iterator[NativeCluster]:
 
 @pytest.fixture(scope="module")
 def data_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "file").write_text("content")
+    return build_data(tmp_path_factory.mktemp("data"), "content")
+
+
+def build_data(folder: Path, content: str) -> Path:
+    (folder / "file").write_text(content)
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
     return build(
         Image("localhost/selftest-data:1", folder / "Dockerfile", folder, files=["file"], base_arg=None)
@@ -107,6 +110,13 @@ def test_a_pod_runs_with_a_gpu_and_an_image_as_volume(cluster: NativeCluster, da
     kubectl(cluster, "apply", "--filename=-", text=json.dumps(POD))
     kubectl(cluster, "wait", "--for=condition=Ready", "pod/hold", "--timeout=60s")
     assert kubectl(cluster, "logs", "hold") == ""
+
+
+def test_an_image_that_took_over_a_tag_can_be_a_volume(cluster: NativeCluster, tmp_path: Path) -> None:
+    cluster.load_image(build_data(tmp_path, "newer content"))
+    pod = {**POD, "metadata": {"name": "again"}}
+    kubectl(cluster, "apply", "--filename=-", text=json.dumps(pod))
+    kubectl(cluster, "wait", "--for=condition=Ready", "pod/again", "--timeout=60s")
 
 
 def test_service_addresses_answer_inside_and_the_host_has_no_route_to_them(cluster: NativeCluster) -> None:
