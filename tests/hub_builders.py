@@ -1,4 +1,7 @@
-"""A stand-in model hub on loopback: repositories with revisions, tokens, gates and planned faults."""
+"""A stand-in model hub: repositories with revisions, tokens, gates and planned faults.
+
+Nothing but the standard library, because scenarios run this file inside a pod as well.
+"""
 
 from __future__ import annotations
 
@@ -162,10 +165,10 @@ def _sha1(data: bytes) -> str:
 
 
 @contextmanager
-def running_hub(repos: dict[str, Repo]) -> Iterator[Hub]:
-    """Serve repositories on a free loopback port until the block ends."""
+def running_hub(repos: dict[str, Repo], address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Hub]:
+    """Serve repositories until the block ends, on a free loopback port unless an address is given."""
     handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(address, handler)
     server.daemon_threads = True
     hub = Hub(url=f"http://127.0.0.1:{server.server_port}", repos=repos, faults=Faults())
     handler.hub = hub  # type: ignore[attr-defined]

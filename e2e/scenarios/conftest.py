@@ -8,9 +8,11 @@ import pytest
 
 import product
 from scenarios import clientpod, diagnosis
+from scenarios import shelf as shelves
 from scenarios.clientpod import ClientPod
 from scenarios.kube import Kube
 from scenarios.platform import Platform, installed, temporary_namespace
+from scenarios.shelf import Shelf
 
 CLUSTER_NAME = "e2e"
 
@@ -39,6 +41,13 @@ def clients(kube: Kube) -> Iterator[ClientPod]:
     """A pod to send requests from."""
     with temporary_namespace(kube, "clients") as name:
         yield clientpod.start(kube, name, product.OPERATOR_IMAGE)
+
+
+@pytest.fixture(scope="session")
+def shelf(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """A tiny model on a hub and in a folder of a node."""
+    with temporary_namespace(platform.kube, "shelf", pod_security="privileged") as name:
+        yield shelves.start(platform, name, product.OPERATOR_IMAGE, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.hookimpl(wrapper=True)

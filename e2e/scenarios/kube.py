@@ -25,6 +25,8 @@ _KINDS = {
     "Service": ("/api/v1", "services"),
     "ConfigMap": ("/api/v1", "configmaps"),
     "Secret": ("/api/v1", "secrets"),
+    "PersistentVolume": ("/api/v1", "persistentvolumes"),
+    "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
     "Event": ("/api/v1", "events"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
@@ -33,7 +35,7 @@ _KINDS = {
     "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
     "ModelDeployment": ("/apis/stoker.dev/v1alpha1", "modeldeployments"),
 }
-_CLUSTER_SCOPED = {"Namespace", "Node", "CustomResourceDefinition"}
+_CLUSTER_SCOPED = {"Namespace", "Node", "PersistentVolume", "CustomResourceDefinition"}
 
 
 class HasKubectl(Protocol):
