@@ -27,15 +27,22 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install lock fmt lint tools test test-fast crd docs golden images demo demo-down
+# What is missing must be said before anything is downloaded, also with -j.
+.NOTPARALLEL:
+
+.PHONY: help preflight install lock fmt lint tools test test-fast crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+preflight: ## say what this machine lacks for a cluster
+	$(PYTHON) e2e/preflight.py
+
 install: $(VENV)/.installed ## virtual environment with everything the tests need
+# Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
 $(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stoker needs Python 3.11 or newer: set PYTHON=python3.X")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) e2e/preflight.py --python-only
+	test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
@@ -64,10 +71,10 @@ lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifes
 	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
 	$(BIN)/python e2e/check_manifests.py
 
-tools: install ## build what the local cluster is made of (about 20 minutes the first time, then cached)
+tools: preflight install ## build what the local cluster is made of (about 20 minutes without Docker, once)
 	$(BIN)/python e2e/cluster build-tools
 
-test: install tools ## everything but `gpu`; what CI runs
+test: tools ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu and not e2e" -n auto --dist worksteal
 	$(BIN)/pytest -m "e2e and not gpu"
 
@@ -89,7 +96,7 @@ golden: install ## rewrite the golden manifests that tests compare with
 images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py
 
-demo: install ## a cluster, the chart, a model, a streamed answer; run it again at any time
+demo: preflight install ## a cluster, the chart, a model, a streamed answer; run it again at any time
 	$(BIN)/python e2e/demo.py up
 
 demo-down: install ## remove the demo's cluster and all it left

@@ -19,7 +19,8 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from cluster import ClusterError, build
+from cluster import build
+from cluster.api import ClusterError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "stoker"

@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 import product
-from cluster import Cluster, ClusterError, open_cluster
+from cluster.api import Cluster, ClusterError
+from cluster.backends import open_cluster
 from cluster.progress import say, step
 
 NAME = "demo"

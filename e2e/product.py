@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster import Cluster, ClusterError
+from cluster.api import Cluster, ClusterError
 from cluster.images import Image, build
 
 REPOSITORY = Path(__file__).resolve().parent.parent

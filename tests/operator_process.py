@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import ControlPlane
+from cluster.integration import ControlPlane
 
 
 @contextmanager

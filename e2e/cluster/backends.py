@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from cluster import kind, native
+import shutil
+
+from cluster import kind, native, prerequisites
 from cluster.api import Cluster, ClusterError
 
 DEFAULT_NAME = "dev"
 BACKENDS = ("auto", "kind", "native")
+
+
+def needed_stages() -> list[str]:
+    """The stages that have to be built on this machine for all tests that can run on it.
+
+    With kind a cluster takes no compiler. Then the integration tests' control plane is built where there is
+    a Go, and what kind does not bring along only where it is not on PATH.
+    """
+    if prerequisites.kind_lacks() is not None:
+        return ["e2e"]
+    absent = [stage for name, stage in prerequisites.CLIENTS.items() if shutil.which(name) is None]
+    integration = [] if prerequisites.no_build("integration") else ["integration"]
+    return sorted({*absent, *integration})
 
 
 def open_cluster(name: str = DEFAULT_NAME, backend: str = "auto") -> Cluster:
@@ -21,10 +36,10 @@ def open_cluster(name: str = DEFAULT_NAME, backend: str = "auto") -> Cluster:
     """
     if backend not in BACKENDS:
         raise ClusterError(f"backend {backend!r} is none of {', '.join(BACKENDS)}.")
-    kind_lacks = kind.why_not() if backend != "native" else "not asked for"
+    kind_lacks = prerequisites.kind_lacks() if backend != "native" else "not asked for"
     if kind_lacks is None:
         return kind.KindCluster(name)
-    native_lacks = native.why_not() if backend != "kind" else "not asked for"
+    native_lacks = prerequisites.native_lacks() if backend != "kind" else "not asked for"
     if native_lacks is None:
         return native.NativeCluster(name)
     raise ClusterError(

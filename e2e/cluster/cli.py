@@ -9,7 +9,7 @@ import click
 
 from cluster import build, host
 from cluster.api import Cluster, ClusterError
-from cluster.backends import BACKENDS, DEFAULT_NAME, open_cluster
+from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
 from cluster.versions import STAGES
 
 
@@ -133,10 +133,11 @@ def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
 
 @main.command("build-tools")
 @click.option(
-    "--stage", type=click.Choice(STAGES), default="e2e", show_default=True, help="For which purpose."
+    "--stage", type=click.Choice(STAGES), help="For which purpose; by default for all that can run here."
 )
-def build_tools(stage: str) -> None:
+def build_tools(stage: str | None) -> None:
     """Compile what a stage needs into the cache and print where it is."""
-    binaries = build.ensure(stage)
-    for name in sorted(binaries.paths):
-        click.echo(f"{name}\t{binaries[name]}")
+    for wanted in [stage] if stage else needed_stages():
+        binaries = build.ensure(wanted)
+        for name in sorted(binaries.paths):
+            click.echo(f"{name}\t{binaries[name]}")

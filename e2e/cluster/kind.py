@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cluster import build, host, render
 from cluster.api import ClusterError
 from cluster.plan import NAME
+from cluster.prerequisites import CLIENTS
 from cluster.progress import say, step
 from cluster.versions import cache_dir
+
+# What has the image volumes that oci:// models are mounted with.
+MIN_KUBERNETES = (1, 33)
+MIN_CONTAINERD = (2, 1)
 
 
 def kind_config(name: str, num_nodes: int, folder: Path) -> str:
@@ -43,6 +50,8 @@ def kind_config(name: str, num_nodes: int, folder: Path) -> str:
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         "name": name,
+        # On by default from Kubernetes 1.35 only.
+        "featureGates": {"ImageVolume": True},
         "nodes": [control_plane, *({"role": "worker"} for _ in range(num_nodes - 1))],
     }
     return yaml.safe_dump(config, sort_keys=False)
@@ -52,6 +61,22 @@ def gpu_patch(amount: int) -> str:
     """The JSON patch that puts GPUs on a node without any."""
     paths = [f"/status/{field}/nvidia.com~1gpu" for field in ("capacity", "allocatable")]
     return json.dumps([{"op": "add", "path": path, "value": str(amount)} for path in paths])
+
+
+def too_old(nodes: Iterable[Mapping[str, Any]]) -> str | None:
+    """What is too old on the nodes for image volumes, None when nothing is."""
+    for node in nodes:
+        info = node["status"]["nodeInfo"]
+        parts = {
+            "Kubernetes": (info["kubeletVersion"], MIN_KUBERNETES),
+            "containerd": (info["containerRuntimeVersion"], MIN_CONTAINERD),
+        }
+        for name, (text, wanted) in parts.items():
+            found = re.search(r"(\d+)\.(\d+)", text)
+            if found is None or (int(found[1]), int(found[2])) < wanted:
+                needed = ".".join(map(str, wanted))
+                return f"node {node['metadata']['name']} has {name} {text}, and image volumes need {needed}"
+    return None
 
 
 class KindCluster:
@@ -88,9 +113,17 @@ class KindCluster:
                 self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"),
                 timeout_s=150,
             )
+            self._refuse_old_nodes()
             for node in self.node_names():
                 patch = ["--subresource=status", "--type=json", f"--patch={gpu_patch(gpus_per_node)}"]
                 host.run(self.kubectl("patch", "node", node, *patch))
+
+    def _refuse_old_nodes(self) -> None:
+        answer = host.run(self.kubectl("get", "nodes", "--output=json"))
+        problem = too_old(json.loads(answer)["items"])
+        if problem:
+            self.down()
+            raise ClusterError(f"{problem}: use kind 0.30 or newer, whose node image has them.")
 
     def down(self) -> None:
         host.run(["kind", "delete", "cluster", "--name", self.name], timeout_s=180)
@@ -122,17 +155,4 @@ class KindCluster:
         return [self.tool("kubectl"), "--kubeconfig", str(self.kubeconfig), *args]
 
     def tool(self, name: str) -> str:
-        stage = {"kubectl": "integration", "helm": "charts"}[name]
-        return shutil.which(name) or build.ensure(stage)[name]
-
-
-def why_not() -> str | None:
-    """What keeps this machine from running kind; None when nothing does."""
-    if shutil.which("docker") is None:
-        return "there is no docker on PATH"
-    if not host.succeeds(["docker", "info"], timeout_s=20):
-        answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
-        return f"no Docker engine answers ({(answer.stderr.strip() or 'no reason given').splitlines()[-1]})"
-    if shutil.which("kind") is None:
-        return "Docker answers, and there is no kind on PATH (https://kind.sigs.k8s.io)"
-    return None
+        return shutil.which(name) or build.ensure(CLIENTS[name])[name]

@@ -7,8 +7,6 @@ the controllers, the kubelets and DNS. `down` is in teardown.py and needs nothin
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,7 @@ from cluster.node import NodeDaemons
 from cluster.plan import MAX_NODES, ClusterPlan
 from cluster.progress import say, step
 from cluster.state import State, load
-from cluster.versions import cache_dir, load_tools, tools_of
+from cluster.versions import cache_dir
 
 
 class NativeCluster:
@@ -221,18 +219,3 @@ def free_ports(num_ports: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def why_not() -> str | None:
-    """What keeps this machine from running a native cluster; None when nothing does."""
-    if os.uname().sysname != "Linux":
-        return "it needs Linux"
-    if os.geteuid() != 0:
-        return "it needs root (network namespaces, mounts, cgroups)"
-    if not cgroups.tracking_root().is_dir():
-        return "it needs cgroup version 2, or version 1 with a `pids` hierarchy, at /sys/fs/cgroup"
-    if not build.is_built(tools_of("e2e", load_tools())) and (build.go_version() or (0, 0)) < build.MIN_GO:
-        return f"it needs Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer on PATH to compile Kubernetes"
-    if packages.missing(packages.CLUSTER_PROGRAMS) and shutil.which("apt-get") is None:
-        return f"these programs are missing: {', '.join(packages.missing(packages.CLUSTER_PROGRAMS))}"
-    return None

@@ -86,8 +86,8 @@ class NodeDaemons:
         """Put the images of an archive into this node's store."""
         said = host.run(self._ctr("images", "import", "--local", archive), timeout_s=300)
         for tag in re.findall(r"^unpacking (\S+) ", said, re.MULTILINE):
-            # An image that took over an older one's tag is found by that tag only, and image volumes look for it
-            # by its hash. A label that is not containerd's own makes it look at the image again and add the hash.
+            # An image that took over an older one's tag is found by that tag only, and image volumes look for
+            # it by its hash. A label that is not containerd's own makes it look again and add the hash.
             host.run(self._ctr("images", "label", tag, "io.cri-containerd.image=imported"))
 
     def is_running(self) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import product
-from cluster import Cluster, open_cluster
+from cluster.api import Cluster
+from cluster.backends import open_cluster
 from scenarios import manifests
 from scenarios.kube import Kube, Object, is_true
 from scenarios.waiting import eventually

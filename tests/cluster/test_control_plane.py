@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import ClusterError, ControlPlane, control_plane, host
+from cluster import host
+from cluster.api import ClusterError
+from cluster.integration import ControlPlane, control_plane
+from cluster.prerequisites import no_build
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(no_build("integration") is not None, reason=f"{no_build('integration')}"),
+]
 
 
 @pytest.fixture(scope="module")

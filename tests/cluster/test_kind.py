@@ -1,14 +1,19 @@
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cluster import backends, host, kind, native
+from cluster import backends, host, native, prerequisites
 from cluster.api import ClusterError
-from cluster.kind import KindCluster, gpu_patch, kind_config
+from cluster.kind import KindCluster, gpu_patch, kind_config, too_old
+
+
+def node(kubernetes: str = "v1.35.0", containerd: str = "containerd://2.2.0") -> dict[str, Any]:
+    info = {"kubeletVersion": kubernetes, "containerRuntimeVersion": containerd}
+    return {"metadata": {"name": "dev-worker"}, "status": {"nodeInfo": info}}
 
 
 class Recorder:
@@ -34,6 +39,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
             "kind get nodes": "dev-worker\ndev-control-plane\ndev-worker2\n",
             "docker ps": "dev-worker\ndev-control-plane\nsomething\n",
             "docker inspect": "4711\n",
+            "kubectl --kubeconfig": json.dumps({"items": [node()]}),
         }
     )
     monkeypatch.setattr(host, "run", recorder.run)
@@ -50,6 +56,33 @@ def test_config_mounts_the_audit_log_and_has_one_control_plane() -> None:
     assert first["extraMounts"] == [{"hostPath": "/state", "containerPath": "/stoker"}]
     assert flags["audit-log-path"] == "/stoker/audit.log"
     assert workers == [{"role": "worker"}, {"role": "worker"}]
+
+
+def test_image_volumes_are_switched_on() -> None:
+    assert yaml.safe_load(kind_config("dev", 1, Path("/state")))["featureGates"] == {"ImageVolume": True}
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        pytest.param(node(), None, id="new"),
+        pytest.param(node("v1.33.1", "containerd://2.1.0"), None, id="just-new-enough"),
+        pytest.param(node(kubernetes="v1.32.5"), "Kubernetes v1.32.5", id="kubernetes"),
+        pytest.param(node(containerd="containerd://2.0.3"), "containerd containerd://2.0.3", id="containerd"),
+        pytest.param(node(containerd="containerd://1.7.27"), "need 2.1", id="containerd-1"),
+        pytest.param(node(containerd="?"), "need 2.1", id="unreadable"),
+    ],
+)
+def test_nodes_must_be_new_enough_for_image_volumes(found: dict[str, Any], problem: str | None) -> None:
+    said = too_old([node(), found])
+    assert said is None if problem is None else problem in (said or "")
+
+
+def test_a_cluster_of_old_nodes_is_removed_and_refused(recorder: Recorder) -> None:
+    recorder.answers["kubectl --kubeconfig"] = json.dumps({"items": [node("v1.31.0")]})
+    with pytest.raises(ClusterError, match=r"v1\.31\.0.*kind 0\.30"):
+        KindCluster("dev").up(num_nodes=2)
+    assert recorder.commands[-1] == "kind delete cluster --name dev"
 
 
 def test_gpu_patch_escapes_the_slash() -> None:
@@ -126,14 +159,6 @@ def test_commands_inside(
     assert KindCluster("dev").inside("curl", "x") == [*start, "curl", "x"]
 
 
-def test_docker_without_an_engine_is_no_reason_to_use_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = subprocess.CompletedProcess(["docker"], 1, stdout="", stderr="Server:\nCannot connect\n")
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(host, "succeeds", lambda command, timeout_s=0: False)
-    monkeypatch.setattr("subprocess.run", lambda *args, **options: answer)
-    assert kind.why_not() == "no Docker engine answers (Cannot connect)"
-
-
 @pytest.mark.parametrize(
     ("backend", "kind_lacks", "native_lacks", "chosen"),
     [
@@ -149,13 +174,13 @@ def test_back_end(
     native_lacks: str | None,
     chosen: type,
 ) -> None:
-    monkeypatch.setattr(kind, "why_not", lambda: kind_lacks)
-    monkeypatch.setattr(native, "why_not", lambda: native_lacks)
+    monkeypatch.setattr(prerequisites, "kind_lacks", lambda: kind_lacks)
+    monkeypatch.setattr(prerequisites, "native_lacks", lambda: native_lacks)
     assert isinstance(backends.open_cluster("dev", backend), chosen)
 
 
 def test_neither_back_end_says_what_each_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kind, "why_not", lambda: "there is no docker on PATH")
-    monkeypatch.setattr(native, "why_not", lambda: "it needs root")
+    monkeypatch.setattr(prerequisites, "kind_lacks", lambda: "there is no docker on PATH")
+    monkeypatch.setattr(prerequisites, "native_lacks", lambda: "it needs root")
     with pytest.raises(ClusterError, match=r"(?s)there is no docker.*it needs root"):
         backends.open_cluster("dev")

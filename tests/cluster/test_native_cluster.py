@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from cluster import build as tools
-from cluster import cgroups, host, native, teardown
+from cluster import cgroups, host, teardown
 from cluster.api import ClusterError
 from cluster.images import Image, build
 from cluster.mounts import FIXED_FOLDERS, TUNABLES
 from cluster.native import NativeCluster
 from cluster.plan import ClusterPlan
+from cluster.prerequisites import native_lacks
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(native.why_not() is not None, reason=f"native cluster: {native.why_not()}"),
+    pytest.mark.skipif(native_lacks() is not None, reason=f"native cluster: {native_lacks()}"),
 ]
 NAME = "selftest"
 POD = {

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from cluster import ControlPlane, control_plane
+from cluster.integration import ControlPlane, control_plane
+from cluster.prerequisites import no_build
 from scenarios.files import CRD_FILE
 from scenarios.kube import Kube, is_true
 from scenarios.waiting import eventually
@@ -16,6 +17,9 @@ from scenarios.waiting import eventually
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
     """etcd, an API server on loopback and the controllers (service accounts, garbage collection)."""
+    problem = no_build("integration")
+    if problem:
+        pytest.skip(f"no API server without kubelets: {problem}")
     with control_plane(controllers=True) as running:
         yield running
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from operator_process import running_operator
 
-from cluster import ControlPlane
+from cluster.integration import ControlPlane
 from scenarios.files import BAD_MODELDEPLOYMENTS
 from scenarios.kube import Kube, Object, Refused, path
 from scenarios.manifests import namespace_manifest

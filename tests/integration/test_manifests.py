@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cluster import build
-from scenarios.files import CHART, EXAMPLES, GOLDEN
+from check_manifests import helm, render
+from scenarios.files import EXAMPLES, GOLDEN
 from scenarios.kube import Kube, load_manifests
 from scenarios.manifests import namespace_manifest
 
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 CHART_VALUES = {
     "defaults": (),
-    "namespaced": ("--set", "namespaces={team-a,team-b}"),
+    "namespaced": ("namespaces={team-a,team-b}",),
 }
 
 
@@ -42,6 +41,4 @@ def test_file_is_accepted(file: Path, kube: Kube) -> None:
 
 @pytest.mark.parametrize("values", CHART_VALUES.values(), ids=CHART_VALUES.keys())
 def test_rendered_chart_is_accepted(values: tuple[str, ...], kube: Kube) -> None:
-    helm = build.ensure("charts")["helm"]
-    command = [helm, "template", "stoker", str(CHART), "--namespace", "stoker-system", *values]
-    accepts(kube, subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    accepts(kube, render(helm(), values))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from operator_process import running_operator
 
-from cluster import ControlPlane
+from cluster.integration import ControlPlane
 from scenarios.audit import AuditLog, Write
 from scenarios.kube import Kube
 from scenarios.manifests import modeldeployment, namespace_manifest

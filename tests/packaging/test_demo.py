@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import demo
-from cluster import ClusterError
+from cluster.api import ClusterError
 from demo import Progress, changes, progress_of
 
 

@@ -1,0 +1,62 @@
+"""What this machine lacks for each back end, before anything is downloaded or started.
+
+Only the standard library is imported, here and in what this module imports: the check before the installation
+of the project's dependencies uses it, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from cluster import build, cgroups, host, packages
+from cluster.versions import load_tools, tools_of
+
+GO = f"Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer"
+# What kind does not bring along, and the stage that builds it where it is not on PATH.
+CLIENTS = {"kubectl": "integration", "helm": "charts"}
+
+
+def no_build(stage: str) -> str | None:
+    """Why what a stage needs is neither in the cache nor can be built; None when one of them is true."""
+    if build.is_built(tools_of(stage, load_tools())):
+        return None
+    found = build.go_version()
+    if found is None:
+        return f"there is no {GO} on PATH"
+    if found < build.MIN_GO:
+        return f"the Go on PATH is {found[0]}.{found[1]}; it takes {GO}"
+    return None
+
+
+def kind_lacks() -> str | None:
+    """What keeps this machine from running kind; None when nothing does."""
+    if shutil.which("docker") is None:
+        return "there is no docker on PATH"
+    if not host.succeeds(["docker", "info"], timeout_s=20):
+        answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
+        return f"no Docker engine answers ({(answer.stderr.strip() or 'no reason given').splitlines()[-1]})"
+    if shutil.which("kind") is None:
+        return "Docker answers, and there is no kind on PATH (https://kind.sigs.k8s.io)"
+    for program, stage in CLIENTS.items():
+        problem = no_build(stage)
+        if shutil.which(program) is None and problem:
+            return f"there is no {program} on PATH, and nothing to build it with: {problem}"
+    return None
+
+
+def native_lacks() -> str | None:
+    """What keeps this machine from running a native cluster; None when nothing does."""
+    if os.uname().sysname != "Linux":
+        return "it needs Linux"
+    if os.geteuid() != 0:
+        return "it needs root (network namespaces, mounts, cgroups)"
+    if not cgroups.tracking_root().is_dir():
+        return "it needs cgroup version 2, or version 1 with a `pids` hierarchy, at /sys/fs/cgroup"
+    problem = no_build("e2e")
+    if problem:
+        return f"Kubernetes has to be compiled first, and {problem}"
+    if packages.missing(packages.CLUSTER_PROGRAMS) and shutil.which("apt-get") is None:
+        return f"these programs are missing: {', '.join(packages.missing(packages.CLUSTER_PROGRAMS))}"
+    return None
