@@ -6,6 +6,7 @@ Used by the demo and by the scenarios, so that both run what a user would run.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -109,8 +110,9 @@ def install_chart(
         "podAnnotations.stoker\\.dev/image": archives[OPERATOR_IMAGE].stem,
         **(settings or {}),
     }
+    restrict_namespace(cluster)
     command = [cluster.tool("helm"), "upgrade", "--install", RELEASE, str(CHART)]
-    command += ["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"]
+    command += ["--namespace", NAMESPACE, "--wait", "--timeout", "120s"]
     command += ["--kubeconfig", str(cluster.kubeconfig)]
     for name, value in values.items():
         command += ["--set-string" if name.startswith("podAnnotations") else "--set", f"{name}={value}"]
@@ -119,6 +121,20 @@ def install_chart(
         raise ClusterError(
             f"helm could not install the chart:\n{done.stdout[-2000:]}\n{operator_log(cluster)}"
         )
+
+
+def restrict_namespace(cluster: Cluster) -> None:
+    """Make the operator's namespace, one that refuses pods below the restricted pod security standard.
+
+    Raises:
+        ClusterError: kubectl failed; its output is in the text.
+    """
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    command = cluster.kubectl("apply", "--server-side", "--filename=-")
+    done = subprocess.run(command, input=json.dumps(manifest), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"cannot make namespace {NAMESPACE}: {done.stderr}")
 
 
 def operator_log(cluster: Cluster, num_lines: int = 5) -> str:

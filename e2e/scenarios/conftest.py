@@ -15,12 +15,29 @@ from scenarios.platform import Platform, installed, temporary_namespace
 from scenarios.shelf import Shelf
 
 CLUSTER_NAME = "e2e"
+FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def platform() -> Iterator[Platform]:
+def figures(pytestconfig: pytest.Config) -> list[str]:
+    """Lines to show at the end of the run, also when everything passed."""
+    return pytestconfig.stash.setdefault(FIGURES, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what was measured."""
+    lines = config.stash.get(FIGURES, [])
+    if lines:
+        terminalreporter.section("figures")
+    for line in lines:
+        terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def platform(figures: list[str]) -> Iterator[Platform]:
     """A cluster with Stoker installed from its chart."""
     with installed(CLUSTER_NAME) as running:
+        figures.append(f"cluster up in {running.up_s:.1f} s")
         yield running
 
 

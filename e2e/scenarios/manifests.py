@@ -36,25 +36,6 @@ def modeldeployment(name: str, namespace: str, **spec: Any) -> Object:
     }
 
 
-def autoscaler(name: str, namespace: str) -> Object:
-    """Return a HorizontalPodAutoscaler that points at a ModelDeployment's /scale."""
-    metric = {
-        "type": "Resource",
-        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}},
-    }
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "scaleTargetRef": {"apiVersion": "stoker.dev/v1alpha1", "kind": "ModelDeployment", "name": name},
-            "minReplicas": 1,
-            "maxReplicas": 3,
-            "metrics": [metric],
-        },
-    }
-
-
 def namespace_manifest(name: str, pod_security: str = "restricted") -> Object:
     """Return a namespace that refuses pods below a pod security level."""
     labels = {"pod-security.kubernetes.io/enforce": pod_security, "stoker.dev/e2e": "true"}

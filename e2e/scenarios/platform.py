@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Platform:
     cluster: Cluster
     kube: Kube
     archives: Mapping[str, Path]
+    up_s: float  # how long the cluster took to come up
 
     def operator_pods(self) -> list[Object]:
         """Return the operator's pods that are not on their way out."""
@@ -64,14 +66,16 @@ class Platform:
 def installed(name: str) -> Iterator[Platform]:
     """Bring up a cluster with everything on it; remove it in the end unless STOKER_E2E_KEEP is set."""
     cluster = open_cluster(name)
+    start_s = time.monotonic()
     try:
         cluster.up(num_nodes=NUM_NODES, gpus_per_node=GPUS_PER_NODE)
+        up_s = time.monotonic() - start_s
         archives = product.build_images()
         for archive in archives.values():
             cluster.load_image(archive)
         product.install_chart(cluster, archives)
         with Kube(cluster) as kube:
-            yield Platform(cluster, kube, archives)
+            yield Platform(cluster, kube, archives, up_s)
     finally:
         if not os.environ.get("STOKER_E2E_KEEP"):
             cluster.down()

@@ -10,7 +10,7 @@ import product
 from scenarios import manifests, models
 from scenarios.audit import AuditLog, Write
 from scenarios.clientpod import ClientPod
-from scenarios.files import EXAMPLE
+from scenarios.files import EXAMPLE, EXAMPLE_AUTOSCALER
 from scenarios.kube import Kube, Object, is_true, load_manifests, path
 from scenarios.models import Model
 from scenarios.platform import Platform, names, temporary_namespace
@@ -193,17 +193,21 @@ def test_pause_holds_the_rollout_but_not_the_scale(example: Model, kube: Kube) -
 
 
 def test_scale_selects_the_pods_that_an_autoscaler_counts(example: Model, kube: Kube, namespace: str) -> None:
-    kube.apply(manifests.autoscaler(example.name, namespace))
+    where = ("--namespace", namespace, "--filename", str(EXAMPLE_AUTOSCALER))
+    kube.kubectl("apply", *where)
+    (autoscaler,) = load_manifests(EXAMPLE_AUTOSCALER)
+    assert autoscaler["spec"]["scaleTargetRef"]["name"] == example.name
 
     def able_to_scale() -> bool:
-        return is_true(kube.get("HorizontalPodAutoscaler", example.name, namespace), "AbleToScale")
+        found = kube.get("HorizontalPodAutoscaler", autoscaler["metadata"]["name"], namespace)
+        return is_true(found, "AbleToScale")
 
     eventually("the autoscaler can read /scale", able_to_scale, 60)
     scale = json.loads(kube.kubectl("get", "--raw", f"{kube_path(example)}/scale"))
     assert scale["spec"]["replicas"] == scale["status"]["replicas"] == 1
     selected = kube.get_all("Pod", namespace, scale["status"]["selector"])
     assert names(selected) == names(example.pods())
-    kube.delete("HorizontalPodAutoscaler", example.name, namespace)
+    kube.kubectl("delete", *where)
 
 
 def kube_path(model: Model) -> str:
