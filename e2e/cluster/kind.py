@@ -36,14 +36,18 @@ def kind_config(name: str, num_nodes: int, folder: Path) -> str:
         {"name": "audit-log-maxsize", "value": "1000"},
     ]
     volume = {"name": "stoker", "hostPath": "/stoker", "mountPath": "/stoker", "readOnly": False}
-    patch = {
+    patch: dict[str, Any] = {
         "kind": "ClusterConfiguration",
         "apiVersion": "kubeadm.k8s.io/v1beta4",
         "apiServer": {"extraArgs": server_args, "extraVolumes": [volume]},
     }
+    patches = [patch]
+    if num_nodes > 1:
+        # Every node takes pods, as in the native back end. A lone node's taint is removed by kind itself.
+        patches.append({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}})
     control_plane = {
         "role": "control-plane",
-        "kubeadmConfigPatches": [yaml.safe_dump(patch, sort_keys=False)],
+        "kubeadmConfigPatches": [yaml.safe_dump(found, sort_keys=False) for found in patches],
         "extraMounts": [{"hostPath": str(folder), "containerPath": "/stoker"}],
     }
     config = {

@@ -58,6 +58,16 @@ def test_config_mounts_the_audit_log_and_has_one_control_plane() -> None:
     assert workers == [{"role": "worker"}, {"role": "worker"}]
 
 
+def test_every_node_takes_pods() -> None:
+    def taints(num_nodes: int) -> list[Any]:
+        first = yaml.safe_load(kind_config("dev", num_nodes, Path("/state")))["nodes"][0]
+        patches = [yaml.safe_load(text) for text in first["kubeadmConfigPatches"]]
+        return [patch["nodeRegistration"] for patch in patches if patch["kind"] == "InitConfiguration"]
+
+    assert taints(2) == [{"taints": []}]
+    assert taints(1) == []
+
+
 def test_image_volumes_are_switched_on() -> None:
     assert yaml.safe_load(kind_config("dev", 1, Path("/state")))["featureGates"] == {"ImageVolume": True}
 
