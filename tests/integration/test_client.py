@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster import ControlPlane
+from cluster.integration import ControlPlane
 from scenarios.kube import Kube
 from scenarios.manifests import modeldeployment
 from stoker_operator import handlers
