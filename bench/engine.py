@@ -43,6 +43,7 @@ class Engine:
     idle_cores: float = 0.0
     output_tok_s: dict[str, list[float]] = field(default_factory=dict)
     cores: dict[str, list[float]] = field(default_factory=dict)
+    front_cores: dict[str, list[float]] = field(default_factory=dict)  # of the first process alone
     failures: dict[str, int] = field(default_factory=dict)
     stalls: list[dict[str, float]] = field(default_factory=list)
     rss_bytes: int = 0
@@ -80,6 +81,7 @@ def main(
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(engines), err=True)
+    click.echo(front_end(engines[0]), err=True)
     text = json.dumps({"model": file.name, "engines": [report(engine) for engine in engines]}, indent=2)
     if json_path is not None:
         json_path.write_text(text + "\n")
@@ -120,9 +122,12 @@ async def _idle_cores(server: Server) -> float:
 
 
 async def _measure(engine: Engine, name: str, workload: Workload) -> None:
-    before = cpu_s(engine.server.pid)
+    pid = engine.server.pid
+    before, front_before = cpu_s(pid), cpu_s(pid, with_descendants=False)
     summary = await measure.send_all(engine.server, workload)
-    engine.cores.setdefault(name, []).append((cpu_s(engine.server.pid) - before) / summary.duration_s)
+    front = cpu_s(pid, with_descendants=False) - front_before
+    engine.cores.setdefault(name, []).append((cpu_s(pid) - before) / summary.duration_s)
+    engine.front_cores.setdefault(name, []).append(front / summary.duration_s)
     engine.output_tok_s.setdefault(name, []).append(summary.output_token_per_s)
     click.echo(f"{name}: {engine.name} {summary.output_token_per_s:.1f} out tok/s", err=True)
     for reason, count in summary.failures.items():
@@ -150,6 +155,16 @@ def table(engines: Sequence[Engine]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def front_end(engine: Engine) -> str:
+    """Return what the process that speaks HTTP costs at 300 tokens a second, from the busiest workload."""
+    name = max(engine.output_tok_s, key=lambda name: statistics.median(engine.output_tok_s[name]))
+    share = [
+        cores / tok_s * 300
+        for cores, tok_s in zip(engine.front_cores[name], engine.output_tok_s[name], strict=True)
+    ]
+    return f"HTTP at 300 tokens/s: {statistics.median(share):.1%} of a core (measured in: {name})"
+
+
 def _median(engine: Engine, key: str) -> float:
     return statistics.median(stall[key] for stall in engine.stalls)
 
@@ -167,6 +182,7 @@ def report(engine: Engine) -> dict[str, Any]:
         "start_to_first_token_s": engine.start_to_token_s,
         "output_tok_s": engine.output_tok_s,
         "cores": engine.cores,
+        "front_cores": engine.front_cores,
         "idle_cores": engine.idle_cores,
         "long_prompt": engine.stalls,
         "rss_bytes": engine.rss_bytes,

@@ -137,10 +137,10 @@ def memory(pid: int) -> Memory:
     )
 
 
-def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process and its living descendants have used."""
+def cpu_s(pid: int, with_descendants: bool = True) -> float:
+    """Return the CPU seconds that a process, and its living descendants, have used."""
     ticks = 0
-    for member in _tree(pid):
+    for member in _tree(pid) if with_descendants else [pid]:
         fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
