@@ -31,6 +31,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("dev.txt", "torch.in", "model.txt", "bootstrap.txt"):
         (tmp_path / "requirements" / name).touch()
     (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "hatch_build.py").touch()
     (tmp_path / "python3").write_text(PYTHON)
     (tmp_path / "python3").chmod(0o755)
     return tmp_path
