@@ -76,17 +76,20 @@ def test_idle_engine_is_woken_by_a_request() -> None:
 
 
 def test_shutdown_aborts_what_runs_and_ends_with_status_0() -> None:
-    started = threading.Event()
-    with engine_in_thread(FakeRunner(on_step=lambda plan: started.set(), max_model_len=250)) as (
-        peer,
-        statuses,
-    ):
+    started, told = threading.Event(), threading.Event()
+
+    def on_step(_: StepPlan) -> None:
+        started.set()
+        assert told.wait(DEADLINE_S)
+
+    with engine_in_thread(FakeRunner(on_step=on_step)) as (peer, statuses):
         peer.read_ready()
         peer.send(make_request(request_id="a", max_tokens=200))
         assert started.wait(DEADLINE_S)
         peer.send(Shutdown())
+        told.set()
         outputs = peer.read_to_end("a")
-        assert outputs["a"][-1].finish_reason in (FinishReason.ABORT, FinishReason.LENGTH)
+        assert outputs["a"][-1].finish_reason is FinishReason.ABORT
         assert peer.read() is None
     assert statuses == [0]
 
