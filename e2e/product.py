@@ -23,7 +23,7 @@ OPERATOR_IMAGE = "localhost/stoker-operator:dev"
 RUNTIME_IMAGE = "localhost/stoker-runtime:dev"
 MODEL_IMAGE = "localhost/smollm2:1"
 
-_PACKAGE_FILES = ("pyproject.toml", "README.md", "LICENSE", "requirements/build.txt")
+_PACKAGE_FILES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "requirements/build.txt")
 
 
 def images() -> list[Image]:

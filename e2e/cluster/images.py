@@ -64,7 +64,8 @@ def context_files(image: Image) -> dict[str, Path]:
             raise ClusterError(f"image {image.tag} wants {name}, which is not in {image.context}.")
         paths = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
         for path in paths:
-            if "__pycache__" not in path.parts:
+            # What was compiled here is compiled anew in the image, as .dockerignore has it.
+            if "__pycache__" not in path.parts and path.suffix != ".so":
                 found[str(path.relative_to(image.context))] = path
     return found
 
