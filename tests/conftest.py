@@ -1,10 +1,18 @@
-"""How hard hypothesis tries: `make test` is thorough, `make test-fast` gives --hypothesis-profile=fast."""
+"""What all tests share: how hard hypothesis tries, and where Triton's kernels run."""
 
 import os
 
+import pytest
 from hypothesis import settings
 
+# `make test` is thorough, `make test-fast` gives --hypothesis-profile=fast.
 # On CI the examples are the same each time, so that a run fails for what was changed and nothing else.
 settings.register_profile("thorough", max_examples=150, deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("fast", max_examples=20, deadline=None)
 settings.load_profile("thorough")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose Triton's interpreter unless the run is `-m gpu`; imports of kernels look once."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"

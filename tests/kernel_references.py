@@ -1,0 +1,125 @@
+"""What the Triton kernels should compute, in PyTorch's operators and double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stoker_runtime.model.cuda.rotate import Rotation
+from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.rope import rotate
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """One layer's random cache, and requests' block tables into it, no block in two of them.
+
+    Shapes:
+        keys, values [N * S, Hkv, D]
+    """
+
+    keys: Tensor
+    values: Tensor
+    block_size: int
+    tables: list[list[int]]
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def slots(self, request: int, count: int) -> list[int]:
+        """Where a request's first tokens are kept."""
+        table = self.tables[request]
+        return [
+            table[position // self.block_size] * self.block_size + position % self.block_size
+            for position in range(count)
+        ]
+
+
+def make_paged_cache(
+    contexts: Sequence[int],
+    block_size: int,
+    heads: Heads,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+) -> PagedCache:
+    """Scatter the blocks of requests with these contexts over a cache with some blocks to spare."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = [-(-context // block_size) for context in contexts]
+    num_blocks = sum(counts) + 3
+    order = torch.randperm(num_blocks, generator=generator).tolist()
+    tables = []
+    for count in counts:
+        tables.append(order[:count])
+        order = order[count:]
+    shape = (num_blocks * block_size, heads.num_kv_heads, heads.head_dim)
+    keys, values = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
+    cache = PagedCache(keys, values, block_size, tables)
+    # Nobody may read what no request stored: it would poison the result.
+    is_stored = torch.zeros(shape[0], dtype=torch.bool, device=device)
+    for request, context in enumerate(contexts):
+        is_stored[cache.slots(request, context)] = True
+    keys[~is_stored] = values[~is_stored] = float("nan")
+    return cache
+
+
+def attend_span(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    """Attend the last tokens of a context: [T, H, D] over 2 x [C, Hkv, D] -> [T, H, D] in float64."""
+    group = query.shape[1] // keys.shape[1]
+    key, value = (part.double().repeat_interleave(group, dim=1) for part in (keys, values))  # [C, H, D]
+    scores = torch.einsum("thd,chd->htc", query.double(), key) * scoring.scale
+    if scoring.cap is not None:
+        scores = scoring.cap * torch.tanh(scores / scoring.cap)
+    seen = torch.arange(keys.shape[0], device=query.device)
+    distance = seen[-query.shape[0] :, None] - seen
+    is_hidden = distance < 0
+    if scoring.window is not None:
+        is_hidden |= distance >= scoring.window
+    weights = scores.masked_fill(is_hidden, float("-inf")).softmax(dim=-1)
+    return torch.einsum("htc,chd->thd", weights, value)
+
+
+def add_and_norm_reference(
+    hidden: Tensor,
+    delta: Tensor | None,
+    delta_weight: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream afterwards and its norm, both [T, E] float64."""
+    summed = hidden.double()
+    if delta is not None:
+        added = delta.double()
+        if delta_weight is not None:
+            added = F.rms_norm(added, added.shape[-1:], delta_weight.double(), eps)
+        summed = summed + alpha * added
+    return summed, summed if weight is None else F.rms_norm(summed, summed.shape[-1:], weight.double(), eps)
+
+
+def rotate_reference(
+    qkv: Tensor, rotation: Rotation, positions: Tensor, heads: Heads, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values: [T, H, D] and twice [T, Hkv, D], float64."""
+    rows = qkv.double().view(qkv.shape[0], -1, heads.head_dim)
+    query, key, value = rows.split([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)  # type: ignore[no-untyped-call]
+    turned = []
+    first = 0
+    for part in (query, key):
+        if rotation.norm_weight is not None:
+            weight = rotation.norm_weight[first : first + part.shape[1]].double()
+            axes = (1, 2) if rotation.norms_projections else (2,)
+            part = part * torch.rsqrt(part.square().mean(dim=axes, keepdim=True) + eps) * weight
+        first += part.shape[1]
+        if rotation.cosines is not None and rotation.sines is not None:
+            cos, sin = (
+                table[positions].double().unsqueeze(1) for table in (rotation.cosines, rotation.sines)
+            )
+            part = rotate(part, cos, sin)
+        turned.append(part)
+    return turned[0], turned[1], value
