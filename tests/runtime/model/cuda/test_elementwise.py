@@ -1,0 +1,137 @@
+"""Norms, rotations with their KV writes, and activations equal PyTorch's operators in double precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_references import add_and_norm_reference, rotate_reference
+from torch import Tensor
+
+from stoker_runtime.model.cuda.activation import gate_and_multiply
+from stoker_runtime.model.cuda.norms import add_and_norm
+from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
+from stoker_runtime.model.cuda.shapes import Heads
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+EPS = 1e-5
+dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+FIXED_DEVICE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+
+
+class Random:
+    """Normal numbers from a seed."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._dtype, self._device = dtype, device
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator).to(self._device, self._dtype)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[found.dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@FIXED_DEVICE
+@given(
+    num_rows=st.integers(1, 5),
+    size=st.one_of(st.integers(1, 200), st.sampled_from([255, 256, 257, 1536])),
+    dtype=dtypes,
+    has_delta=st.booleans(),
+    has_delta_norm=st.booleans(),
+    has_norm=st.booleans(),
+    alpha=st.sampled_from([1.0, 0.22]),
+)
+def test_add_and_norm_equals_the_reference(
+    device: torch.device,
+    num_rows: int,
+    size: int,
+    dtype: torch.dtype,
+    has_delta: bool,
+    has_delta_norm: bool,
+    has_norm: bool,
+    alpha: float,
+) -> None:
+    random = Random(size, dtype, device)
+    hidden, out = random(num_rows, size), random(num_rows, size)
+    delta = random(num_rows, size) if has_delta else None
+    delta_weight = random(size) if has_delta and has_delta_norm else None
+    weight = random(size) if has_norm else None
+    expected = add_and_norm_reference(hidden, delta, delta_weight, weight, EPS, alpha)
+    normed = add_and_norm(hidden, delta, delta_weight, weight, EPS, alpha, out)
+    assert_close(hidden, expected[0])
+    assert_close(normed, expected[1])
+
+
+@FIXED_DEVICE
+@given(
+    num_rows=st.integers(1, 4),
+    size=st.one_of(st.integers(1, 100), st.sampled_from([1023, 1024, 1025, 2100])),
+    dtype=dtypes,
+    activation=st.sampled_from(["silu", "gelu_tanh"]),
+)
+def test_activations_equal_the_reference(
+    device: torch.device,
+    num_rows: int,
+    size: int,
+    dtype: torch.dtype,
+    activation: Literal["silu", "gelu_tanh"],
+) -> None:
+    random = Random(size, dtype, device)
+    gate_up, out = 3 * random(num_rows, 2 * size), random(num_rows, size)
+    gate_and_multiply(gate_up, activation, out)
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    activated = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    assert_close(out, activated * up)
+
+
+@FIXED_DEVICE
+@given(
+    heads=st.builds(
+        lambda group, num_kv_heads, head_dim: Heads(group * num_kv_heads, num_kv_heads, head_dim),
+        st.integers(1, 8),
+        st.integers(1, 5),
+        st.sampled_from([32, 64, 80, 128]),
+    ),
+    rotary=st.sampled_from([None, 0.25, 0.5, 1.0]),
+    norm=st.sampled_from([None, "head", "projection"]),
+    slots=st.lists(st.integers(0, 19), min_size=1, max_size=4, unique=True),
+    num_padding=st.integers(0, 2),
+    dtype=dtypes,
+)
+def test_rotate_and_store_equals_the_reference(
+    device: torch.device,
+    heads: Heads,
+    rotary: float | None,
+    norm: str | None,
+    slots: list[int],
+    num_padding: int,
+    dtype: torch.dtype,
+) -> None:
+    random = Random(heads.num_heads, dtype, device)
+    num_rows, num_turned = len(slots) + num_padding, heads.num_heads + heads.num_kv_heads
+    rotation = Rotation(
+        cosines=None if rotary is None else random(50, int(rotary * heads.head_dim)),
+        sines=None if rotary is None else random(50, int(rotary * heads.head_dim)),
+        norm_weight=None if norm is None else random(num_turned, heads.head_dim),
+        norms_projections=norm == "projection",
+    )
+    qkv = random(num_rows, (num_turned + heads.num_kv_heads) * heads.head_dim)
+    keys, values = (random(20, heads.num_kv_heads, heads.head_dim) for _ in range(2))
+    positions = torch.arange(num_rows, dtype=torch.int32, device=device) * 7
+    slot_tensor = torch.tensor([*slots, *[-1] * num_padding], dtype=torch.int32, device=device)
+    expected = rotate_reference(qkv, rotation, positions, heads, EPS)
+    expected_keys, expected_values = keys.double(), values.double()
+    expected_keys[slots], expected_values[slots] = (part[: len(slots)] for part in expected[1:])
+
+    query = random(num_rows, heads.num_heads * heads.head_dim)
+    rotate_and_store(qkv, rotation, positions, slot_tensor, (keys, values), heads, EPS, query)
+    assert_close(query, expected[0].flatten(1))
+    assert_close(keys, expected_keys)
+    assert_close(values, expected_values)
