@@ -50,8 +50,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()  # oldest first
         self._running: list[Request] = []  # oldest first
-        # What the latest plan computes, until its update: the request, its tokens, whether it samples.
-        self._in_step: list[tuple[Request, int, bool]] = []
+        self._in_step: list[tuple[Request, ScheduledRequest]] = []  # the latest plan, until its update
         self._ended: list[RequestOutput] = []  # ends that no step result brings; go out with the next update
         self._num_preemptions = 0
         self._prefix_queries = 0
@@ -119,15 +118,17 @@ class Scheduler:
             New tokens and ends, also the ends that came about without a result.
         """
         outputs, self._ended = self._ended, []
+        in_step, self._in_step = self._in_step, []
+        if result.error is not None:
+            return outputs + self._fail(in_step, result.error)
         sampled = iter(result.sampled)
-        for request, count, samples in self._in_step:
-            token = next(sampled) if samples else None
+        for request, item in in_step:
+            token = next(sampled) if item.samples else None
             if request.status is not RequestStatus.RUNNING:
                 continue  # aborted while its step ran
-            request.num_computed_tokens += count
+            request.num_computed_tokens += len(item.token_ids)
             if token is not None:
                 outputs.append(self._accept(request, token))
-        self._in_step = []
         assert next(sampled, None) is None, "the result has more tokens than the plan asked for"
         return outputs
 
@@ -251,20 +252,20 @@ class Scheduler:
             self._pool.extend_hashes(request.block_hashes, request.token_ids, filled.stop, request.cache_salt)
             for index in filled:
                 self._pool.publish(request.block_ids[index], request.block_hashes[index])
-        samples = end == request.num_tokens
-        self._in_step.append((request, count, samples))
-        return ScheduledRequest(
+        item = ScheduledRequest(
             request_id=request.request_id,
             token_ids=request.token_ids[start:end],
             num_computed_tokens=start,
             block_ids=request.block_ids,
-            samples=samples,
+            samples=end == request.num_tokens,
             sampling=request.sampling,
             seed=request.seed,
             prompt_token_ids=request.prompt_token_ids,
             output_token_ids=request.output_token_ids,
             masked_token_ids=request.masked_now(),
         )
+        self._in_step.append((request, item))
+        return item
 
     def _preempt(self, request: Request) -> None:
         """Make the newest running request wait again, ahead of all that never ran."""
@@ -293,6 +294,16 @@ class Scheduler:
             stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
             num_cached_tokens=request.num_cached_tokens or 0,
         )
+
+    def _fail(self, in_step: list[tuple[Request, ScheduledRequest]], error: str) -> list[RequestOutput]:
+        """End a step's requests; what their blocks were published for, aborted ones' too, is not in them."""
+        outputs = []
+        for request, item in in_step:
+            self._pool.unpublish(item.block_ids)
+            if request.status is RequestStatus.RUNNING:
+                self._finish(request)
+                outputs.append(_end(request, FinishReason.ERROR, error=error))
+        return outputs
 
     def _finish_reason(self, request: Request) -> FinishReason | None:
         if request.output_token_ids[-1] in request.end_token_ids:

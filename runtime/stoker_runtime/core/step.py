@@ -56,9 +56,10 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry per request of the plan with `samples` set, in plan order."""
+    """One entry per request of the plan with `samples` set, in plan order; none where the step failed."""
 
     sampled: list[SampledToken] = field(default_factory=list)
+    error: str | None = None  # nothing was computed: all requests of the plan fail, and the engine goes on
 
 
 class Runner(Protocol):
@@ -69,5 +70,5 @@ class Runner(Protocol):
         ...
 
     def step(self, plan: StepPlan) -> StepResult:
-        """Compute one step. Any exception is fatal to the engine process."""
+        """Compute one step. Any exception is fatal to the engine process; see StepResult.error for others."""
         ...

@@ -357,6 +357,31 @@ def test_result_that_answers_another_plan_is_a_bug_and_stops_the_engine() -> Non
         scheduler.update(StepResult([SampledToken("b", 5)]))
 
 
+def test_a_step_that_failed_ends_its_requests_and_leaves_nothing_to_find() -> None:
+    scheduler = make_scheduler(budget=10, max_num_seqs=3)
+    add(scheduler, 4, request_id="a")
+    step(scheduler)
+    add(scheduler, [7] * 8, request_id="b")  # all but its last block is published when it is scheduled
+    add(scheduler, [8] * 20, request_id="c")  # in the middle of its prompt: asks for no token
+    add(scheduler, 3, request_id="d")  # not in the step
+    plan = scheduler.schedule()
+    assert [item.request_id for item in plan.requests] == ["a", "b", "c"]
+    assert not plan.requests[2].samples
+    scheduler.abort("b")
+    outputs = scheduler.update(StepResult(error="out of memory"))
+    scheduler.check()
+    assert finish_reasons(outputs) == {
+        "a": FinishReason.ERROR,
+        "b": FinishReason.ABORT,
+        "c": FinishReason.ERROR,
+    }
+    assert {output.error for output in outputs} == {"out of memory", None}
+    add(scheduler, [7] * 8, request_id="e")
+    plan, outputs = step(scheduler)
+    assert shares(plan) == {"d": (0, 3), "e": (0, 7)}
+    assert finish_reasons(outputs) == {"d": None}
+
+
 def test_stats_count_steps_and_tokens() -> None:
     scheduler = make_scheduler(num_blocks=8)
     add(scheduler, 5, request_id="a")
