@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,12 +17,14 @@ from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.cuda.graphs import buckets
+from stoker_runtime.model.cuda.support import is_usable
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
-from stoker_runtime.model.runner import AnyDecoder, ModelRunner, run_step
+from stoker_runtime.model.runner import AnyDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
@@ -84,6 +87,8 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     # A GPU compiles and reserves by size, a CPU only has to have run once.
     num_tokens = config.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
     run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
+    if isinstance(decoder, RecordingDecoder):
+        decoder.record(cache, buckets(config.max_num_seqs))
     return ModelRunner(
         decoder,
         cache,
@@ -104,7 +109,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
 
 
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
-    """Load the weights for whoever computes the steps: the native kernels where they can, else PyTorch."""
+    """Load the weights for whoever computes the steps: C++ or Triton kernels where they can, else PyTorch."""
     is_quantized = config.quantization != "none"
     is_possible = assembly.device.type == "cpu" and (assembly.dtype == torch.bfloat16 or not is_quantized)
     if is_possible and is_computed(architecture, config.block_size, config.quantization):
@@ -116,6 +121,12 @@ def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembl
             f"--quantization is {config.quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
             "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
         )
+    if assembly.device.type == "cuda" and is_usable(
+        architecture, config.block_size, assembly.dtype, assembly.device
+    ):
+        from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
+
+        return CudaDecoder(architecture, assembly)
     return Decoder(architecture, assembly)
 
 
@@ -164,19 +175,42 @@ def _num_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
 
 
 def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder) -> int:
-    """Run the largest step once, then return what memory_fraction leaves beside weights and its peak."""
+    """Compute the largest step once, then return what memory_fraction leaves beside weights and its peak."""
     longest = config.max_model_len or decoder.architecture.max_position
-    plan = _warm_up_plan(config, config.max_num_batched_tokens, longest, config.max_num_seqs)
-    num_blocks = 1 + max(max(request.block_ids) for request in plan.requests)
     torch.cuda.reset_peak_memory_stats(decoder.device)
-    scratch = KVCache(decoder.architecture, num_blocks, config.block_size, decoder.dtype, decoder.device)
-    run_step(decoder, scratch, plan)
+    scratch = KVCache(decoder.architecture, 1, config.block_size, decoder.dtype, decoder.device)
+    run_step(decoder, scratch, largest_plan(config, longest))
     peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
+    torch.cuda.empty_cache()
+    recorded = 0
+    if isinstance(decoder, RecordingDecoder):
+        before = torch.cuda.memory_reserved(decoder.device)
+        decoder.record(scratch, [config.max_num_seqs])  # the smaller ones will share its memory
+        recorded = torch.cuda.memory_reserved(decoder.device) - before
+        decoder.record(scratch, [])
     del scratch
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(decoder.device)
     others = total - free - torch.cuda.memory_reserved(decoder.device)
-    return max(0, int(total * config.memory_fraction) - others - peak)
+    return max(0, int(total * config.memory_fraction) - others - peak - recorded)
+
+
+def largest_plan(config: EngineConfig, longest: int) -> StepPlan:
+    """Return the step that takes most memory: the budget's tokens, at the end of the longest contexts.
+
+    All blocks of all block tables are block 0, so a cache of one block is enough; what is computed does not
+    matter, only how much.
+    """
+    plan = _warm_up_plan(config, config.max_num_batched_tokens, longest, config.max_num_seqs)
+    table = [0] * -(-longest // config.block_size)
+    return StepPlan(
+        [
+            replace(request, num_computed_tokens=longest - len(request.token_ids), block_ids=table)
+            if len(request.token_ids) > 1
+            else request
+            for request in plan.requests
+        ]
+    )
 
 
 def _warm_up_plan(config: EngineConfig, num_tokens: int, longest: int, num_requests: int) -> StepPlan:

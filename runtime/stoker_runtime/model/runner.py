@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
+from torch import Tensor
 
 from stoker_runtime.core.step import StepPlan, StepResult
 from stoker_runtime.messages import EngineReady
-from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.kv_cache import KVCache
-from stoker_runtime.model.native.decoder import NativeDecoder
+from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.sampler import sample
 
-AnyDecoder = Decoder | NativeDecoder
+_OUT_OF_MEMORY = (
+    "the device ran out of memory while it computed this request's step; try again, or serve the model with "
+    "a lower --memory-fraction or --max-num-batched-tokens"
+)
+
+logger = logging.getLogger(__name__)
+
+
+class AnyDecoder(Protocol):
+    """A loaded model, whoever computes its steps; decoder.Decoder says what each member is."""
+
+    architecture: Architecture
+    num_bytes: int
+    picker: Picker
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    def set_max_positions(self, count: int) -> None: ...  # noqa: D102
+
+    def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor: ...  # noqa: D102
+
+
+@runtime_checkable
+class RecordingDecoder(AnyDecoder, Protocol):
+    """One that can record steps for one cache, so that they cost fewer launches."""
+
+    def record(self, cache: KVCache, sizes: Sequence[int]) -> None: ...  # noqa: D102
 
 
 class ModelRunner:
@@ -28,7 +63,14 @@ class ModelRunner:
 
     def step(self, plan: StepPlan) -> StepResult:
         """Compute one step; see core.step.Runner."""
-        return run_step(self.decoder, self.cache, plan)
+        try:
+            return run_step(self.decoder, self.cache, plan)
+        except torch.OutOfMemoryError as error:
+            logger.error("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)
+        # Only now are the step's own tensors gone, and what the allocator keeps may be in the wrong pieces.
+        if self.decoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return StepResult(error=_OUT_OF_MEMORY)
 
 
 @torch.inference_mode()

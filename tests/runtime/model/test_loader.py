@@ -29,7 +29,7 @@ from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, PackedLinear, packed, packing_works
 from stoker_runtime.model.loader import load_runner
-from stoker_runtime.model.runner import ModelRunner
+from stoker_runtime.model.runner import ModelRunner, run_step
 from stoker_runtime.tokenizer_files import load_assets
 
 
@@ -265,6 +265,47 @@ def test_smollm2_answers_a_question() -> None:
         new = [token.token_id]
         output.append(token.token_id)
     assert tokenizer.decode(output, skip_special_tokens=False) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_works(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(model)
+    healthy, large = make_request([1, 2, 3], max_tokens=4), make_request([4] * 12, max_tokens=4)
+    expected = run_to_end(engine, {0: [healthy]})
+    runner: Any = engine._runner
+    decoder = runner._decoder
+
+    class Greedy:
+        device = decoder.device
+
+        def __call__(self, *_: object) -> None:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_decoder", Greedy())
+        engine.add(large)
+        (output,) = engine.step().outputs
+    assert output.request_id == large.request_id
+    assert output.error is not None
+    assert "--memory-fraction" in output.error
+    assert "20.00 GiB" in caplog.text
+    engine.scheduler.check()
+    assert engine.step().stats.kv_usage == 0
+    again = make_request([1, 2, 3], max_tokens=4)
+    assert run_to_end(engine, {0: [again]})[again.request_id] == expected[healthy.request_id]
+
+
+def test_the_step_that_memory_is_measured_with_is_the_largest(model: Path) -> None:
+    settings = config(model, max_num_batched_tokens=40, max_num_seqs=4, block_size=8)
+    plan = loader.largest_plan(settings, longest=100)
+    sizes = [(request.num_computed_tokens, len(request.token_ids)) for request in plan.requests]
+    assert sizes == [(60, 40), (0, 1), (0, 1), (0, 1)]
+    assert len(plan.requests[0].block_ids) == 13
+    architecture = read_config_json(model / "config.json")
+    cache = KVCache(architecture, 1, 8, torch.float32, torch.device("cpu"))
+    decoder = load_runner(config(model, block_size=8))._decoder  # type: ignore[attr-defined]
+    assert len(run_step(decoder, cache, plan).sampled) == 4
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ of one product) and walks over what they see. Tiles come as a list from the host
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,12 @@ class ChunkWork:
     blocks: Tensor
     tile_requests: Tensor
     tile_tokens: Tensor
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Tensor]) -> ChunkWork:
+        """Take it from step_layout.pack's fields."""
+        of_requests = ("first_rows", "num_tokens", "num_computed", "chunk_first_blocks", "blocks")
+        return cls(*(fields[name] for name in (*of_requests, "tile_requests", "tile_tokens")))
 
 
 def tile_rows(heads: Heads, dtype: torch.dtype) -> int:

@@ -8,6 +8,7 @@ graph needs. A second kernel adds up each request's splits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,18 @@ class DecodeWork:
     first_blocks: Tensor
     blocks: Tensor
     num_rows: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Tensor], num_rows: int) -> DecodeWork:
+        """Take it from step_layout.pack's fields."""
+        return cls(
+            fields["contexts"],
+            fields["first_items"],
+            fields["items"],
+            fields["decode_first_blocks"],
+            fields["blocks"],
+            num_rows,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,11 @@ def num_splits(context: int) -> int:
     return -(-context // split_tokens(context))
 
 
+def max_splits(longest: int) -> int:
+    """Return the most splits that a context of at most `longest` tokens has."""
+    return num_splits(min(longest, SPLIT_TOKENS * MAX_SPLITS))
+
+
 @dataclass(frozen=True, slots=True)
 class Heads:
     """Attention heads of a model."""

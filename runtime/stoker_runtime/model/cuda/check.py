@@ -1,0 +1,91 @@
+"""Compares the kernels with PyTorch's operators on the device and the shapes that a model will use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.messages import SamplingParams
+from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.attention import attend
+from stoker_runtime.model.batch import pack_batch
+from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
+from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
+from stoker_runtime.model.cuda.shapes import SPLIT_TOKENS, heads_of, scoring_of
+from stoker_runtime.model.cuda.step_layout import pack
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_CHUNK_TOKENS = 40
+_NUM_PROGRAMS = 8
+
+
+@torch.inference_mode()
+def deviation(
+    architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Attend a decode and a chunk in both ways, as the model's first layer would.
+
+    Returns:
+        What differs; None when they agree.
+    """
+    heads, scoring = heads_of(architecture), scoring_of(architecture, architecture.layers[0])
+    plan, num_slots = _plan(block_size)
+    generator = torch.Generator().manual_seed(0)
+    num_tokens = plan.num_tokens
+    width = heads.num_heads + 2 * heads.num_kv_heads
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    qkv = random(num_tokens, width, heads.head_dim)
+    keys, values = (random(num_slots, heads.num_kv_heads, heads.head_dim) for _ in range(2))
+    plain_cache = (keys.clone(), values.clone())
+    batch = pack_batch(plan, block_size, (scoring.window,), dtype, device)
+    query, key, value = qkv.split([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)  # type: ignore[no-untyped-call]
+    expected = attend(
+        query.contiguous(), key, value, plain_cache, batch, scoring.window, scoring.scale, scoring.cap
+    )
+
+    packed = pack(plan, block_size, tokens_per_tile(heads, dtype))
+    views = {
+        name: torch.tensor(field.tolist(), dtype=torch.int32, device=device)
+        for name, field in packed.fields.items()
+    }
+    rotated, found = (random(num_tokens, heads.num_heads * heads.head_dim) for _ in range(2))
+    nothing = Rotation(None, None, None, norms_projections=False)
+    cache = (keys, values)
+    rotate_and_store(qkv.flatten(1), nothing, views["positions"], views["slots"], cache, heads, 0.0, rotated)
+    decodes = DecodeWork.of(views, packed.num_decodes)
+    partials = make_partials(decodes.items.shape[0], heads, device)
+    attend_decodes(rotated, cache, block_size, decodes, partials, heads, scoring, found, _NUM_PROGRAMS)
+    attend_chunks(rotated, cache, block_size, ChunkWork.of(views), heads, scoring, found)
+    largest = (found.float() - expected.float()).abs().max().item()
+    # written this way round, NaN counts as a difference
+    if not (largest <= _TOLERANCE[dtype] and torch.equal(keys, plain_cache[0])):
+        return f"attention differs by {largest}"
+    return None
+
+
+def _plan(block_size: int) -> tuple[StepPlan, int]:
+    """A decode whose context has several splits, a chunk with tokens before it, and the slots they take."""
+    requests = []
+    first_block = 0
+    for computed, count in ((2 * SPLIT_TOKENS + 3, 1), (_CHUNK_TOKENS // 2, _CHUNK_TOKENS)):
+        end_block = first_block + -(-(computed + count) // block_size)
+        requests.append(
+            ScheduledRequest(
+                request_id=f"check-{first_block}",
+                token_ids=[0] * count,
+                num_computed_tokens=computed,
+                block_ids=list(range(first_block, end_block)),
+                samples=True,
+                sampling=SamplingParams(max_tokens=1),
+                seed=0,
+                prompt_token_ids=[],
+                output_token_ids=[],
+            )
+        )
+        first_block = end_block
+    return StepPlan(requests), first_block * block_size

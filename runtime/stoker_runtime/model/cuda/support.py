@@ -1,0 +1,42 @@
+"""Whether the kernels can compute a model here. Imports Triton only where it is there."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+
+import torch
+
+from stoker_runtime.model.architecture import Architecture
+
+MAX_GROUP = 32  # query heads per KV head: the rows of the smallest tile
+MAX_HEAD_DIM = 256
+
+logger = logging.getLogger(__name__)
+
+
+def is_usable(architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether the kernels compute a model rightly on a CUDA device; a line in the log says why not."""
+    reason = _why_not(architecture, block_size, dtype, device)
+    if reason is not None:
+        logger.warning("steps are computed by PyTorch's operators, which is slower: %s", reason)
+    return reason is None
+
+
+def _why_not(
+    architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    group = architecture.num_heads // architecture.num_kv_heads
+    if group > MAX_GROUP or architecture.head_dim > MAX_HEAD_DIM:
+        return f"the kernels have no tiles for {group} heads of {architecture.head_dim} to a KV head"
+    if find_spec("triton") is None:
+        return "Triton is not installed; torch's builds for CUDA bring it along"
+    from stoker_runtime.model.cuda.check import deviation
+
+    try:
+        found = deviation(architecture, block_size, dtype, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no C compiler, too little shared memory, an old card: each has its own type
+        return f"Triton's kernels do not run here: {type(error).__name__}: {error}"
+    return None if found is None else f"Triton's kernels compute wrongly on this device: {found}"

@@ -1,0 +1,217 @@
+"""The whole decoder over the kernels: greedy tokens equal `transformers`, recorded steps included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_builders import FAMILIES, VOCAB_SIZE, make_engine, reference, run_to_end, write_model
+from runtime_builders import make_request, make_sampling
+
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.engine.engine import Engine
+from stoker_runtime.model import loader
+from stoker_runtime.model.architecture import Architecture, Family, LayerKind
+from stoker_runtime.model.assembly import Assembly
+from stoker_runtime.model.cuda import check, support
+from stoker_runtime.model.cuda.decoder import CudaDecoder
+from stoker_runtime.model.cuda.graphs import buckets
+from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.runner import run_step
+
+MakeEngine = Callable[..., Engine]
+# one of each: rope's scaling, windows, both norms of queries and keys, norms behind, caps, experts
+FEW = ("llama3", "qwen3-window", "olmo2", "gemma2", "qwen3-moe")
+
+
+@pytest.fixture
+def make_cuda_engine(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
+    """Makes engines whose decoder is CudaDecoder, on the CPU as well."""
+
+    def decoder(_: EngineConfig, architecture: Architecture, assembly: Assembly) -> CudaDecoder:
+        return CudaDecoder(architecture, assembly)
+
+    def make(family: str, **settings: Any) -> Engine:
+        write_model(tmp_path, family)
+        return make_engine(tmp_path, device=device.type, **settings)
+
+    monkeypatch.setattr(loader, "_decoder", decoder)
+    monkeypatch.setattr(loader, "buckets", lambda _: [])
+    return make
+
+
+def decoder_of(engine: Engine) -> CudaDecoder:
+    decoder = engine._runner._decoder  # type: ignore[attr-defined]
+    assert isinstance(decoder, CudaDecoder)
+    return decoder
+
+
+def record(engine: Engine, max_num_seqs: int) -> None:
+    decoder_of(engine).record(engine._runner.cache, buckets(max_num_seqs))  # type: ignore[attr-defined]
+
+
+def prompts(count: int, longest: int) -> list[list[int]]:
+    return [
+        [(7 * i + 3 * j * j + j) % VOCAB_SIZE for j in range(1 + i * longest // count)] for i in range(count)
+    ]
+
+
+def assert_a_mix_equals_the_reference(
+    engine: Engine, family: str, max_tokens: int, longest: int = 30
+) -> None:
+    """Requests that arrive one after the other, in chunks beside decodes, then decodes alone."""
+    requests = [
+        make_request(prompt, max_tokens=max_tokens + 2 * i) for i, prompt in enumerate(prompts(4, longest))
+    ]
+    outputs = run_to_end(engine, {2 * i: [request] for i, request in enumerate(requests)})
+    for request in requests:
+        assert len(outputs[request.request_id]) == request.sampling.max_tokens
+        assert reference(family).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_a_mix_equals_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
+    record(engine, 8)
+    assert_a_mix_equals_the_reference(engine, family, max_tokens=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in FEW])
+def test_a_mix_equals_the_reference_in_every_other_family(family: str, make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
+    record(engine, 8)
+    assert_a_mix_equals_the_reference(engine, family, max_tokens=2)
+
+
+def test_recorded_steps_equal_others_in_every_bit(
+    device: torch.device, make_cuda_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[bool, list[torch.Tensor]] = {}
+    plain = CudaDecoder.__call__
+    for is_recorded in (False, True):
+        seen = found[is_recorded] = []
+
+        def spy(self: CudaDecoder, *args: Any, seen: list[torch.Tensor] = seen) -> torch.Tensor:
+            logits = plain(self, *args)
+            seen.append(logits.clone())
+            return logits
+
+        engine = make_cuda_engine("llama", num_blocks=32, block_size=8, budget=24)
+        if is_recorded:
+            record(engine, 4)  # 3 requests run in a recording of 4
+        monkeypatch.setattr(CudaDecoder, "__call__", spy)
+        requests = [make_request(prompt, max_tokens=4) for prompt in prompts(3, 20)]
+        run_to_end(engine, {0: requests})
+        monkeypatch.setattr(CudaDecoder, "__call__", plain)
+    assert len(found[True]) == len(found[False])
+    for recorded, other in zip(found[True], found[False], strict=True):
+        if device.type == "cpu":  # cuBLAS chooses its kernel by the number of rows
+            torch.testing.assert_close(recorded, other, rtol=0, atol=1e-5)
+        else:
+            torch.testing.assert_close(recorded, other, rtol=0, atol=1e-3)
+
+
+def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine("llama", num_blocks=32, block_size=8, budget=24)
+    record(engine, 2)
+    replayed: list[int] = []
+    recordings: Any = decoder_of(engine)._recordings
+
+    def spy(size: int, replay: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            replayed.append(size)
+            replay()
+
+        return run
+
+    for size, replay in list(recordings.replays.items()):
+        recordings.replays[size] = spy(size, replay)
+    requests = [make_request(prompt, max_tokens=6 - i) for i, prompt in enumerate(prompts(3, 6))]
+    outputs = run_to_end(engine, {0: requests})
+    assert set(replayed) == {1, 2}  # three at once do not fit
+    for request in requests:
+        assert reference("llama").num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
+    replayed.clear()
+    decoder = decoder_of(engine)
+    other_cache = KVCache(decoder.architecture, 1, 8, torch.float32, decoder.device)
+    run_step(decoder, other_cache, one_token_plan())
+    assert not replayed
+    run_step(decoder, recordings.cache, one_token_plan())
+    assert replayed == [1]
+
+
+def one_token_plan() -> StepPlan:
+    request = ScheduledRequest("a", [5], 0, [0], True, make_sampling(), 0, [5], [])
+    return StepPlan([request])
+
+
+def architecture(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 64) -> Architecture:
+    return Architecture(
+        name="Some",
+        family=Family(),
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=96,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=1e-5,
+        max_position=512,
+        tied_embeddings=False,
+        stored_dtype=None,
+        layers=(LayerKind(None, 30),),
+    )
+
+
+def test_the_check_at_start_passes(device: torch.device) -> None:
+    for dtype in (torch.float32, torch.float16):
+        assert check.deviation(architecture(), 16, dtype, device) is None
+        assert support.is_usable(architecture(), 5, dtype, device)
+
+
+def test_kernels_that_compute_wrongly_are_not_used(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(check, "attend_chunks", lambda *_: None)
+    assert not support.is_usable(architecture(), 16, torch.float32, device)
+    assert "compute wrongly on this device" in caplog.text
+
+
+def test_kernels_that_cannot_run_are_not_used(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(check, "rotate_and_store", fail)
+    assert not support.is_usable(architecture(), 16, torch.float32, device)
+    assert "RuntimeError: Failed to find C compiler" in caplog.text
+
+
+def test_without_triton_steps_are_computed_by_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(support, "find_spec", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        assert not support.is_usable(architecture(), 16, torch.float32, torch.device("cpu"))
+    assert "Triton is not installed" in caplog.text
+
+
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(33, 64), (4, 320)])
+def test_shapes_without_a_tile_are_not_computed(num_heads: int, head_dim: int) -> None:
+    odd = architecture(num_heads, 1, head_dim)
+    assert not support.is_usable(odd, 16, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_the_loader_takes_the_kernels_on_a_cuda_device(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    engine = make_engine(tmp_path, device="cuda")
+    assert decoder_of(engine)._recordings is not None
+    assert_a_mix_equals_the_reference(engine, "llama", max_tokens=8)
