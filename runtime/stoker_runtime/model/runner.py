@@ -44,7 +44,7 @@ class AnyDecoder(Protocol):
 
 @runtime_checkable
 class RecordingDecoder(AnyDecoder, Protocol):
-    """One that can record steps for one cache, so that they cost fewer launches."""
+    """One that records steps for one cache, so that they cost fewer launches."""
 
     def record(self, cache: KVCache, sizes: Sequence[int]) -> None: ...  # noqa: D102
 

@@ -19,9 +19,10 @@ from stoker_runtime.model.cuda.graphs import Recorder, Run, bucket_for
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
 from stoker_runtime.model.cuda.norms import add_and_norm
+from stoker_runtime.model.cuda.picker import CudaPicker
 from stoker_runtime.model.cuda.step_layout import PackedStep, offsets, pack
 from stoker_runtime.model.kv_cache import KVCache
-from stoker_runtime.model.picker import Picker, TorchPicker
+from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.rope import Rope
 
 _PROGRAMS_PER_PROCESSOR = 4  # of the decodes' attention: what registers and shared memory admit at once
@@ -71,7 +72,7 @@ class CudaDecoder:
         self._loaded = list(assembly.layers())
         self._frame = assembly.frame()
         self.num_bytes = assembly.num_bytes
-        self.picker: Picker = TorchPicker()
+        self.picker: Picker = CudaPicker()
         self._heads = shapes.heads_of(architecture)
         self._tokens_per_tile = tokens_per_tile(self._heads, self.dtype)
         self._max_positions = 0

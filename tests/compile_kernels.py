@@ -1,0 +1,131 @@
+"""Compiles the Triton kernels for a CUDA device that is not there.
+
+`compile_kernels.py CAPABILITY DTYPE HEAD_DIM...`, as in `compile_kernels.py 90 bfloat16 64 128`.
+
+The launching functions run on CPU tensors of real shapes, with a driver that only says what it would be; each
+launch compiles the kernel down to machine code, with the very constants and options it would have. One JSON
+object per kernel goes to standard output: its name, its shared memory and what each thread spills, in bytes,
+and which of a device's special instructions it uses.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from stoker_runtime.model.cuda.activation import gate_and_multiply
+from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
+from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.norms import add_and_norm
+from stoker_runtime.model.cuda.pick import pick
+from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
+from stoker_runtime.model.cuda.shapes import Heads, Scoring
+
+_HIDDEN, _INTERMEDIATE = 4096, 14336
+_TOKENS = 32
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class AbsentDevice:
+    """As much of a driver as the compiler asks."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def compile_instead_of_launching() -> list[Any]:
+    """Make launches compile; returns the list that the compiled kernels are put into."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    JITFunction.run = compile_only
+    return compiled
+
+
+def spilled_bytes(kernel: Any) -> int:
+    """What each thread keeps in memory for lack of registers."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    return max(int(word.removeprefix("STACK:")) for word in usage.stdout.split() if word.startswith("STACK:"))
+
+
+def launch_all(dtype: torch.dtype, heads: Heads) -> None:
+    """Launch every kernel once with one model's shapes."""
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    def integers(count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.int32)
+
+    size = heads.num_heads * heads.head_dim
+    cache = tuple(numbers(64, heads.num_kv_heads, heads.head_dim) for _ in range(2))
+    query, out = numbers(_TOKENS, size), numbers(_TOKENS, size)
+    qkv = numbers(_TOKENS, size + 2 * heads.num_kv_heads * heads.head_dim)
+    norm_weight = numbers(heads.num_heads + heads.num_kv_heads, heads.head_dim)
+    tables = [numbers(64, heads.head_dim) for _ in range(2)]
+    for weight in (None, norm_weight):
+        rotation = Rotation(tables[0], tables[1], weight, norms_projections=False)
+        rotate_and_store(
+            qkv, rotation, integers(_TOKENS), integers(_TOKENS), (cache[0], cache[1]), heads, 1e-5, query
+        )
+    scoring = Scoring(0.1)
+    decodes = DecodeWork(
+        integers(_TOKENS), integers(_TOKENS + 1), integers(64), integers(_TOKENS), integers(64), _TOKENS
+    )
+    partials = make_partials(64, heads, query.device)
+    attend_decodes(query, (cache[0], cache[1]), 16, decodes, partials, heads, scoring, out, 528)
+    chunks = ChunkWork(*(integers(16) for _ in range(7)))
+    attend_chunks(query, (cache[0], cache[1]), 16, chunks, heads, scoring, out)
+    hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
+    add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
+    rows = [torch.zeros(4, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
+    pick(torch.zeros(4, 128256), rows[0], rows[1], rows[2])
+    gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
+
+
+def main() -> None:
+    """Compile everything for the device that the arguments name."""
+    capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+    driver.set_active(AbsentDevice(capability))
+    compiled = compile_instead_of_launching()
+    for head_dim in (int(size) for size in sys.argv[3:]):
+        launch_all(dtype, Heads(32, 8, head_dim))
+    for kernel in compiled:
+        report = {
+            "name": kernel.name,
+            "shared": kernel.metadata.shared,
+            "spilled": spilled_bytes(kernel),
+            "instructions": [name for name in ("cp.async", "wgmma", "mma.sync") if name in kernel.asm["ptx"]],
+        }
+        print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
