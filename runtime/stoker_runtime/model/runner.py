@@ -57,6 +57,11 @@ class ModelRunner:
         self.cache = cache
         self._ready = ready
 
+    @property
+    def architecture(self) -> Architecture:
+        """Of the model."""
+        return self._decoder.architecture
+
     def ready(self) -> EngineReady:
         """Describe what was loaded."""
         return self._ready

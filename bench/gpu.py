@@ -1,0 +1,170 @@
+"""Measure the engine on a CUDA device: `python bench/gpu.py` (Llama 3.1 8B's shape with random weights).
+
+Per batch size and context: step time and the memory bandwidth it achieves, GPU busy time; prefill speed and
+the share of the device's arithmetic it uses; time to first token; the scheduler's time per step; and what
+streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from gpubench import figures, steps
+from gpubench.random_model import LLAMA_8B, write_random_model
+from loadgen.client import Target
+from loadgen.process import NAME, serving
+from loadgen.run import Load, run
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.engine.engine import Engine
+from stoker_runtime.model.loader import load_runner
+from stoker_runtime.model.runner import ModelRunner
+
+DECODES = ((1, 512), (1, 4096), (64, 1024), (256, 1024))  # requests, context of each
+PREFILLS = (512, 2048, 8192)
+FIRST_TOKEN_PROMPT = 230
+STREAMS, STREAM_PROMPT, STREAM_OUTPUT = 256, 128, 256
+REPEATS = 20
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.option("--model", type=click.Path(exists=True, path_type=Path), help="A model's directory.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the JSON here as well.")
+@click.option("--peak-bandwidth", type=float, help="Bytes per second, for a device that is not known.")
+@click.option("--peak-operations", type=float, help="bfloat16 operations per second, likewise.")
+@click.option("--serve/--no-serve", default=True, help="Measure streaming over HTTP, too.")
+def main(
+    model: Path | None,
+    json_path: Path | None,
+    peak_bandwidth: float | None,
+    peak_operations: float | None,
+    serve: bool,
+) -> None:
+    """Benchmark the engine on the first CUDA device."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("there is no usable CUDA device here, and nothing else is worth measuring")
+    name = torch.cuda.get_device_name(0)
+    peak = figures.peak_of(name)
+    if peak_bandwidth and peak_operations:
+        peak = figures.Peak(peak_bandwidth, peak_operations)
+    if peak is None:
+        raise click.UsageError(f"{name} is not known: give --peak-bandwidth and --peak-operations")
+    with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
+        if model is None:
+            click.echo("writing random weights", err=True)
+            model = Path(folder)
+            write_random_model(model, LLAMA_8B, torch.bfloat16, torch.device("cuda"))
+            torch.cuda.empty_cache()
+        report = describe(name, peak) | measure(EngineConfig(model=str(model), device="cuda", seed=0), peak)
+        if serve:
+            torch.cuda.empty_cache()
+            report["streaming"] = asyncio.run(streaming(model, report["engine"]["output_token_per_s"]))
+    show(report)
+    text = json.dumps(report, indent=2)
+    if json_path is not None:
+        json_path.write_text(text + "\n")
+    click.echo(text)
+
+
+def describe(name: str, peak: figures.Peak) -> dict[str, Any]:
+    """What the figures hold for."""
+    triton = __import__("triton").__version__
+    return {
+        "device": name,
+        "peak": asdict(peak),
+        "sm_clock_mhz": torch.cuda.clock_rate(0),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton,
+        "python": platform.python_version(),
+    }
+
+
+def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
+    """Load the model and measure all that needs no server."""
+    runner = load_runner(config)
+    assert isinstance(runner, ModelRunner)
+    ready, architecture = runner.ready(), runner.architecture
+    itemsize = getattr(torch, ready.dtype).itemsize
+    weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize)
+    kv = figures.kv_bytes_per_token(architecture, itemsize)
+    report: dict[str, Any] = {
+        "load_s": ready.load_s,
+        "num_blocks": ready.num_blocks,
+        "decode": [],
+        "prefill": [],
+    }
+    for batch, context in DECODES:
+        contexts = [context] * batch
+        plan = steps.decode_plan(contexts, ready.block_size)
+        if context > ready.max_model_len or plan.requests[-1].block_ids[-1] >= ready.num_blocks:
+            click.echo(f"{batch} x {context} tokens do not fit this device", err=True)
+            continue
+        step_s = steps.step_seconds(runner, plan, REPEATS)
+        achieved = figures.achieved_bandwidth(weights, kv, contexts, step_s)
+        row = {"batch": batch, "context": context, "step_s": step_s, "token_per_s": batch / step_s}
+        row |= {"bandwidth": achieved, "bandwidth_share": achieved / peak.bytes}
+        report["decode"].append(row | {"busy": steps.busy_fraction(runner, plan, REPEATS)})
+    for count in PREFILLS:
+        if count > min(ready.max_model_len, config.for_device(ready.device).max_num_batched_tokens):
+            continue
+        step_s = steps.step_seconds(runner, steps.prefill_plan(count, ready.block_size), REPEATS // 4)
+        needed = figures.prefill_operations(architecture, weights, itemsize, count)
+        row = {"tokens": count, "step_s": step_s, "token_per_s": count / step_s}
+        report["prefill"].append(row | {"flops_share": needed / step_s / peak.operations})
+    engine = Engine(runner, config)
+    report["first_token_s"] = steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS)
+    report["engine"] = asdict(steps.engine_times(engine, runner, STREAMS, STREAM_PROMPT, STREAM_OUTPUT))
+    return report
+
+
+async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
+    """Serve the model, stream to as many clients as the engine was measured with, and compare."""
+    arguments = ("--device", "cuda", "--max-queue", str(2 * STREAMS))
+    async with serving(model, arguments, timeout_s=600) as server:
+        target = Target(server.url, NAME, output_tokens=STREAM_OUTPUT)
+        # A word is some five tokens of the random model's vocabulary of bytes.
+        load = Load(num_requests=2 * STREAMS, concurrency=STREAMS, prompt_tokens=STREAM_PROMPT // 5)
+        summary = (await run(target, load)).summary
+    return {
+        "start_to_ready_s": server.start_to_ready_s,
+        "tax": 1 - summary.output_token_per_s / engine_token_per_s,
+        "summary": summary.as_json(),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    lines = [f"{report['device']}, torch {report['torch']}, triton {report['triton']}"]
+    for row in report["decode"]:
+        busy = "-" if row["busy"] is None else f"{row['busy']:.1%}"
+        lines.append(
+            f"decode {row['batch']:>3} x {row['context']:>5}: {row['step_s'] * 1e3:7.2f} ms "
+            f"{row['token_per_s']:8.0f} tok/s  {row['bandwidth_share']:6.1%} of bandwidth  GPU busy {busy}"
+        )
+    lines += [
+        f"prefill {row['tokens']:>11}: {row['step_s'] * 1e3:7.2f} ms {row['token_per_s']:8.0f} tok/s  "
+        f"{row['flops_share']:6.1%} of arithmetic"
+        for row in report["prefill"]
+    ]
+    lines.append(f"first token after {FIRST_TOKEN_PROMPT} tokens: {report['first_token_s'] * 1e3:.2f} ms")
+    engine = report["engine"]
+    lines.append(
+        f"engine at {STREAMS}: {engine['output_token_per_s']:.0f} tok/s, "
+        f"scheduler {engine['scheduler_s'] * 1e3:.2f} ms per step"
+    )
+    if "streaming" in report:
+        lines.append(f"streaming at {STREAMS}: {report['streaming']['tax']:.1%} slower than the engine alone")
+    click.echo("\n".join(lines), err=True)
+
+
+if __name__ == "__main__":
+    main()

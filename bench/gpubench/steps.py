@@ -1,0 +1,149 @@
+"""Times of single steps and of an engine, in this process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
+from stoker_runtime.engine.engine import Engine
+from stoker_runtime.messages import AddRequest, SamplingParams
+
+Timer = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """An engine that computes many requests at once.
+
+    Args:
+        output_token_per_s: of the steps that only decode.
+        scheduler_s: median per such step, spent outside the runner.
+    """
+
+    output_token_per_s: float
+    scheduler_s: float
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done what it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def decode_plan(contexts: Sequence[int], block_size: int) -> StepPlan:
+    """A step of one token for each request, each over blocks of its own."""
+    requests, first_block = [], 0
+    for index, context in enumerate(contexts):
+        end_block = first_block + -(-context // block_size)
+        requests.append(_scheduled(index, [7], context - 1, range(first_block, end_block)))
+        first_block = end_block
+    return StepPlan(requests)
+
+
+def prefill_plan(num_tokens: int, block_size: int) -> StepPlan:
+    """A step that computes one prompt."""
+    tokens = [(13 * index) % 251 for index in range(num_tokens)]
+    return StepPlan([_scheduled(0, tokens, 0, range(-(-num_tokens // block_size)))])
+
+
+def _scheduled(index: int, token_ids: list[int], computed: int, blocks: range) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=str(index),
+        token_ids=token_ids,
+        num_computed_tokens=computed,
+        block_ids=list(blocks),
+        samples=True,
+        sampling=SamplingParams(max_tokens=1, temperature=0.0),
+        seed=0,
+        prompt_token_ids=[],
+        output_token_ids=[],
+    )
+
+
+def step_seconds(runner: Runner, plan: StepPlan, repeats: int) -> float:
+    """Median seconds of a step, its preparation on the host and the sampler included."""
+    device = runner.ready().device
+    times = []
+    for repeat in range(repeats + 2):
+        synchronize(device)
+        start_s = time.perf_counter()
+        runner.step(plan)
+        synchronize(device)
+        if repeat >= 2:  # the first ones compile
+            times.append(time.perf_counter() - start_s)
+    return statistics.median(times)
+
+
+def busy_fraction(runner: Runner, plan: StepPlan, repeats: int) -> float | None:
+    """How much of the time of steps in a row the GPU computes; None without one."""
+    if not runner.ready().device.startswith("cuda"):
+        return None
+    runner.step(plan)
+    synchronize("cuda")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        start_s = time.perf_counter()
+        for _ in range(repeats):
+            runner.step(plan)
+        synchronize("cuda")
+        wall_s = time.perf_counter() - start_s
+    computed_us = sum(event.self_device_time_total for event in profile.key_averages())
+    return float(computed_us) / 1e6 / wall_s
+
+
+def first_token_seconds(engine: Engine, num_tokens: int, repeats: int) -> float:
+    """Median seconds from a request's arrival at an idle engine to its first token."""
+    times = []
+    for repeat in range(repeats + 1):
+        start_s = time.perf_counter()
+        engine.add(_request(f"first-{repeat}", num_tokens, 1, seed=repeat))
+        while not any(output.token_ids for output in engine.step().outputs):
+            pass
+        if repeat:
+            times.append(time.perf_counter() - start_s)
+    return statistics.median(times)
+
+
+def engine_times(engine: Engine, runner: Runner, batch: int, prompt: int, output: int) -> EngineTimes:
+    """Run a batch of requests to their end and time the steps in which all of them decode."""
+    inside: list[float] = []
+    plain_step = runner.step
+
+    def timed(plan: StepPlan) -> object:
+        start_s = time.perf_counter()
+        result = plain_step(plan)
+        inside.append(time.perf_counter() - start_s)
+        return result
+
+    runner.step = timed  # type: ignore[method-assign,assignment]
+    try:
+        for index in range(batch):
+            engine.add(_request(f"batch-{index}", prompt, output, seed=1000 + index))
+        steps: list[tuple[float, float]] = []  # seconds in all, and inside the runner
+        while engine.has_work:
+            start_s = time.perf_counter()
+            outputs = engine.step().outputs
+            if len(outputs) == batch:
+                steps.append((time.perf_counter() - start_s, inside[-1]))
+    finally:
+        runner.step = plain_step  # type: ignore[method-assign]
+    if not steps:
+        raise RuntimeError(
+            f"{batch} requests never decoded together: the KV cache or the budget is too small"
+        )
+    return EngineTimes(
+        output_token_per_s=batch * len(steps) / sum(total for total, _ in steps),
+        scheduler_s=statistics.median(total - runner_s for total, runner_s in steps),
+    )
+
+
+def _request(request_id: str, num_tokens: int, max_tokens: int, seed: int) -> AddRequest:
+    return AddRequest(
+        request_id=request_id,
+        prompt_token_ids=[(seed * 31 + 13 * index) % 251 for index in range(num_tokens)],
+        sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
+    )

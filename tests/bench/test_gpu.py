@@ -1,0 +1,85 @@
+"""The GPU benchmark: its arithmetic, its plumbing on a small model, its refusal without a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import gpu
+from gpubench import figures, steps
+from gpubench.random_model import LLAMA_8B, Shape, write_random_model
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.tokenizer_files import load_assets
+
+SMALL = Shape(64, 96, 2, 4, 2, 300, 128)
+
+
+def test_without_a_cuda_device_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(gpu.main, [])
+    assert result.exit_code == 1
+    assert "no usable CUDA device" in result.output
+
+
+def test_an_unknown_device_needs_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Abacus")
+    result = CliRunner().invoke(gpu.main, ["--peak-bandwidth", "1e12"])
+    assert result.exit_code == 2
+    assert "NVIDIA Abacus is not known" in result.output
+
+
+def test_the_longest_name_that_fits_a_device_counts() -> None:
+    assert figures.peak_of("NVIDIA L40S") == figures.Peak(0.864e12, 362e12)
+    assert figures.peak_of("NVIDIA H100 80GB HBM3") == figures.Peak(3.35e12, 989e12)
+    assert figures.peak_of("NVIDIA A100-SXM4-80GB") == figures.Peak(2.04e12, 312e12)
+    assert figures.peak_of("Abacus") is None
+
+
+def test_figures_of_an_8b_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B.config("bfloat16")))
+    architecture = read_config_json(tmp_path / "config.json")
+    loaded = 2 * 8_030_261_248
+    weights = figures.weight_bytes(architecture, loaded, 2)
+    assert weights == loaded - 2 * 128256 * 4096
+    assert figures.kv_bytes_per_token(architecture, 2) == 131072
+    # 15 GB in 5 ms are 3 TB/s
+    assert figures.achieved_bandwidth(weights, 131072, [512], 0.005) == pytest.approx(3.015e12, rel=0.001)
+    needed = figures.prefill_operations(architecture, weights, 2, 1000)
+    assert needed == pytest.approx(2 * 6.979e9 * 1000 + 1.05e9 + 4 * 32 * 4096 * 500_500, rel=0.001)
+
+
+def test_all_that_needs_no_server_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_random_model(tmp_path, SMALL, torch.float32, torch.device("cpu"))
+    load_assets(tmp_path)
+    monkeypatch.setattr(gpu, "DECODES", ((1, 20), (3, 30), (1, 4096)))
+    monkeypatch.setattr(gpu, "PREFILLS", (40, 8192))
+    monkeypatch.setattr(gpu, "FIRST_TOKEN_PROMPT", 10)
+    for name, value in (("STREAMS", 4), ("STREAM_PROMPT", 8), ("STREAM_OUTPUT", 5), ("REPEATS", 4)):
+        monkeypatch.setattr(gpu, name, value)
+    config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", kv_cache_bytes=1 << 20)
+    peak = figures.Peak(1e12, 1e12)
+    report = gpu.measure(config, peak)
+    assert [(row["batch"], row["context"]) for row in report["decode"]] == [(1, 20), (3, 30)]
+    assert [row["tokens"] for row in report["prefill"]] == [40]
+    for row in report["decode"]:
+        assert row["busy"] is None
+        assert 0 < row["bandwidth_share"] < 1
+    assert report["first_token_s"] > 0
+    assert report["engine"]["output_token_per_s"] > 0
+    assert report["engine"]["scheduler_s"] > 0
+    gpu.show({"device": "a", "torch": "b", "triton": "c", **report})
+    assert "tok/s, scheduler" in capsys.readouterr().err
+
+
+def test_a_decode_plan_gives_each_request_blocks_of_its_own() -> None:
+    plan = steps.decode_plan([5, 16, 17], 16)
+    assert [request.block_ids for request in plan.requests] == [[0], [1], [2, 3]]
+    assert [request.num_computed_tokens for request in plan.requests] == [4, 15, 16]
