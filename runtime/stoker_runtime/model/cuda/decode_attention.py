@@ -85,7 +85,7 @@ def _split_tokens(context):
     return _SPLIT_TOKENS * tl.maximum(1, tl.cdiv(context, _SPLIT_TOKENS * _MAX_SPLITS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # or the first step with another number compiles anew
 def _splits_kernel(
     query,
     keys,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib.util import find_spec
 
 import torch
@@ -31,6 +32,8 @@ def _why_not(
         return f"the kernels have no tiles for {group} heads of {architecture.head_dim} to a KV head"
     if find_spec("triton") is None:
         return "Triton is not installed; torch's builds for CUDA bring it along"
+    if device.type == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+        return "TRITON_INTERPRET=1 makes Triton interpret kernels on the CPU"
     from stoker_runtime.model.cuda.check import deviation
 
     try:

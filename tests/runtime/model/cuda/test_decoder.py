@@ -61,12 +61,10 @@ def prompts(count: int, longest: int) -> list[list[int]]:
     ]
 
 
-def assert_a_mix_equals_the_reference(
-    engine: Engine, family: str, max_tokens: int, longest: int = 30
-) -> None:
+def assert_a_mix_equals_the_reference(engine: Engine, family: str, max_tokens: int, count: int = 4) -> None:
     """Requests that arrive one after the other, in chunks beside decodes, then decodes alone."""
     requests = [
-        make_request(prompt, max_tokens=max_tokens + 2 * i) for i, prompt in enumerate(prompts(4, longest))
+        make_request(prompt, max_tokens=max_tokens + 2 * i) for i, prompt in enumerate(prompts(count, 30))
     ]
     outputs = run_to_end(engine, {2 * i: [request] for i, request in enumerate(requests)})
     for request in requests:
@@ -86,10 +84,10 @@ def test_a_mix_equals_the_reference(family: str, make_cuda_engine: MakeEngine) -
 def test_a_mix_equals_the_reference_in_every_other_family(family: str, make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
     record(engine, 8)
-    assert_a_mix_equals_the_reference(engine, family, max_tokens=2)
+    assert_a_mix_equals_the_reference(engine, family, max_tokens=1, count=3)
 
 
-def test_recorded_steps_equal_others_in_every_bit(
+def test_recorded_steps_equal_others(
     device: torch.device, make_cuda_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[bool, list[torch.Tensor]] = {}
@@ -111,10 +109,8 @@ def test_recorded_steps_equal_others_in_every_bit(
         monkeypatch.setattr(CudaDecoder, "__call__", plain)
     assert len(found[True]) == len(found[False])
     for recorded, other in zip(found[True], found[False], strict=True):
-        if device.type == "cpu":  # cuBLAS chooses its kernel by the number of rows
-            torch.testing.assert_close(recorded, other, rtol=0, atol=1e-5)
-        else:
-            torch.testing.assert_close(recorded, other, rtol=0, atol=1e-3)
+        # Products of other numbers of rows, which padding makes, are added up in another order.
+        torch.testing.assert_close(recorded, other, rtol=0, atol=1e-5 if device.type == "cpu" else 1e-3)
 
 
 def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine: MakeEngine) -> None:
@@ -201,6 +197,14 @@ def test_without_triton_steps_are_computed_by_pytorch(
     with caplog.at_level(logging.WARNING):
         assert not support.is_usable(architecture(), 16, torch.float32, torch.device("cpu"))
     assert "Triton is not installed" in caplog.text
+
+
+def test_an_interpreter_on_a_cuda_device_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not support.is_usable(architecture(), 16, torch.float32, torch.device("cuda"))
+    assert "TRITON_INTERPRET=1" in caplog.text
 
 
 @pytest.mark.parametrize(("num_heads", "head_dim"), [(33, 64), (4, 320)])
