@@ -8,8 +8,10 @@ streaming over HTTP costs against the engine alone. Table to standard error, JSO
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import platform
+import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -76,16 +78,29 @@ def main(
 
 def describe(name: str, peak: figures.Peak) -> dict[str, Any]:
     """What the figures hold for."""
-    triton = __import__("triton").__version__
     return {
         "device": name,
         "peak": asdict(peak),
-        "sm_clock_mhz": torch.cuda.clock_rate(0),
+        "clocks": _clocks(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": triton,
+        "triton": importlib.metadata.version("triton"),
         "python": platform.python_version(),
     }
+
+
+def _clocks() -> str | None:
+    """Clocks of the processors and the memory right now, as nvidia-smi prints them; None without it."""
+    command = [
+        "nvidia-smi",
+        "--id=0",
+        "--query-gpu=clocks.sm,clocks.mem,clocks.max.sm",
+        "--format=csv,noheader",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
 
 
 def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
