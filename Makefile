@@ -30,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint tools test test-fast crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint tools test test-fast test-gpu crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -80,6 +80,9 @@ test: tools ## everything but `gpu`; what CI runs
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast
+
+test-gpu: install ## the kernels, compiled, and what else needs a CUDA device
+	$(BIN)/pytest -m gpu
 
 crd: install ## regenerate the CRD, and the chart's copy of it
 	$(BIN)/python -m stoker_operator.api.crd > crds/.modeldeployments.yaml

@@ -17,9 +17,11 @@ from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.sampler import sample
 
 _OUT_OF_MEMORY = (
-    "the device ran out of memory while it computed this request's step; try again, or serve the model with "
+    "the engine ran out of memory while it computed this request's step; try again, or serve the model with "
     "a lower --memory-fraction or --max-num-batched-tokens"
 )
+# What PyTorch's allocators say, on a device and on a CPU, and what its libraries say in an error of any type.
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,9 @@ class ModelRunner:
         """Compute one step; see core.step.Runner."""
         try:
             return run_step(self.decoder, self.cache, plan)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
+                raise
             logger.error("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)
         # Only now are the step's own tensors gone, and what the allocator keeps may be in the wrong pieces.
         if self.decoder.device.type == "cuda":

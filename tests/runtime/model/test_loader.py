@@ -267,8 +267,16 @@ def test_smollm2_answers_a_question() -> None:
     assert tokenizer.decode(output, skip_special_tokens=False) == "The capital of France is Paris.<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` 20.00 GiB"),
+    ],
+)
 def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_works(
-    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: RuntimeError, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(model)
     healthy, large = make_request([1, 2, 3], max_tokens=4), make_request([4] * 12, max_tokens=4)
@@ -280,7 +288,7 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
         device = decoder.device
 
         def __call__(self, *_: object) -> None:
-            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+            raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_decoder", Greedy())
@@ -294,6 +302,19 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
     assert engine.step().stats.kv_usage == 0
     again = make_request([1, 2, 3], max_tokens=4)
     assert run_to_end(engine, {0: [again]})[again.request_id] == expected[healthy.request_id]
+
+
+def test_any_other_failure_of_a_step_ends_the_engine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(model)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runner: Any = engine._runner
+    monkeypatch.setattr(runner, "_decoder", fail)
+    engine.add(make_request([1, 2, 3]))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.step()
 
 
 def test_the_step_that_memory_is_measured_with_is_the_largest(model: Path) -> None:
