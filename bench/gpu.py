@@ -107,7 +107,7 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
     """Load the model and measure all that needs no server."""
     runner = load_runner(config)
     assert isinstance(runner, ModelRunner)
-    ready, architecture = runner.ready(), runner.architecture
+    ready, architecture = runner.ready(), runner.decoder.architecture
     itemsize = getattr(torch, ready.dtype).itemsize
     weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize)
     kv = figures.kv_bytes_per_token(architecture, itemsize)

@@ -31,7 +31,9 @@ class AnyDecoder(Protocol):
 
     architecture: Architecture
     num_bytes: int
-    picker: Picker
+
+    @property
+    def picker(self) -> Picker: ...  # noqa: D102
 
     @property
     def dtype(self) -> torch.dtype: ...  # noqa: D102
@@ -58,11 +60,6 @@ class ModelRunner:
         self.decoder = decoder
         self.cache = cache
         self._ready = ready
-
-    @property
-    def architecture(self) -> Architecture:
-        """Of the model."""
-        return self._decoder.architecture
 
     def ready(self) -> EngineReady:
         """Describe what was loaded."""

@@ -282,7 +282,7 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
     healthy, large = make_request([1, 2, 3], max_tokens=4), make_request([4] * 12, max_tokens=4)
     expected = run_to_end(engine, {0: [healthy]})
     runner: Any = engine._runner
-    decoder = runner._decoder
+    decoder = runner.decoder
 
     class Greedy:
         device = decoder.device
@@ -291,7 +291,7 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_decoder", Greedy())
+        patch.setattr(runner, "decoder", Greedy())
         engine.add(large)
         (output,) = engine.step().outputs
     assert output.request_id == large.request_id
@@ -311,7 +311,7 @@ def test_any_other_failure_of_a_step_ends_the_engine(model: Path, monkeypatch: p
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     runner: Any = engine._runner
-    monkeypatch.setattr(runner, "_decoder", fail)
+    monkeypatch.setattr(runner, "decoder", fail)
     engine.add(make_request([1, 2, 3]))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         engine.step()
@@ -325,7 +325,7 @@ def test_the_step_that_memory_is_measured_with_is_the_largest(model: Path) -> No
     assert len(plan.requests[0].block_ids) == 13
     architecture = read_config_json(model / "config.json")
     cache = KVCache(architecture, 1, 8, torch.float32, torch.device("cpu"))
-    decoder = load_runner(config(model, block_size=8))._decoder  # type: ignore[attr-defined]
+    decoder = load_runner(config(model, block_size=8)).decoder  # type: ignore[attr-defined]
     assert len(run_step(decoder, cache, plan).sampled) == 4
 
 

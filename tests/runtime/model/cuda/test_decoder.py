@@ -46,7 +46,7 @@ def make_cuda_engine(device: torch.device, tmp_path: Path, monkeypatch: pytest.M
 
 
 def decoder_of(engine: Engine) -> CudaDecoder:
-    decoder = engine._runner._decoder  # type: ignore[attr-defined]
+    decoder = engine._runner.decoder  # type: ignore[attr-defined]
     assert isinstance(decoder, CudaDecoder)
     return decoder
 
