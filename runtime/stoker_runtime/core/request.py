@@ -33,7 +33,9 @@ class Request:
         "masked_token_ids",
         "num_cached_tokens",
         "num_computed_tokens",
+        "order",
         "output_token_ids",
+        "priority",
         "prompt_token_ids",
         "request_id",
         "sampling",
@@ -50,6 +52,8 @@ class Request:
         self.prompt_token_ids: list[int] = command.prompt_token_ids
         self.output_token_ids: list[int] = []
         self.token_ids: list[int] = list(command.prompt_token_ids)  # prompt and output
+        self.priority: int = command.priority
+        self.order = (command.priority, 0)  # who goes first; the scheduler puts the arrival's number into it
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # None until it is first admitted

@@ -32,10 +32,13 @@ def add(
     *,
     request_id: str,
     cache_salt: str = "",
+    priority: int = 0,
     **sampling: Any,
 ) -> None:
     tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
-    command = make_request(tokens, request_id=request_id, cache_salt=cache_salt, **sampling)
+    command = make_request(
+        tokens, request_id=request_id, cache_salt=cache_salt, priority=priority, **sampling
+    )
     scheduler.add(Request(command, seed=0, eos_token_ids=(EOS,)))
 
 
@@ -190,6 +193,33 @@ def test_preempted_request_waits_until_it_fits_beside_the_older_ones() -> None:
     plans = [list(shares(step(scheduler)[0])) for _ in range(6)]
     assert plans == [["a", "b"], ["a", "b"], ["a"], ["a"], ["a"], ["b"]]
     assert scheduler.stats().num_preemptions == 1
+
+
+def test_urgent_requests_start_first_and_equals_in_order_of_arrival() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    for request_id, priority in (("a", 5), ("b", 0), ("c", -5), ("d", 0), ("e", -5)):
+        add(scheduler, [7], request_id=request_id, priority=priority, max_tokens=1)
+    assert [list(shares(step(scheduler)[0])) for _ in range(5)] == [["c"], ["e"], ["b"], ["d"], ["a"]]
+
+
+def test_urgent_prompt_neither_stops_nor_delays_a_running_request() -> None:
+    scheduler = make_scheduler(max_num_seqs=2, budget=8)
+    add(scheduler, 3, request_id="idle", priority=9)
+    add(scheduler, 3, request_id="too", priority=9, max_tokens=2)
+    step(scheduler)
+    add(scheduler, 30, request_id="urgent", priority=-9)
+    assert shares(step(scheduler)[0]) == {"idle": (3, 1), "too": (3, 1)}  # both slots are taken
+    assert shares(step(scheduler)[0]) == {"idle": (4, 1), "urgent": (0, 7)}
+
+
+def test_preempts_the_least_urgent_request_and_of_those_the_newest() -> None:
+    scheduler = make_scheduler(num_blocks=8, block_size=2)
+    for request_id, priority in (("low", 1), ("lower", 2), ("newest", 2)):
+        add(scheduler, [ord(request_id[0])], request_id=request_id, priority=priority, max_tokens=9)
+    add(scheduler, [1, 2], request_id="urgent", priority=-1, max_tokens=9)
+    ran = [list(shares(step(scheduler)[0])) for _ in range(6)]
+    everybody = ["urgent", "low", "lower", "newest"]
+    assert ran == [everybody, everybody, everybody, everybody[:3], everybody[:2], everybody[:2]]
 
 
 def test_abort_frees_blocks_before_the_next_step() -> None:

@@ -83,6 +83,7 @@ def arrivals(draw: st.DrawFn) -> list[Arrival]:
             prompt,
             request_id=f"r{index}",
             cache_salt=draw(st.sampled_from(["", "", "tenant"])),
+            priority=draw(st.sampled_from([0, 0, 0, -1, 2])),
             max_tokens=max_tokens,
             min_tokens=draw(st.integers(0, max_tokens)),
             ignore_eos=draw(st.booleans()),
@@ -94,6 +95,11 @@ def arrivals(draw: st.DrawFn) -> list[Arrival]:
         abort_after = draw(st.none() | st.integers(0, 8))
         drawn.append(Arrival(request, at_step, None if abort_after is None else at_step + abort_after))
     return drawn
+
+
+def decoding_ids(engine: Engine) -> set[str]:
+    """Running requests that miss one token."""
+    return {r.request_id for r in engine.scheduler._running if r.num_missing_tokens == 1}
 
 
 def run(engine: Engine, traffic: list[Arrival]) -> dict[str, list[RequestOutput]]:
@@ -115,8 +121,11 @@ def run(engine: Engine, traffic: list[Arrival]) -> dict[str, list[RequestOutput]
                 engine.add(arrival.request)
             if arrival.abort_at_step == number:
                 engine.abort(arrival.request.request_id)
+        decoding = decoding_ids(engine)
         for output in engine.step().outputs:
             outputs[output.request_id].append(output)
+            decoding.discard(output.request_id)
+        assert not decoding & decoding_ids(engine), "a decode waited for something"
         engine.scheduler.check()
         if number > last_event and not engine.has_work:
             break
