@@ -47,7 +47,7 @@ class Running:
         """
         if len(self._requests) >= self._max_num_seqs:
             return False
-        hits = self.find_prefix(request)
+        hits = self._find_prefix(request)
         # A block to grow into for all that run: a start that is undone a few steps later only costs time.
         num_own = self._pool.blocks_for(request.num_tokens) - len(hits)
         if num_own + len(self._requests) > self._pool.num_free - self._pool.num_idle(hits):
@@ -64,7 +64,11 @@ class Running:
                 self.prefix_hits += request.num_cached_tokens
         return True
 
-    def find_prefix(self, request: Request) -> list[int]:
+    def num_unknown_tokens(self, request: Request) -> int:
+        """Count the tokens that a waiting request would have to compute if it started now."""
+        return request.num_tokens - len(self._find_prefix(request)) * self._pool.block_size
+
+    def _find_prefix(self, request: Request) -> list[int]:
         """Return the known blocks that the request starts with; its last token is always left to compute."""
         num_blocks = (request.num_tokens - 1) // self._pool.block_size
         self._pool.extend_hashes(request.block_hashes, request.token_ids, num_blocks, request.cache_salt)

@@ -10,16 +10,20 @@ Requests are ordered by priority, then by arrival.
 2. When one of them needs a block and none is free, the last running request in order gives its blocks back
    and waits again, to be recomputed; its blocks stay findable, so the recomputation is short if nobody took
    them.
-3. What is left of the budget goes to running requests in the middle of their prompt and, unless something was
-   preempted, to waiting ones, in order, while budget and blocks last.
+3. Part of what is left of the budget, or all of it when nobody decodes, goes to running requests in the
+   middle of their prompt and, unless something was preempted, to waiting ones, while budget and blocks last.
+   `prefill` says who gets how much, so that neither short nor long prompts starve each other.
 
-The first running request in order moves in each step and is never preempted, so each request ends.
+The first running request in order moves in each step and is never preempted, and a waiting one is overtaken a
+bounded number of times by requests behind it in order; so each request ends.
 """
 
 from __future__ import annotations
 
 from stoker_runtime.core.block_pool import BlockPool
+from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.outcome import ended, stepped, too_long_for_pool, why_impossible
+from stoker_runtime.core.prefill import Prefills
 from stoker_runtime.core.queue import WaitingQueue
 from stoker_runtime.core.request import Request, RequestStatus
 from stoker_runtime.core.running import Running
@@ -31,27 +35,18 @@ class Scheduler:
     """Plans steps and turns their results into outputs.
 
     Args:
-        max_num_seqs: requests that may run at once.
-        max_num_batched_tokens: tokens that a step may compute; at least max_num_seqs.
-        max_model_len: prompt and output tokens that one request may have.
+        budgets: what a step and a request may hold.
         block_pool: where KV lives; used by this scheduler only.
-
-    Raises:
-        ValueError: a budget that could leave a request without a token for ever.
     """
 
-    def __init__(
-        self, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, block_pool: BlockPool
-    ) -> None:
-        if not 1 <= max_num_seqs <= max_num_batched_tokens:
-            raise ValueError(f"need 1 <= max_num_seqs {max_num_seqs} <= budget {max_num_batched_tokens}")
-        self._budget = max_num_batched_tokens
-        self._max_model_len = max_model_len
+    def __init__(self, budgets: Budgets, block_pool: BlockPool) -> None:
+        self._budgets = budgets
         self._pool = block_pool
         self._capacity = block_pool.num_blocks * block_pool.block_size  # tokens
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
-        self._running = Running(max_num_seqs, block_pool)
+        self._running = Running(budgets.max_num_seqs, block_pool)
+        self._prefills = Prefills(budgets, self._running, self._waiting)
         # What the latest plan computes, until its update: the request, its tokens, whether it samples.
         self._in_step: list[tuple[Request, int, bool]] = []
         self._ended: list[RequestOutput] = []  # ends that no step result brings; go out with the next update
@@ -67,7 +62,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request. One that can never run ends with an error output in the next update."""
-        problem = why_impossible(request, self._max_model_len, self._capacity)
+        problem = why_impossible(request, self._budgets.max_model_len, self._capacity)
         if request.request_id in self._requests:
             problem = f"request id {request.request_id!r} is in use"
         if problem is not None:
@@ -76,7 +71,7 @@ class Scheduler:
         self._num_arrivals += 1
         request.order = (request.priority, self._num_arrivals)
         self._requests[request.request_id] = request
-        self._waiting.add(request)
+        self._prefills.queue(request)
 
     def refuse(self, request_id: str, error: str) -> None:
         """Answer a request that was never added with an error output in the next update."""
@@ -106,7 +101,9 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
-        items += self._schedule_prefills(self._budget - len(items), may_start=is_calm)
+        allowance = self._budgets.prefill(num_decodes=len(items))
+        shares = self._prefills.shares(allowance, may_start=is_calm)
+        items += [self._item(request, count) for request, count in shares]
         plan = StepPlan(items)
         self._num_steps += bool(items)
         self._num_scheduled_tokens += plan.num_tokens
@@ -161,6 +158,7 @@ class Scheduler:
             assert not request.block_ids, "a waiting request holds blocks"
             assert request.num_computed_tokens == 0, "a waiting request has computed tokens"
         self._running.check()
+        self._prefills.check()
 
     def _schedule_decodes(self) -> list[ScheduledRequest]:
         items: list[ScheduledRequest] = []
@@ -190,18 +188,6 @@ class Scheduler:
                 return False
         return True
 
-    def _schedule_prefills(self, budget: int, *, may_start: bool) -> list[ScheduledRequest]:
-        items: list[ScheduledRequest] = []
-        for request in self._running:
-            if budget and request.num_missing_tokens > 1:
-                items.append(self._item(request, min(request.num_missing_tokens, budget)))
-                budget -= len(items[-1].token_ids)
-        while may_start and budget and (first := self._waiting.first) and self._running.start(first):
-            self._waiting.remove(first)
-            items.append(self._item(first, min(first.num_missing_tokens, budget)))
-            budget -= len(items[-1].token_ids)
-        return items
-
     def _item(self, request: Request, count: int) -> ScheduledRequest:
         item = self._running.compute(request, count)
         self._in_step.append((request, count, item.samples))
@@ -214,7 +200,7 @@ class Scheduler:
             return
         self._running.stop(request)
         request.status = RequestStatus.WAITING
-        self._waiting.add(request)
+        self._prefills.queue(request)
         self._num_preemptions += 1
 
     def _accept(self, request: Request, sampled: SampledToken) -> RequestOutput:
@@ -225,7 +211,7 @@ class Scheduler:
             self._finish(request)
             return ended(request, FinishReason.ERROR, error=sampled.error)
         request.append(sampled.token_id)
-        output = stepped(request, sampled, self._max_model_len)
+        output = stepped(request, sampled, self._budgets.max_model_len)
         if output.finish_reason is not None:
             self._finish(request)
         return output

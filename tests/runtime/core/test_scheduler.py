@@ -5,6 +5,7 @@ import pytest
 from runtime_builders import make_request
 
 from stoker_runtime.core.block_pool import BlockPool
+from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import SampledToken, StepPlan, StepResult
@@ -21,9 +22,22 @@ def make_scheduler(
     num_blocks: int = 32,
     block_size: int = 4,
     caching: bool = True,
+    beside: int = 1000,
+    per_decode: int = 0,
+    price: int = 0,
+    long: int = 1000,
 ) -> Scheduler:
-    pool = BlockPool(num_blocks, block_size, b"k" * 16 if caching else None)
-    return Scheduler(max_num_seqs, budget, max_model_len, pool)
+    """A scheduler that neither saves budget for decodes nor tells long prompts from short ones."""
+    budgets = Budgets(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=max_model_len,
+        prefill_beside_decodes=beside,
+        prefill_per_decode=per_decode,
+        context_price=price,
+        long_prompt_tokens=long,
+    )
+    return Scheduler(budgets, BlockPool(num_blocks, block_size, b"k" * 16 if caching else None))
 
 
 def add(
@@ -62,10 +76,19 @@ def finish_reasons(outputs: Sequence[RequestOutput]) -> dict[str, FinishReason |
     return {output.request_id: output.finish_reason for output in outputs}
 
 
-@pytest.mark.parametrize(("max_num_seqs", "budget"), [(0, 16), (8, 7)])
-def test_refuses_budgets_that_would_leave_a_request_waiting_for_ever(max_num_seqs: int, budget: int) -> None:
-    with pytest.raises(ValueError, match="max_num_seqs"):
-        make_scheduler(max_num_seqs=max_num_seqs, budget=budget)
+@pytest.mark.parametrize(
+    ("budgets", "named"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_num_seqs": 8, "budget": 7}, "max_num_seqs"),
+        ({"beside": 0}, "prefill_beside_decodes"),
+    ],
+)
+def test_refuses_budgets_that_would_leave_a_request_waiting_for_ever(
+    budgets: dict[str, int], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        make_scheduler(**budgets)  # type: ignore[arg-type]
 
 
 def test_prompt_then_one_token_per_step_until_max_tokens() -> None:
@@ -210,6 +233,118 @@ def test_urgent_prompt_neither_stops_nor_delays_a_running_request() -> None:
     add(scheduler, 30, request_id="urgent", priority=-9)
     assert shares(step(scheduler)[0]) == {"idle": (3, 1), "too": (3, 1)}  # both slots are taken
     assert shares(step(scheduler)[0]) == {"idle": (4, 1), "urgent": (0, 7)}
+
+
+def test_urgent_prompt_is_computed_before_one_that_was_begun() -> None:
+    scheduler = make_scheduler(budget=8)
+    add(scheduler, 20, request_id="begun")
+    step(scheduler)
+    add(scheduler, [40] * 9, request_id="urgent", priority=-1)
+    plans = [shares(step(scheduler)[0]) for _ in range(4)]
+    assert plans == [
+        {"urgent": (0, 8)},
+        {"urgent": (8, 1), "begun": (8, 7)},
+        {"urgent": (9, 1), "begun": (15, 5)},
+        {"urgent": (10, 1), "begun": (20, 1)},
+    ]
+
+
+def test_nobody_starts_while_somebody_more_urgent_waits_for_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=8, block_size=2)
+    add(scheduler, 8, request_id="running", max_tokens=2)
+    step(scheduler)
+    add(scheduler, [7] * 9, request_id="urgent", priority=-1, max_tokens=1)
+    add(scheduler, [8], request_id="small", max_tokens=1)
+    assert list(shares(step(scheduler)[0])) == ["running"]
+    assert list(shares(step(scheduler)[0])) == ["urgent", "small"]
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "options", "prefill"),
+    [
+        pytest.param(0, {"beside": 3}, 20, id="alone-all-of-the-budget"),
+        pytest.param(1, {"beside": 3}, 3, id="beside-a-decode-little"),
+        pytest.param(2, {"beside": 3, "per_decode": 2}, 4, id="beside-more-of-them-more"),
+        pytest.param(2, {"beside": 100}, 18, id="never-above-the-budget"),
+    ],
+)
+def test_prompt_tokens_beside_decodes(num_decodes: int, options: dict[str, int], prefill: int) -> None:
+    scheduler = make_scheduler(budget=20, **options)  # type: ignore[arg-type]
+    for number in range(num_decodes):
+        add(scheduler, [number], request_id=str(number))
+    if num_decodes:
+        step(scheduler)
+    add(scheduler, [9] * 40, request_id="long")
+    assert shares(step(scheduler)[0])["long"] == (0, prefill)
+
+
+def test_prompt_tokens_beside_decodes_count_more_the_more_they_attend_to() -> None:
+    scheduler = make_scheduler(budget=30, beside=12, price=8)
+    add(scheduler, [7], request_id="decode")
+    step(scheduler)
+    add(scheduler, [9] * 40, request_id="long", max_tokens=1)
+    chunks = [shares(step(scheduler)[0])["long"] for _ in range(4)]
+    assert chunks == [(0, 12), (12, 4), (16, 4), (20, 3)]
+    scheduler.abort("decode")
+    assert shares(step(scheduler)[0]) == {"long": (23, 17)}
+
+
+def test_short_prompts_overtake_a_long_one_and_leave_it_a_quarter() -> None:
+    scheduler = make_scheduler(max_num_seqs=8, budget=16, long=8, max_model_len=200)
+    add(scheduler, 100, request_id="long")
+    assert shares(step(scheduler)[0]) == {"long": (0, 16)}
+    for number in range(4):
+        add(scheduler, [40 + number] * 8, request_id=f"short {number}", max_tokens=1)
+    assert shares(step(scheduler)[0]) == {"short 0": (0, 8), "short 1": (0, 4), "long": (16, 4)}
+    assert shares(step(scheduler)[0]) == {"short 1": (4, 4), "short 2": (0, 8), "long": (20, 4)}
+    assert shares(step(scheduler)[0]) == {"short 3": (0, 8), "long": (24, 8)}
+
+
+def test_one_long_prompt_after_the_other() -> None:
+    scheduler = make_scheduler(max_num_seqs=8, budget=16, long=8)
+    for number in range(3):
+        add(scheduler, [40 + number] * 20, request_id=f"long {number}", max_tokens=1)
+    assert shares(step(scheduler)[0]) == {"long 0": (0, 16)}
+    assert shares(step(scheduler)[0]) == {"long 0": (16, 4), "long 1": (0, 12)}
+    add(scheduler, [1, 2], request_id="short", max_tokens=1)
+    assert shares(step(scheduler)[0]) == {"short": (0, 2), "long 1": (12, 8), "long 2": (0, 6)}
+
+
+def test_long_prompt_with_a_known_start_is_short() -> None:
+    scheduler = make_scheduler(budget=16, long=8)
+    add(scheduler, 16, request_id="before", max_tokens=1)
+    step(scheduler)
+    add(scheduler, [40] * 20, request_id="long", max_tokens=1)
+    add(scheduler, 18, request_id="again", max_tokens=1)
+    assert shares(step(scheduler)[0]) == {"again": (16, 2), "long": (0, 14)}
+
+
+def test_prompt_whose_known_start_is_gone_waits_as_a_long_one() -> None:
+    scheduler = make_scheduler(max_num_seqs=2, budget=16, long=8, num_blocks=6)
+    add(scheduler, 16, request_id="before", max_tokens=1)
+    step(scheduler)
+    for name, token in (("a", 40), ("b", 41)):
+        add(scheduler, [token] * 11, request_id=name, max_tokens=2)
+    add(scheduler, 18, request_id="again", max_tokens=1)  # short, as long as nobody takes its blocks
+    while scheduler.has_work:
+        plan, _ = step(scheduler)
+        if "again" in shares(plan):
+            break
+    assert shares(plan)["again"][1] > 8
+
+
+def test_long_prompt_that_finds_no_room_is_overtaken_only_so_often() -> None:
+    scheduler = make_scheduler(max_num_seqs=3, budget=16, long=8, num_blocks=12)
+    add(scheduler, [40] * 8, request_id="running", max_tokens=40)
+    step(scheduler)
+    add(scheduler, [41] * 39, request_id="long", max_tokens=1)  # 10 of the 9 blocks that are left
+    started: list[str] = []
+    for number in range(9):
+        add(scheduler, [number], request_id=f"short {number}", max_tokens=1)
+        started += [name for name, (start, _) in shares(step(scheduler)[0]).items() if start == 0]
+    assert started == ["short 0", "short 1", "short 2"]
+    scheduler.abort("running")
+    assert list(shares(step(scheduler)[0])) == ["short 3", "long"]
 
 
 def test_preempts_the_least_urgent_request_and_of_those_the_newest() -> None:
