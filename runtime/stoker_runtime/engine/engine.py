@@ -42,7 +42,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=ready.max_model_len,
             prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
-            prefill_per_decode=config.prefill_per_decode,
+            prefill_per_request=config.prefill_per_request,
             context_price=config.prefill_context_price,
             long_prompt_tokens=config.long_prompt_tokens,
         )

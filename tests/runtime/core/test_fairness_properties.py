@@ -37,7 +37,7 @@ class Simulation:
             max_num_batched_tokens=self.max_num_seqs + self.budget,
             max_model_len=4096,
             prefill_beside_decodes=self.beside,
-            prefill_per_decode=0,
+            prefill_per_request=0,
             context_price=0,
             long_prompt_tokens=SHORT,
         )
@@ -54,7 +54,8 @@ class Simulation:
     def advance(self) -> None:
         """Run one step."""
         running = list(self.scheduler._running)
-        self.prefill.append(self.budgets.prefill(sum(r.num_missing_tokens == 1 for r in running)).tokens)
+        num_decodes = sum(r.num_missing_tokens == 1 for r in running)
+        self.prefill.append(self.budgets.prefill(num_decodes, num_waiting=0).tokens)
         plan = self.scheduler.schedule()
         result = StepResult([SampledToken(item.request_id, 5) for item in plan.requests if item.samples])
         self.step += 1

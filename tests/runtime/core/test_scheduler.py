@@ -23,7 +23,7 @@ def make_scheduler(
     block_size: int = 4,
     caching: bool = True,
     beside: int = 1000,
-    per_decode: int = 0,
+    per_request: int = 0,
     price: int = 0,
     long: int = 1000,
 ) -> Scheduler:
@@ -33,7 +33,7 @@ def make_scheduler(
         max_num_batched_tokens=budget,
         max_model_len=max_model_len,
         prefill_beside_decodes=beside,
-        prefill_per_decode=per_decode,
+        prefill_per_request=per_request,
         context_price=price,
         long_prompt_tokens=long,
     )
@@ -264,7 +264,8 @@ def test_nobody_starts_while_somebody_more_urgent_waits_for_blocks() -> None:
     [
         pytest.param(0, {"beside": 3}, 20, id="alone-all-of-the-budget"),
         pytest.param(1, {"beside": 3}, 3, id="beside-a-decode-little"),
-        pytest.param(2, {"beside": 3, "per_decode": 2}, 4, id="beside-more-of-them-more"),
+        pytest.param(2, {"beside": 3, "per_request": 2}, 6, id="more-for-each-that-decodes-or-waits"),
+        pytest.param(2, {"beside": 3, "per_request": 2, "max_num_seqs": 3}, 6, id="and-may-run"),
         pytest.param(2, {"beside": 100}, 18, id="never-above-the-budget"),
     ],
 )

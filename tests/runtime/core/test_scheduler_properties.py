@@ -39,7 +39,7 @@ class Machine:
     extra_budget: int
     prefix_caching: bool
     beside: int = 1000
-    per_decode: int = 0
+    per_request: int = 0
     price: int = 0
     long: int = 1000
 
@@ -50,7 +50,7 @@ class Machine:
             max_num_batched_tokens=self.max_num_seqs + self.extra_budget,
             prefix_caching=self.prefix_caching,
             max_prefill_tokens_beside_decodes=self.beside,
-            prefill_per_decode=self.per_decode,
+            prefill_per_request=self.per_request,
             prefill_context_price=self.price,
             long_prompt_tokens=self.long,
         )
@@ -75,7 +75,7 @@ machines = st.builds(
     extra_budget=st.integers(0, 20),
     prefix_caching=st.sampled_from([True, True, True, False]),
     beside=st.integers(1, 24),
-    per_decode=st.integers(0, 3),
+    per_request=st.integers(0, 3),
     price=st.sampled_from([0, 0, 1, 10]),
     long=st.sampled_from([1, 3, 8, 1000]),
 )
