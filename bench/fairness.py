@@ -1,9 +1,9 @@
 """How long short prompts wait among bursts of long ones: `python bench/fairness.py` (SmolLM2 unless --model).
 
-Starts `stoker-runtime serve` with the two lanes of core/prefill.py and without them, in turns, and sends both the
-same open loop at a share of the capacity that a closed loop measured first. Then a long prompt arrives while
-streams decode, with few prompt tokens beside decodes and without a limit. Table to standard error, JSON to
-standard output.
+Starts `stoker-runtime serve` with the two lanes of core/prefill.py and without them, in turns, and sends both
+the same open loop at a share of the capacity that a closed loop measured first. Then a long prompt arrives
+while streams decode, with few prompt tokens beside decodes and without a limit. Table to standard error, JSON
+to standard output.
 """
 
 from __future__ import annotations
