@@ -11,9 +11,9 @@ does not need the other one takes. So
   many long ones are there;
 - a long prompt whose turn has come moves by at least a quarter, however many short ones come.
 
-Slots and blocks go by order. A long prompt whose turn has come, but for which there is no room, has been
-overtaken by at most `max_num_seqs` short ones when nobody else may start before it. A more urgent priority
-takes what it needs first; the next one gets the rest, and starts nobody while a more urgent request waits.
+Slots and blocks go by order: once `max_num_seqs` short prompts have overtaken a long one and its turn has
+come, nobody starts before it, even if there is no room for it yet. A more urgent priority takes what it needs
+first; the next one gets the rest, and starts nobody while a more urgent request waits.
 
 The pieces are known. Chunks of prompts beside decodes are Sarathi-Serve's (arXiv 2403.02310). vLLM lets short
 prompts pass long ones by long_prefill_token_threshold and max_long_partial_prefills; here each side has a
