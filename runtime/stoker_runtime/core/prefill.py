@@ -171,8 +171,11 @@ class Prefills:
 
 
 def _share(request: Request, allowance: Allowance, left: int) -> _Shares:
-    """Yield what a request gets of `left` tokens of the allowance, at least 1; return what then is left."""
-    num_before = request.num_computed_tokens
-    count = min(request.num_missing_tokens, allowance.affordable(left, num_before))
+    """Yield what a request gets of `left` tokens of the allowance, at least 1; return what then is left.
+
+    Nothing is left by a prompt that is still in the middle, be it too little for its next token.
+    """
+    missing, num_before = request.num_missing_tokens, request.num_computed_tokens
+    count = min(missing, allowance.affordable(left, num_before))
     yield request, count
-    return max(0, left - allowance.cost(count, num_before))
+    return max(0, left - allowance.cost(count, num_before)) if count == missing else 0

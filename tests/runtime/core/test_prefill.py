@@ -76,6 +76,16 @@ def test_prompt_tokens_beside_decodes_count_more_the_more_they_attend_to() -> No
     assert shares(step(scheduler)[0]) == {"long": (23, 17)}
 
 
+def test_what_is_too_little_for_the_next_token_of_a_prompt_starts_no_other() -> None:
+    scheduler = make_scheduler(budget=30, beside=12, price=8)
+    for name, prompt in (("decode", [7]), ("long", [9] * 40), ("next", [8] * 40)):
+        add(scheduler, prompt, request_id=name)
+        step(scheduler)
+    # Four tokens behind twelve count eleven; the one that is left goes to nobody.
+    assert shares(step(scheduler)[0])["long"][1] < 12
+    assert scheduler.stats().num_waiting == 1
+
+
 def test_short_prompts_overtake_a_long_one_and_leave_it_a_quarter() -> None:
     scheduler = make_scheduler(max_num_seqs=8, budget=16, long=8, max_model_len=200)
     add(scheduler, 100, request_id="long")
