@@ -20,12 +20,12 @@ from typing import Any
 import click
 import uvloop
 
+from loadgen.models import smollm2
 from loadgen.process import Program, Server, cpu_s, memory, running
 from loadgen.prompts import prompt
 from rivals import measure, programs
 from rivals.install import cache_folder
 from rivals.workloads import WORKLOADS, Job, Workload
-from serve import smollm2
 
 MIB = 1 << 20
 IDLE_S = 3.0

@@ -14,7 +14,7 @@ import click
 import torch
 from torch import Tensor
 
-from serve import smollm2
+from loadgen.models import smollm2
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.messages import SamplingParams

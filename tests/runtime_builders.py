@@ -32,6 +32,7 @@ def make_request(
     num_prompt_tokens: int = 3,
     request_id: str | None = None,
     cache_salt: str = "",
+    priority: int = 0,
     **sampling: Any,
 ) -> AddRequest:
     """A request with an id of its own and a prompt of 1, 2, 3, ... unless one is given."""
@@ -40,6 +41,7 @@ def make_request(
         prompt_token_ids=list(range(1, num_prompt_tokens + 1)) if prompt is None else prompt,
         sampling=make_sampling(**sampling),
         cache_salt=cache_salt,
+        priority=priority,
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Target:
     ignore_eos: bool = True
     output_tokens: int = 64
     timeout_s: float = 120.0
+    extra: Mapping[str, Any] = field(default_factory=dict)  # more fields of the body
 
 
 @dataclass
@@ -94,7 +95,7 @@ def body(target: Target, prompt: str) -> dict[str, Any]:
         fields["ignore_eos"] = True
     if target.stream:
         fields["stream_options"] = {"include_usage": True}
-    return fields
+    return {**fields, **target.extra}
 
 
 def session(*, keep_alive: bool) -> aiohttp.ClientSession:

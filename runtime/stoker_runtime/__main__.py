@@ -78,6 +78,16 @@ def cli() -> None:
 @_option(
     "--max-num-batched-tokens", type=int, help="Tokens in one step.  [default: 256 on a CPU, 8192 on CUDA]"
 )
+@_option(
+    "--max-prefill-tokens-beside-decodes",
+    type=int,
+    help="Prompt tokens in a step that also decodes.  [default: 48 on a CPU, 2048 on CUDA; more beside many]",
+)
+@_option(
+    "--long-prompt-tokens",
+    type=int,
+    help="Prompts with more to compute make way for shorter ones.  [default: 256 on a CPU, 2048 on CUDA]",
+)
 @_option("--block-size", type=int, default=EngineConfig.block_size, help="Tokens in one KV block.")
 @_option(
     "--memory-fraction",

@@ -30,6 +30,18 @@ MAX_CPU_KV_CACHE_BYTES = 512 * MIB
 # Per step: what a device computes in about 200 ms of prefill on a CPU, and enough to fill a GPU.
 _DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_SEQS = {"cpu": 64, "cuda": 256}
+# On a CPU: about 1.5 times what the decodes take, so that a long prompt stretches the gap between two
+# tokens to no more than 2.5 times the usual. A step of SmolLM2 on two cores takes 8 ms with one decode, 14
+# with 8, 16 with 16 and 24 with 32; 48 prompt tokens add 11 ms, or twice that behind 2,000 others. On
+# CUDA: Sarathi-Serve's larger chunk. What other requests add, and what a context costs, only count while
+# the limit is automatic.
+_DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
+# With fewer a batch of 32 with mixed lengths empties faster than it fills (bench/scheduler.py): 465 tokens/s
+# with none, 522 with 4 and 558 with 6, as many as without a limit.
+_PREFILL_PER_REQUEST = {"cpu": 6, "cuda": 6}
+_PREFILL_CONTEXT_PRICE = {"cpu": 2048, "cuda": 0}
+# About 100 ms of prefill on a CPU and 60 ms on a GPU: what another short prompt may wait for.
+_DEFAULT_LONG_PROMPT = {"cpu": 256, "cuda": 2048}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,10 @@ class EngineConfig:
     max_model_len: int = 0  # prompt + output tokens of one request; 0: the model's own limit
     max_num_seqs: int = 0  # requests in one step; 0: by device
     max_num_batched_tokens: int = 0  # tokens in one step; 0: by device
+    max_prefill_tokens_beside_decodes: int = 0  # prompt tokens in a step that also decodes; 0: by device
+    prefill_per_request: int = 0  # see core.budgets; for_device sets it while the one above is automatic
+    prefill_context_price: int = 0  # likewise
+    long_prompt_tokens: int = 0  # a prompt with more to compute makes way for shorter ones; 0: by device
     block_size: int = 16  # tokens per KV block
     memory_fraction: float = 0.90  # of the device's memory, for weights, activations and KV
     kv_cache_bytes: int = 0  # 0: by device, see cpu_kv_cache_bytes and memory_fraction
@@ -63,6 +79,8 @@ class EngineConfig:
         _at_least("--max-model-len", self.max_model_len, 0)
         _at_least("--max-num-seqs", self.max_num_seqs, 0)
         _at_least("--max-num-batched-tokens", self.max_num_batched_tokens, 0)
+        _at_least("--max-prefill-tokens-beside-decodes", self.max_prefill_tokens_beside_decodes, 0)
+        _at_least("--long-prompt-tokens", self.long_prompt_tokens, 0)
         _at_least("--kv-cache-memory", self.kv_cache_bytes, 0)
         _at_least("--num-threads", self.num_threads, 1)
         if self.max_model_len == 1:
@@ -89,7 +107,21 @@ class EngineConfig:
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
         seqs = seqs or min(_DEFAULT_SEQS[kind], tokens or _DEFAULT_SEQS[kind])
         tokens = tokens or max(_DEFAULT_BATCHED_TOKENS[kind], seqs)
-        return replace(self, device=kind, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        config = replace(
+            self,
+            device=kind,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=tokens,
+            long_prompt_tokens=self.long_prompt_tokens or _DEFAULT_LONG_PROMPT[kind],
+        )
+        if self.max_prefill_tokens_beside_decodes:
+            return config
+        return replace(
+            config,
+            max_prefill_tokens_beside_decodes=_DEFAULT_BESIDE_DECODES[kind],
+            prefill_per_request=_PREFILL_PER_REQUEST[kind],
+            prefill_context_price=_PREFILL_CONTEXT_PRICE[kind],
+        )
 
     def cpu_kv_cache_bytes(self, available_bytes: int) -> int:
         """Return the KV cache's size on a CPU, given what is still free once the weights are loaded.

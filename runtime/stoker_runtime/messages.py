@@ -51,6 +51,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     prompt_token_ids: list[int]
     sampling: SamplingParams
     cache_salt: str = ""  # requests share prefix blocks only within one salt
+    priority: int = 0  # lower is served earlier
     arrival_s: float = 0.0  # time.monotonic() of the server; same clock in both processes
 
 

@@ -13,10 +13,10 @@ from gguf import GGUFReader
 
 from loadgen import client
 from loadgen.client import Target
+from loadgen.models import smollm2
 from loadgen.prompts import WORDS, prompt
 from loadgen.results import Outcome
 from loadgen.run import Load, run
-from serve import smollm2
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -17,6 +17,12 @@ from stoker_runtime.errors import ConfigError
         pytest.param({"max_num_seqs": -1}, "--max-num-seqs", id="negative-seqs"),
         pytest.param({"max_num_batched_tokens": -1}, "--max-num-batched-tokens", id="negative-budget"),
         pytest.param(
+            {"max_prefill_tokens_beside_decodes": -1},
+            "--max-prefill-tokens-beside-decodes",
+            id="negative-beside",
+        ),
+        pytest.param({"long_prompt_tokens": -1}, "--long-prompt-tokens", id="negative-long"),
+        pytest.param(
             {"max_num_seqs": 9, "max_num_batched_tokens": 8}, "--max-num-batched-tokens", id="budget"
         ),
         pytest.param({"block_size": 0}, "--block-size", id="no-block"),
@@ -71,6 +77,28 @@ def test_automatic_budgets_follow_the_device(
         seqs,
         tokens,
     )
+    assert config.for_device(device) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "beside", "long"),
+    [
+        pytest.param({}, "cpu", (48, 6, 2048), 256, id="cpu"),
+        pytest.param({}, "cuda:0", (2048, 6, 0), 2048, id="cuda"),
+        pytest.param({"max_prefill_tokens_beside_decodes": 7}, "cpu", (7, 0, 0), 256, id="beside-as-given"),
+        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 6, 2048), 9, id="long-as-given"),
+    ],
+)
+def test_automatic_shares_of_prompts_follow_the_device(
+    options: dict[str, Any], device: str, beside: tuple[int, int, int], long: int
+) -> None:
+    config = EngineConfig(model="/model", **options).for_device(device)
+    assert beside == (
+        config.max_prefill_tokens_beside_decodes,
+        config.prefill_per_request,
+        config.prefill_context_price,
+    )
+    assert config.long_prompt_tokens == long
     assert config.for_device(device) == config
 
 

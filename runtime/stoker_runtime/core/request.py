@@ -30,10 +30,14 @@ class Request:
         "block_ids",
         "cache_salt",
         "end_token_ids",
+        "is_long",
         "masked_token_ids",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_overtakes",
+        "order",
         "output_token_ids",
+        "priority",
         "prompt_token_ids",
         "request_id",
         "sampling",
@@ -50,6 +54,10 @@ class Request:
         self.prompt_token_ids: list[int] = command.prompt_token_ids
         self.output_token_ids: list[int] = []
         self.token_ids: list[int] = list(command.prompt_token_ids)  # prompt and output
+        self.priority: int = command.priority
+        self.order = (command.priority, 0)  # who goes first; the scheduler puts the arrival's number into it
+        self.is_long = False  # whether it misses, or missed when it started, as much as a long prompt
+        self.num_overtakes = 0  # short prompts that came later and started first, while it waits
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # None until it is first admitted

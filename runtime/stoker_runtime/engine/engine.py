@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.block_pool import BlockPool
+from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import Runner, StepResult
@@ -36,12 +37,16 @@ class Engine:
         ready = runner.ready()
         config = config.for_device(ready.device)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
-        self.scheduler = Scheduler(
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            ready.max_model_len,
-            BlockPool(ready.num_blocks, ready.block_size, key),
+        budgets = Budgets(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=ready.max_model_len,
+            prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
+            prefill_per_request=config.prefill_per_request,
+            context_price=config.prefill_context_price,
+            long_prompt_tokens=config.long_prompt_tokens,
         )
+        self.scheduler = Scheduler(budgets, BlockPool(ready.num_blocks, ready.block_size, key))
         self._runner = runner
         self._eos_token_ids = ready.eos_token_ids
         self._vocab_size = ready.vocab_size

@@ -25,6 +25,7 @@ class Generation:
     include_stop: bool = False
     skip_special_tokens: bool = True
     cache_salt: str = ""
+    priority: int = 0
 
     @property
     def num_choices(self) -> int:
@@ -48,6 +49,7 @@ def add_requests(generation: Generation, name: str, max_model_len: int, arrival_
             prompt_token_ids=prompt,
             sampling=_choice_sampling(generation.sampling, number, max_model_len - len(prompt)),
             cache_salt=generation.cache_salt,
+            priority=generation.priority,
             arrival_s=arrival_s,
         )
         for index, (prompt, number) in enumerate(choices)

@@ -89,6 +89,7 @@ def _generation(body: SamplingBody, prompts: list[list[int]], sampling: Sampling
         include_stop=bool(body.include_stop_str_in_output),
         skip_special_tokens=body.skip_special_tokens is not False,
         cache_salt=body.cache_salt or "",
+        priority=body.priority or 0,
     )
 
 

@@ -64,6 +64,9 @@ class SamplingBody(Body):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31, description="Lower is served earlier")] | None = (
+        None
+    )
     # They name the caller or label a stored answer. Nothing is stored; `user` goes to the log.
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
@@ -75,7 +78,6 @@ class SamplingBody(Body):
     prompt_logprobs: Annotated[Any, Only()] = None
     truncate_prompt_tokens: Annotated[Any, Only()] = None
     structured_outputs: Annotated[Any, Only()] = None
-    priority: Annotated[Any, Only(0)] = None
     length_penalty: Annotated[Any, Only(1.0)] = None
     use_beam_search: Annotated[Any, Only(False)] = None
     spaces_between_special_tokens: Annotated[Any, Only(True)] = None

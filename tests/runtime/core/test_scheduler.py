@@ -1,68 +1,25 @@
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from runtime_builders import make_request
+from scheduler_builders import EOS, add, answer, finish_reasons, make_scheduler, shares, step
 
-from stoker_runtime.core.block_pool import BlockPool
-from stoker_runtime.core.request import Request
-from stoker_runtime.core.scheduler import Scheduler
-from stoker_runtime.core.step import SampledToken, StepPlan, StepResult
+from stoker_runtime.core.step import SampledToken, StepResult
 from stoker_runtime.messages import FinishReason, RequestOutput, TokenLogprob
 
-EOS = 99
 
-
-def make_scheduler(
-    *,
-    max_num_seqs: int = 4,
-    budget: int = 16,
-    max_model_len: int = 64,
-    num_blocks: int = 32,
-    block_size: int = 4,
-    caching: bool = True,
-) -> Scheduler:
-    pool = BlockPool(num_blocks, block_size, b"k" * 16 if caching else None)
-    return Scheduler(max_num_seqs, budget, max_model_len, pool)
-
-
-def add(
-    scheduler: Scheduler,
-    prompt: list[int] | int,
-    *,
-    request_id: str,
-    cache_salt: str = "",
-    **sampling: Any,
+@pytest.mark.parametrize(
+    ("budgets", "named"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_num_seqs": 8, "budget": 7}, "max_num_seqs"),
+        ({"beside": 0}, "prefill_beside_decodes"),
+    ],
+)
+def test_refuses_budgets_that_would_leave_a_request_waiting_for_ever(
+    budgets: dict[str, int], named: str
 ) -> None:
-    tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
-    command = make_request(tokens, request_id=request_id, cache_salt=cache_salt, **sampling)
-    scheduler.add(Request(command, seed=0, eos_token_ids=(EOS,)))
-
-
-def answer(plan: StepPlan, token_id: int = 50) -> StepResult:
-    return StepResult([SampledToken(item.request_id, token_id) for item in plan.requests if item.samples])
-
-
-def step(scheduler: Scheduler, token_id: int = 50) -> tuple[StepPlan, list[RequestOutput]]:
-    plan = scheduler.schedule()
-    outputs = scheduler.update(answer(plan, token_id))
-    scheduler.check()
-    return plan, outputs
-
-
-def shares(plan: StepPlan) -> dict[str, tuple[int, int]]:
-    """Per request: where its share of the step starts, and how many tokens it computes."""
-    return {item.request_id: (item.num_computed_tokens, len(item.token_ids)) for item in plan.requests}
-
-
-def finish_reasons(outputs: Sequence[RequestOutput]) -> dict[str, FinishReason | None]:
-    return {output.request_id: output.finish_reason for output in outputs}
-
-
-@pytest.mark.parametrize(("max_num_seqs", "budget"), [(0, 16), (8, 7)])
-def test_refuses_budgets_that_would_leave_a_request_waiting_for_ever(max_num_seqs: int, budget: int) -> None:
-    with pytest.raises(ValueError, match="max_num_seqs"):
-        make_scheduler(max_num_seqs=max_num_seqs, budget=budget)
+    with pytest.raises(ValueError, match=named):
+        make_scheduler(**budgets)  # type: ignore[arg-type]
 
 
 def test_prompt_then_one_token_per_step_until_max_tokens() -> None:

@@ -44,16 +44,26 @@ def test_request_joins_a_running_batch() -> None:
 
 
 def test_abort_is_answered_and_frees_blocks_within_a_step() -> None:
-    with engine_in_thread(FakeRunner(max_model_len=250)) as (peer, _):
+    sent = threading.Event()
+    runner = FakeRunner()
+    runner.on_step = lambda plan: _hold_second_step(runner, sent)
+    with engine_in_thread(runner) as (peer, _):
         peer.read_ready()
         peer.send(make_request(request_id="a", max_tokens=200))
         peer.read_until(lambda step: bool(step.outputs))
         peer.send(AbortRequest(request_id="a"))
+        sent.set()
         *_, last = peer.read_until(
             lambda step: any(o.finish_reason is FinishReason.ABORT for o in step.outputs)
         )
     assert last.stats.kv_usage == 0.0
     assert last.stats.num_running == 0
+    assert len(runner.plans) <= 2
+
+
+def _hold_second_step(runner: FakeRunner, until: threading.Event) -> None:
+    if len(runner.plans) == 2:
+        assert until.wait(DEADLINE_S)
 
 
 def test_idle_engine_beats_and_sleeps_in_between() -> None:
@@ -76,18 +86,15 @@ def test_idle_engine_is_woken_by_a_request() -> None:
 
 
 def test_shutdown_aborts_what_runs_and_ends_with_status_0() -> None:
-    started, told = threading.Event(), threading.Event()
-
-    def on_step(_: StepPlan) -> None:
-        started.set()
-        assert told.wait(DEADLINE_S)
-
-    with engine_in_thread(FakeRunner(on_step=on_step)) as (peer, statuses):
+    sent = threading.Event()
+    runner = FakeRunner()
+    runner.on_step = lambda plan: _hold_second_step(runner, sent)
+    with engine_in_thread(runner) as (peer, statuses):
         peer.read_ready()
         peer.send(make_request(request_id="a", max_tokens=200))
-        assert started.wait(DEADLINE_S)
+        peer.read_until(lambda step: bool(step.outputs))
         peer.send(Shutdown())
-        told.set()
+        sent.set()
         outputs = peer.read_to_end("a")
         assert outputs["a"][-1].finish_reason is FinishReason.ABORT
         assert peer.read() is None

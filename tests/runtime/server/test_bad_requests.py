@@ -105,6 +105,10 @@ BAD_FIELDS = [
     case("stream-option-unknown", CHAT, chat(stream=True, stream_options={"x": 1}), "stream_options.x"),
     case("stream-text", CHAT, chat(stream="yes"), "stream"),
     case("cache-salt-empty", CHAT, chat(cache_salt=""), "cache_salt"),
+    case("priority-too-high", CHAT, chat(priority=2**31), "priority"),
+    case("priority-too-low", COMPLETION, completion(priority=-(2**31) - 1), "priority"),
+    case("priority-a-fraction", CHAT, chat(priority=0.5), "priority"),
+    case("priority-true", CHAT, chat(priority=True), "priority"),
     case("chat-too-long", CHAT, message(content="a" * 300), "messages", code="context_length_exceeded"),
     case(
         "template-argument-never-read", CHAT, chat(chat_template_kwargs={"colour": 1}), "chat_template_kwargs"

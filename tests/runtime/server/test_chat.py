@@ -252,6 +252,14 @@ async def test_cache_salt_reaches_the_engine() -> None:
     assert stack.engine.added[0].cache_salt == "tenant"
 
 
+async def test_priority_reaches_the_engine() -> None:
+    async with running_stack() as stack:
+        await post(stack, max_tokens=1, priority=-3)
+        await post(stack, max_tokens=1)
+
+    assert [request.priority for request in stack.engine.added] == [-3, 0]
+
+
 async def test_template_arguments_reach_the_template() -> None:
     template = "{{ messages[0].content }}{% if shout %}!{% endif %}"
     async with running_stack(assets=make_assets(chat_template=template)) as stack:

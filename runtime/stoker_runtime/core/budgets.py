@@ -1,0 +1,77 @@
+"""What a step may hold, and how much of it prompts may take. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Limits of one engine's steps, in tokens unless said otherwise.
+
+    Args:
+        max_num_seqs: requests that may run at once.
+        max_num_batched_tokens: a step's tokens; at least max_num_seqs.
+        max_model_len: of one request, prompt and output.
+        prefill_beside_decodes: prompt tokens in a step in which others decode, at least 1. Each of them
+            lengthens the gap between two tokens of everybody who decodes.
+        prefill_per_request: prompt tokens for each request that decodes or waits, where that is more: many
+            decodes take long anyway, and many who wait should join them rather than wait in peace.
+        context_price: in a step in which others decode, a prompt token counts once more for each so many
+            tokens before it, because it attends to them; 0: it counts once.
+        long_prompt_tokens: a prompt that misses more than this is long: it shares a step's prefill with the
+            short ones.
+
+    Raises:
+        ValueError: a budget that could leave a request without a token for ever.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    prefill_beside_decodes: int
+    prefill_per_request: int
+    context_price: int
+    long_prompt_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
+            raise ValueError(
+                f"need 1 <= max_num_seqs {self.max_num_seqs} <= budget {self.max_num_batched_tokens}"
+            )
+        if self.prefill_beside_decodes < 1:
+            raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
+
+    def prefill(self, num_decodes: int, num_waiting: int) -> Allowance:
+        """Return what a step may spend on prompts.
+
+        Args:
+            num_decodes: requests that decode in it.
+            num_waiting: requests that have not started; only as many count as may run at once.
+        """
+        left = self.max_num_batched_tokens - num_decodes
+        if num_decodes == 0:
+            return Allowance(left, 0)
+        num_requests = min(num_decodes + num_waiting, self.max_num_seqs)
+        tokens = max(self.prefill_beside_decodes, self.prefill_per_request * num_requests)
+        return Allowance(min(left, tokens), self.context_price)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a step may spend on prompts: tokens, each counted by `context_price`; see Budgets."""
+
+    tokens: int
+    context_price: int
+
+    def cost(self, count: int, num_before: int) -> int:
+        """Return what so many tokens count that have `num_before` tokens before them."""
+        if not self.context_price:
+            return count
+        return count + -(-count * num_before // self.context_price)
+
+    def affordable(self, tokens: int, num_before: int) -> int:
+        """Return how many tokens with `num_before` before them count no more than `tokens`, at least 1."""
+        if not self.context_price:
+            return tokens
+        return max(1, tokens * self.context_price // (self.context_price + num_before))
