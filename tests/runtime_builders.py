@@ -93,9 +93,9 @@ class FakeRunner:
         digests = [self._store(request) for request in plan.requests]
         return StepResult(
             [
-                self._sample(request, digest)
-                for request, digest in zip(plan.requests, digests, strict=True)
-                if request.samples
+                self._sample(position, digest)
+                for request, found in zip(plan.requests, digests, strict=True)
+                for position, digest in zip(request.positions(), found[-request.num_samples :], strict=False)
             ]
         )
 
@@ -103,9 +103,11 @@ class FakeRunner:
         block = request.block_ids[position // self.block_size]
         return block * self.block_size + position % self.block_size
 
-    def _store(self, request: ScheduledRequest) -> int:
+    def _store(self, request: ScheduledRequest) -> list[int]:
+        """Store the tokens; returns a digest of the context up to each of them."""
         assert request.token_ids, f"{request.request_id} is in the plan with nothing to compute"
         total = 0
+        digests = []
         for position in range(request.num_computed_tokens):
             value = self._slots[self._slot(request, position)]
             assert value is not None, (
@@ -116,7 +118,8 @@ class FakeRunner:
             value = _mix(total, position, token)
             self._slots[self._slot(request, position)] = value
             total += value
-        return total
+            digests.append(total)
+        return digests
 
     def _sample(self, request: ScheduledRequest, digest: int) -> SampledToken:
         if request.request_id in self.failing_request_ids:

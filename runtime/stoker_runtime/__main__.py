@@ -22,6 +22,7 @@ from stoker_runtime.config import (
     DTYPES,
     LOG_LEVELS,
     QUANTIZATIONS,
+    SPECULATIVES,
     EngineConfig,
     LogLevel,
     ServerConfig,
@@ -87,6 +88,12 @@ def cli() -> None:
     "--long-prompt-tokens",
     type=int,
     help="Prompts with more to compute make way for shorter ones.  [default: 256 on a CPU, 2048 on CUDA]",
+)
+@_option(
+    "--speculative",
+    type=click.Choice(SPECULATIVES),
+    default="none",
+    help="ngram: guess tokens from the request's own text; the answer stays the same.",
 )
 @_option("--block-size", type=int, default=EngineConfig.block_size, help="Tokens in one KV block.")
 @_option(

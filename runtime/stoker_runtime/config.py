@@ -18,10 +18,12 @@ from stoker_runtime.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["none", "int8"]
+Speculative = Literal["none", "ngram"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+SPECULATIVES: tuple[Speculative, ...] = get_args(Speculative)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
@@ -40,6 +42,9 @@ _DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
 # with none, 522 with 4 and 558 with 6, as many as without a limit.
 _PREFILL_PER_REQUEST = {"cpu": 6, "cuda": 6}
 _PREFILL_CONTEXT_PRICE = {"cpu": 2048, "cuda": 0}
+# Rows that cost little more than one: a CPU's weights pass through its caches once for some 12, and a GPU is
+# busy computing only beyond some 200.
+_DRAFT_ROWS = {"cpu": 12, "cuda": 128}
 # About 100 ms of prefill on a CPU and 60 ms on a GPU: what another short prompt may wait for.
 _DEFAULT_LONG_PROMPT = {"cpu": 256, "cuda": 2048}
 
@@ -63,6 +68,7 @@ class EngineConfig:
     prefill_per_request: int = 0  # see core.budgets; for_device sets it while the one above is automatic
     prefill_context_price: int = 0  # likewise
     long_prompt_tokens: int = 0  # a prompt with more to compute makes way for shorter ones; 0: by device
+    speculative: Speculative = "none"  # how tokens are guessed ahead
     block_size: int = 16  # tokens per KV block
     memory_fraction: float = 0.90  # of the device's memory, for weights, activations and KV
     kv_cache_bytes: int = 0  # 0: by device, see cpu_kv_cache_bytes and memory_fraction
@@ -75,6 +81,7 @@ class EngineConfig:
         _one_of("--device", self.device, DEVICES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
+        _one_of("--speculative", self.speculative, SPECULATIVES)
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-model-len", self.max_model_len, 0)
         _at_least("--max-num-seqs", self.max_num_seqs, 0)
@@ -122,6 +129,13 @@ class EngineConfig:
             prefill_per_request=_PREFILL_PER_REQUEST[kind],
             prefill_context_price=_PREFILL_CONTEXT_PRICE[kind],
         )
+
+    @property
+    def draft_rows(self) -> int:
+        """Tokens of a step up to which guesses are added to it; of a configuration `for_device`."""
+        if self.speculative == "none":
+            return 0
+        return min(self.max_num_batched_tokens, _DRAFT_ROWS["cpu" if self.device == "cpu" else "cuda"])
 
     def cpu_kv_cache_bytes(self, available_bytes: int) -> int:
         """Return the KV cache's size on a CPU, given what is still free once the weights are loaded.

@@ -101,6 +101,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hits: int = 0  # prompt tokens found
     num_steps: int = 0
     num_scheduled_tokens: int = 0  # total over all steps
+    num_drafts: int = 0  # guesses at what comes next; see core.drafts
+    num_draft_tokens: int = 0  # tokens in them
+    num_accepted_tokens: int = 0  # of those, right ones
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):

@@ -47,6 +47,7 @@ def configured(options: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
 FULL_ENGINE = {
     "dtype": "bfloat16",
     "quantization": "int8",
+    "speculative": "ngram",
     "maxModelLen": 4096,
     "maxNumSeqs": 32,
     "maxNumBatchedTokens": 512,
@@ -78,7 +79,8 @@ def test_engine_fields_reach_the_engine() -> None:
     arguments = STOKER.serve_args(modeldeployment(engine=FULL_ENGINE, accelerator={"perPod": 0}), "/model")
     options = parsed(arguments)
     _, engine = configured(options)
-    assert (engine.dtype, engine.quantization, engine.device) == ("bfloat16", "int8", "cpu")
+    assert (engine.dtype, engine.device) == ("bfloat16", "cpu")
+    assert (engine.quantization, engine.speculative) == ("int8", "ngram")
     assert (engine.max_model_len, engine.max_num_seqs, engine.max_num_batched_tokens) == (4096, 32, 512)
     assert engine.memory_fraction == pytest.approx(0.85)
 

@@ -123,6 +123,13 @@ class Engine(ApiModel):
             "memory and more speed for a small loss of quality."
         ),
     ] = None
+    speculative: Annotated[
+        Literal["none", "ngram"] | None,
+        Field(
+            description="How tokens are guessed ahead. ngram: from the request's own text; faster where "
+            "answers repeat their prompt, and never another answer."
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
         Field(ge=2, le=16_777_216, description="Most tokens of one request, prompt and output together."),

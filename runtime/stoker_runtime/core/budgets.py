@@ -21,6 +21,8 @@ class Budgets:
             tokens before it, because it attends to them; 0: it counts once.
         long_prompt_tokens: a prompt that misses more than this is long: it shares a step's prefill with the
             short ones.
+        draft_rows: up to so many of a step's tokens, guesses are added (see core.drafts); at most
+            max_num_batched_tokens; 0: none are.
 
     Raises:
         ValueError: a budget that could leave a request without a token for ever.
@@ -33,23 +35,27 @@ class Budgets:
     prefill_per_request: int
     context_price: int
     long_prompt_tokens: int
+    draft_rows: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
             raise ValueError(
                 f"need 1 <= max_num_seqs {self.max_num_seqs} <= budget {self.max_num_batched_tokens}"
             )
+        if self.draft_rows > self.max_num_batched_tokens:
+            raise ValueError(f"draft_rows {self.draft_rows} are more than a step may compute")
         if self.prefill_beside_decodes < 1:
             raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
 
-    def prefill(self, num_decodes: int, num_waiting: int) -> Allowance:
+    def prefill(self, num_decodes: int, num_waiting: int, num_draft_tokens: int = 0) -> Allowance:
         """Return what a step may spend on prompts.
 
         Args:
             num_decodes: requests that decode in it.
             num_waiting: requests that have not started; only as many count as may run at once.
+            num_draft_tokens: that it computes besides.
         """
-        left = self.max_num_batched_tokens - num_decodes
+        left = self.max_num_batched_tokens - num_decodes - num_draft_tokens
         if num_decodes == 0:
             return Allowance(left, 0)
         num_requests = min(num_decodes + num_waiting, self.max_num_seqs)

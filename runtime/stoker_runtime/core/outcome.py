@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.step import SampledToken
 from stoker_runtime.messages import FinishReason, RequestOutput
@@ -17,15 +19,14 @@ def ended(request: Request, reason: FinishReason, error: str | None = None) -> R
     )
 
 
-def stepped(request: Request, sampled: SampledToken, max_model_len: int) -> RequestOutput:
-    """Return the output of a request whose last token is the sampled one, with its end if that is due."""
-    reason = _finish_reason(request, max_model_len)
+def stepped(request: Request, sampled: Sequence[SampledToken], reason: FinishReason | None) -> RequestOutput:
+    """Return the output of a request whose last tokens are the sampled ones."""
     return RequestOutput(
         request_id=request.request_id,
-        token_ids=[sampled.token_id],
-        logprobs=[] if sampled.logprob is None else [sampled.logprob],
+        token_ids=[token.token_id for token in sampled],
+        logprobs=[token.logprob for token in sampled if token.logprob is not None],
         finish_reason=reason,
-        stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
+        stop_token_id=sampled[-1].token_id if reason is FinishReason.STOP else None,
         num_cached_tokens=request.num_cached_tokens or 0,
     )
 
@@ -54,7 +55,8 @@ def too_long_for_pool(request: Request, capacity: int) -> str:
     )
 
 
-def _finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
+def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
+    """Return why a request ends with its last token, None when it goes on."""
     if request.output_token_ids[-1] in request.end_token_ids:
         return FinishReason.STOP
     is_long = request.num_tokens >= max_model_len

@@ -35,6 +35,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_overtakes",
+        "num_published_blocks",
         "order",
         "output_token_ids",
         "priority",
@@ -60,6 +61,7 @@ class Request:
         self.num_overtakes = 0  # short prompts that came later and started first, while it waits
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
+        self.num_published_blocks = 0  # leading blocks that were made findable, or were found
         self.num_cached_tokens: int | None = None  # None until it is first admitted
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []  # of the leading full blocks, as far as they were needed

@@ -8,7 +8,7 @@ from anybody: it needs a free one for each of its tokens' blocks and one more fo
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.queue import by_order
@@ -55,6 +55,7 @@ class Running:
         self._pool.share(hits)
         request.block_ids = hits + self._pool.take(num_own)
         request.num_computed_tokens = len(hits) * self._pool.block_size
+        request.num_published_blocks = len(hits)
         request.status = RequestStatus.RUNNING
         insort(self._requests, request, key=by_order)
         if request.num_cached_tokens is None:
@@ -82,21 +83,32 @@ class Running:
             request.block_ids += self._pool.take(1)
         return True
 
-    def compute(self, request: Request, count: int) -> ScheduledRequest:
+    def room(self, request: Request) -> int:
+        """Return how many tokens more than it has fit into the request's blocks."""
+        return len(request.block_ids) * self._pool.block_size - request.num_tokens
+
+    def compute(self, request: Request, count: int, draft: Sequence[int] = ()) -> ScheduledRequest:
         """Describe the request's share of the step and make the blocks it fills findable right away.
 
         Whoever shares such a block comes later in the same plan or in a later one, and a runner stores KV
-        before it attends, so the block is filled before it is read.
+        before it attends, so the block is filled before it is read. What a draft fills is not findable before
+        it is known to be right.
+
+        Args:
+            request: it runs.
+            count: of its known tokens.
+            draft: guesses behind the last known token, for which there is room.
         """
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
-        filled = range(start // self._pool.block_size, end // self._pool.block_size)
+        filled = range(request.num_published_blocks, end // self._pool.block_size)
+        request.num_published_blocks = max(request.num_published_blocks, filled.stop)
         if filled and self._pool.is_caching:
             self._pool.extend_hashes(request.block_hashes, request.token_ids, filled.stop, request.cache_salt)
             for index in filled:
                 self._pool.publish(request.block_ids[index], request.block_hashes[index])
         return ScheduledRequest(
             request_id=request.request_id,
-            token_ids=request.token_ids[start:end],
+            token_ids=request.token_ids[start:end] + list(draft),
             num_computed_tokens=start,
             block_ids=request.block_ids,
             samples=end == request.num_tokens,
@@ -105,6 +117,7 @@ class Running:
             prompt_token_ids=request.prompt_token_ids,
             output_token_ids=request.output_token_ids,
             masked_token_ids=request.masked_now(),
+            num_draft_tokens=len(draft),
         )
 
     def stop(self, request: Request) -> None:
@@ -116,6 +129,7 @@ class Running:
         # A new list: the plan that the runner may still look at keeps the old one.
         request.block_ids = []
         request.num_computed_tokens = 0
+        request.num_published_blocks = 0
 
     def check(self) -> None:
         """Assert what holds between steps: order, blocks for what is computed, and something to compute.

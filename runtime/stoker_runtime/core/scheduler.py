@@ -20,9 +20,13 @@ bounded number of times by requests behind it in order; so each request ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice, zip_longest
+
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
-from stoker_runtime.core.outcome import ended, stepped, too_long_for_pool, why_impossible
+from stoker_runtime.core.drafts import Drafts
+from stoker_runtime.core.outcome import ended, finish_reason, stepped, too_long_for_pool, why_impossible
 from stoker_runtime.core.prefill import Prefills
 from stoker_runtime.core.queue import WaitingQueue
 from stoker_runtime.core.request import Request, RequestStatus
@@ -47,6 +51,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running = Running(budgets.max_num_seqs, block_pool)
         self._prefills = Prefills(budgets, self._running, self._waiting)
+        self._drafts = Drafts(budgets.draft_rows)
         self._in_step: list[tuple[Request, ScheduledRequest]] = []  # the latest plan, until its update
         self._ended: list[RequestOutput] = []  # ends that no step result brings; go out with the next update
         self._num_arrivals = 0
@@ -101,7 +106,8 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
-        allowance = self._budgets.prefill(len(items), len(self._waiting))
+        num_draft_tokens = sum(item.num_draft_tokens for item in items)
+        allowance = self._budgets.prefill(len(items), len(self._waiting), num_draft_tokens)
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
         plan = StepPlan(items)
@@ -114,7 +120,7 @@ class Scheduler:
         """Take in the latest plan's result.
 
         Args:
-            result: one entry per request of the plan that samples, in the plan's order.
+            result: one entry per position that the plan samples, in the plan's order.
 
         Returns:
             New tokens and ends, also the ends that came about without a result.
@@ -125,12 +131,13 @@ class Scheduler:
             return outputs + self._fail(in_step, result.error)
         sampled = iter(result.sampled)
         for request, item in in_step:
-            token = next(sampled) if item.samples else None
+            tokens = list(islice(sampled, item.num_samples))
+            assert len(tokens) == item.num_samples, "the result has fewer tokens than the plan asked for"
             if request.status is not RequestStatus.RUNNING:
                 continue  # aborted while its step ran
-            request.num_computed_tokens += len(item.token_ids)
-            if token is not None:
-                outputs.append(self._accept(request, token))
+            request.num_computed_tokens += len(item.token_ids) - item.num_draft_tokens
+            if tokens:
+                outputs.append(self._accept(request, item.draft_token_ids, tokens))
         assert next(sampled, None) is None, "the result has more tokens than the plan asked for"
         return outputs
 
@@ -146,6 +153,9 @@ class Scheduler:
             prefix_hits=self._running.prefix_hits,
             num_steps=self._num_steps,
             num_scheduled_tokens=self._num_scheduled_tokens,
+            num_drafts=self._drafts.num_drafts,
+            num_draft_tokens=self._drafts.num_draft_tokens,
+            num_accepted_tokens=self._drafts.num_accepted_tokens,
         )
 
     def check(self) -> None:
@@ -167,12 +177,15 @@ class Scheduler:
     def _schedule_decodes(self) -> list[ScheduledRequest]:
         items: list[ScheduledRequest] = []
         index = 0
+        spare = self._drafts.allowance(len(self._running))
         while index < len(self._running):
             request = self._running[index]
             if request.num_missing_tokens == 1:
                 if not self._grow(request):
                     continue  # it left the list, so its place is the next one's
-                items.append(self._item(request, 1))
+                draft = self._drafts.propose(request, min(spare, self._draft_room(request)))
+                spare -= len(draft)
+                items.append(self._item(request, 1, draft))
             index += 1
         return items
 
@@ -192,8 +205,12 @@ class Scheduler:
                 return False
         return True
 
-    def _item(self, request: Request, count: int) -> ScheduledRequest:
-        item = self._running.compute(request, count)
+    def _draft_room(self, request: Request) -> int:
+        """Return how long a draft may be: a guess takes no block, and its last token's successor must fit."""
+        return min(self._running.room(request), self._budgets.max_model_len - request.num_tokens - 1)
+
+    def _item(self, request: Request, count: int, draft: Sequence[int] = ()) -> ScheduledRequest:
+        item = self._running.compute(request, count, draft)
         self._in_step.append((request, item))
         return item
 
@@ -207,18 +224,30 @@ class Scheduler:
         self._prefills.queue(request)
         self._num_preemptions += 1
 
-    def _accept(self, request: Request, sampled: SampledToken) -> RequestOutput:
-        assert sampled.request_id == request.request_id, "the result's order differs from the plan's"
-        if sampled.error is not None:
+    def _accept(
+        self, request: Request, draft: Sequence[int], sampled: Sequence[SampledToken]
+    ) -> RequestOutput:
+        """Take the tokens of a request up to the first that its draft did not foresee."""
+        kept: list[SampledToken] = []
+        for token, guess in zip_longest(sampled, draft):
+            assert token.request_id == request.request_id, "the result's order differs from the plan's"
+            if token.error is not None:
+                break
+            request.append(token.token_id)
+            kept.append(token)
+            reason = finish_reason(request, self._budgets.max_model_len)
+            if reason is not None or token.token_id != guess:
+                break
+            request.num_computed_tokens += 1  # the step has computed it, as the guess that it was
+        self._drafts.verified(request, len(draft), max(0, len(kept) - 1))
+        if not kept:
             # What made its logits unusable may sit in its KV, where it would fail every later prompt alike.
             self._pool.unpublish(request.block_ids)
             self._finish(request)
-            return ended(request, FinishReason.ERROR, error=sampled.error)
-        request.append(sampled.token_id)
-        output = stepped(request, sampled, self._budgets.max_model_len)
-        if output.finish_reason is not None:
+            return ended(request, FinishReason.ERROR, error=sampled[0].error)
+        if reason is not None:
             self._finish(request)
-        return output
+        return stepped(request, kept, reason)
 
     def _fail(self, in_step: list[tuple[Request, ScheduledRequest]], error: str) -> list[RequestOutput]:
         """End a step's requests; what their blocks were published for, aborted ones' too, is not in them."""
@@ -242,4 +271,5 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         request.status = RequestStatus.FINISHED
+        self._drafts.forget(request)
         del self._requests[request.request_id]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from stoker_runtime.messages import EngineReady, SamplingParams, TokenLogprob
@@ -13,7 +14,9 @@ class ScheduledRequest:
     """One request's share of a step.
 
     The runner computes `token_ids`, whose positions are `num_computed_tokens ..`, writes their KV into the
-    slots that `block_ids` gives for those positions, and, if `samples` is set, picks the token that follows.
+    slots that `block_ids` gives for those positions, and, if `samples` is set, picks the token that follows
+    the last known one. The last tokens may be a draft, guesses that nobody has sampled yet: then it also
+    picks what follows each of them.
     """
 
     request_id: str
@@ -26,6 +29,37 @@ class ScheduledRequest:
     prompt_token_ids: list[int]  # for repetition_penalty; shared, never changed
     output_token_ids: list[int]  # so far, for penalties and min_tokens; shared, never changed by the runner
     masked_token_ids: tuple[int, ...] = ()  # never picked this step: eos and stop ids before min_tokens
+    num_draft_tokens: int = 0  # at the end of token_ids; 0 unless `samples`
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens that the runner picks for it."""
+        return 1 + self.num_draft_tokens if self.samples else 0
+
+    @property
+    def draft_token_ids(self) -> list[int]:
+        """The guesses."""
+        return self.token_ids[len(self.token_ids) - self.num_draft_tokens :]
+
+    def positions(self) -> Iterator[ScheduledRequest]:
+        """Yield the request as a sampler sees it at each position that it samples.
+
+        Behind a token of the draft that is the request as if the draft up to there were output.
+        """
+        if not self.num_draft_tokens:
+            if self.samples:
+                yield self
+            return
+        draft, num_known = self.draft_token_ids, len(self.token_ids) - self.num_draft_tokens
+        for index in range(len(draft) + 1):
+            output = [*self.output_token_ids, *draft[:index]]
+            yield replace(
+                self,
+                token_ids=self.token_ids[: num_known + index],
+                num_draft_tokens=0,
+                output_token_ids=output,
+                masked_token_ids=self.masked_token_ids if len(output) < self.sampling.min_tokens else (),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +77,10 @@ class StepPlan:
         """Tokens computed in this step, never above the token budget."""
         return sum(len(request.token_ids) for request in self.requests)
 
+    def positions(self) -> list[ScheduledRequest]:
+        """Return every position that is sampled, see ScheduledRequest.positions, in plan order."""
+        return [position for request in self.requests for position in request.positions()]
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
@@ -56,7 +94,10 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry per request of the plan with `samples` set, in plan order; none where the step failed."""
+    """One entry per position that the plan samples, in plan order: a request's draft adds to its own.
+
+    There are none where the step failed.
+    """
 
     sampled: list[SampledToken] = field(default_factory=list)
     error: str | None = None  # nothing was computed: all requests of the plan fail, and the engine goes on

@@ -45,6 +45,7 @@ class Engine:
             prefill_per_request=config.prefill_per_request,
             context_price=config.prefill_context_price,
             long_prompt_tokens=config.long_prompt_tokens,
+            draft_rows=config.draft_rows,
         )
         self.scheduler = Scheduler(budgets, BlockPool(ready.num_blocks, ready.block_size, key))
         self._runner = runner

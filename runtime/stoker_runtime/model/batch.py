@@ -65,7 +65,7 @@ class Batch:
     Args:
         reaches: by window.
     Shapes:
-        token_ids, positions, slot_mapping [T]; sampled_rows [requests that sample], in plan order
+        token_ids, positions, slot_mapping [T]; sampled_rows [positions that are sampled], in plan order
     """
 
     token_ids: Tensor
@@ -110,13 +110,13 @@ def pack_batch(
     token_ids: list[int] = []
     positions: list[int] = []
     slot_mapping: list[int] = []
-    last_rows: dict[str, int] = {}
+    end_rows: dict[str, int] = {}
     for request in (*decodes, *longer):
         span = range(request.num_computed_tokens, _context(request))
         token_ids += request.token_ids
         positions += span
         slot_mapping += [request.block_ids[p // block_size] * block_size + p % block_size for p in span]
-        last_rows[request.request_id] = len(token_ids) - 1
+        end_rows[request.request_id] = len(token_ids)
 
     layouts = {window: _Layout(block_size, window, dtype, device) for window in windows}
     return Batch(
@@ -125,9 +125,15 @@ def pack_batch(
         slot_mapping=torch.tensor(slot_mapping, device=device),
         reaches={window: _reach(decodes, longer, layout) for window, layout in layouts.items()},
         sampled_rows=torch.tensor(
-            [last_rows[r.request_id] for r in plan.requests if r.samples], dtype=torch.long, device=device
+            [row for r in plan.requests for row in _sampled_rows(r, end_rows[r.request_id])],
+            dtype=torch.long,
+            device=device,
         ),
     )
+
+
+def _sampled_rows(request: ScheduledRequest, end_row: int) -> range:
+    return range(end_row - request.num_samples, end_row)
 
 
 def _context(request: ScheduledRequest) -> int:

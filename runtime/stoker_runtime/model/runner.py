@@ -85,5 +85,4 @@ def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
     if not plan.requests:
         return StepResult()
     logits = decoder(plan, cache)
-    requests = [request for request in plan.requests if request.samples]
-    return StepResult(sample(logits, requests, decoder.picker))
+    return StepResult(sample(logits, plan.positions(), decoder.picker))

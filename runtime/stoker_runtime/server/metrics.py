@@ -260,6 +260,9 @@ class _EngineCollector(Collector):
                 stats.prefix_queries,
             ),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits),
+            ("vllm:spec_decode_num_drafts", "Guesses at what comes next.", stats.num_drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Guessed tokens.", stats.num_draft_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens kept.", stats.num_accepted_tokens),
         )
         for name, text, value in counters:
             counter = CounterMetricFamily(name, text, labels=_LABELS)

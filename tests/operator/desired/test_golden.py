@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "engine": {
             "dtype": "bfloat16",
             "quantization": "none",
+            "speculative": "ngram",
             "maxModelLen": 8192,
             "maxNumSeqs": 64,
             "maxNumBatchedTokens": 4096,

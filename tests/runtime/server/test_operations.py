@@ -224,7 +224,15 @@ async def test_a_request_larger_than_the_queue_is_a_400() -> None:
 async def test_metrics_carry_vllms_names_and_the_engines_stats() -> None:
     async with running_stack() as stack:
         stats = EngineStats(
-            num_running=3, num_waiting=2, kv_usage=0.25, num_preemptions=4, prefix_queries=9, prefix_hits=5
+            num_running=3,
+            num_waiting=2,
+            kv_usage=0.25,
+            num_preemptions=4,
+            prefix_queries=9,
+            prefix_hits=5,
+            num_drafts=3,
+            num_draft_tokens=8,
+            num_accepted_tokens=6,
         )
         stack.engine.send(StepOutputs(outputs=[], stats=stats))
         await until(lambda: stack.serving.client.stats == stats)
@@ -238,6 +246,9 @@ async def test_metrics_carry_vllms_names_and_the_engines_stats() -> None:
             "vllm:num_preemptions_total": 4.0,
             "vllm:prefix_cache_queries_total": 9.0,
             "vllm:prefix_cache_hits_total": 5.0,
+            "vllm:spec_decode_num_drafts_total": 3.0,
+            "vllm:spec_decode_num_draft_tokens_total": 8.0,
+            "vllm:spec_decode_num_accepted_tokens_total": 6.0,
         }.items():
             assert f"{name}{labels} {value}" in text.splitlines()
         assert 'vllm:cache_config_info{block_size="16",cache_dtype="float32"' in text

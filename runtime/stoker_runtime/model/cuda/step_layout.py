@@ -59,7 +59,8 @@ def pack(plan: StepPlan, block_size: int, tokens_per_tile: int, num_rows: int = 
         fields |= of_chunks
         rows |= last_rows
     fields["decode_first_blocks"] = first_blocks
-    sampled_rows = [rows[request.request_id] for request in plan.requests if request.samples]
+    ends = ((request.num_samples, rows[request.request_id] + 1) for request in plan.requests)
+    sampled_rows = [row for count, end in ends for row in range(end - count, end)]
     if chunks or len(sampled_rows) < len(decodes):
         fields["sampled_rows"] = np.array(sampled_rows, dtype=np.int32)
     fields["blocks"] = np.array(blocks, dtype=np.int32)

@@ -98,8 +98,7 @@ class NativeDecoder:
             struct.first_block = len(block_ids)
             token_ids.extend(request.token_ids)
             block_ids.extend(request.block_ids)
-            if request.samples:
-                sampled_rows.append(len(token_ids) - 1)
+            sampled_rows.extend(range(len(token_ids) - request.num_samples, len(token_ids)))
         step = structs.Step(
             len(token_ids),
             len(sequences),
