@@ -31,6 +31,7 @@ CPU = Budgets(
     max_model_len=8192,
     prefill_beside_decodes=48,
     prefill_per_request=6,
+    few_requests=8,
     context_price=2048,
     long_prompt_tokens=256,
 )

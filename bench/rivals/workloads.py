@@ -14,7 +14,7 @@ from loadgen.prompts import prompt
 SHARED_TOKENS = 512
 LONG_PROMPT_TOKENS = 4096
 NUM_STREAMS = 8  # that decode while the long prompt arrives
-STREAM_OUTPUT_TOKENS = 512
+STREAM_OUTPUT_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def cli() -> None:
 @_option(
     "--max-prefill-tokens-beside-decodes",
     type=int,
-    help="Prompt tokens in a step that also decodes.  [default: 48 on a CPU, 2048 on CUDA; more beside many]",
+    help="Prompt tokens in a step that decodes.  [default: measured on a CPU, 2048 on CUDA; more for many]",
 )
 @_option(
     "--long-prompt-tokens",

@@ -41,6 +41,7 @@ _DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
 # With fewer a batch of 32 with mixed lengths empties faster than it fills (bench/scheduler.py): 465 tokens/s
 # with none, 522 with 4 and 558 with 6, as many as without a limit.
 _PREFILL_PER_REQUEST = {"cpu": 6, "cuda": 6}
+FEW_REQUESTS = 8  # with no more than these, short gaps between tokens count more than throughput
 _PREFILL_CONTEXT_PRICE = {"cpu": 2048, "cuda": 0}
 # Rows that cost little more than one: a CPU's weights pass through its caches once for some 12, and a GPU is
 # busy computing only beyond some 200.
@@ -104,11 +105,12 @@ class EngineConfig:
                 f"each request: they are {self.max_num_batched_tokens} and {self.max_num_seqs}"
             )
 
-    def for_device(self, device: str) -> EngineConfig:
+    def for_device(self, device: str, prefill_beside_decodes: int = 0) -> EngineConfig:
         """Fill in what depends on the device. Idempotent.
 
         Args:
             device: what the engine runs on: "cpu", "cuda" or "cuda:0".
+            prefill_beside_decodes: measured on it, in tokens; 0: by kind of device.
         """
         kind: Literal["cpu", "cuda"] = "cuda" if device.startswith("cuda") else "cpu"
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
@@ -125,7 +127,7 @@ class EngineConfig:
             return config
         return replace(
             config,
-            max_prefill_tokens_beside_decodes=_DEFAULT_BESIDE_DECODES[kind],
+            max_prefill_tokens_beside_decodes=prefill_beside_decodes or _DEFAULT_BESIDE_DECODES[kind],
             prefill_per_request=_PREFILL_PER_REQUEST[kind],
             prefill_context_price=_PREFILL_CONTEXT_PRICE[kind],
         )

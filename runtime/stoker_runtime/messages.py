@@ -126,6 +126,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     weights_bytes: int
     kv_cache_bytes: int
     load_s: float
+    prefill_beside_decodes: int = 0  # prompt tokens that may join a step that decodes; 0: not measured
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

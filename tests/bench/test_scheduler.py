@@ -6,7 +6,7 @@ import pytest
 
 import scheduler
 from loadgen.results import distribution
-from stoker_runtime.config import EngineConfig
+from stoker_runtime.config import FEW_REQUESTS, EngineConfig
 
 
 def test_the_simulated_policy_is_the_one_that_is_served() -> None:
@@ -22,6 +22,7 @@ def test_the_simulated_policy_is_the_one_that_is_served() -> None:
         config.prefill_context_price,
     )
     assert simulated.long_prompt_tokens == config.long_prompt_tokens
+    assert simulated.few_requests == FEW_REQUESTS
 
 
 @pytest.mark.parametrize("concurrency", [1, 8, 24])

@@ -102,6 +102,14 @@ def test_automatic_shares_of_prompts_follow_the_device(
     assert config.for_device(device) == config
 
 
+@pytest.mark.parametrize(("given", "measured", "wanted"), [(0, 24, 24), (7, 24, 7), (0, 0, 48)])
+def test_what_was_measured_of_the_machine_counts_unless_a_limit_is_given(
+    given: int, measured: int, wanted: int
+) -> None:
+    config = EngineConfig(model="/model", max_prefill_tokens_beside_decodes=given)
+    assert config.for_device("cpu", measured).max_prefill_tokens_beside_decodes == wanted
+
+
 @pytest.mark.parametrize(
     ("given", "available", "wanted"),
     [

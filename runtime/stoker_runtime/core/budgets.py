@@ -15,12 +15,14 @@ class Budgets:
         max_model_len: of one request, prompt and output.
         prefill_beside_decodes: prompt tokens in a step in which others decode, at least 1. Each of them
             lengthens the gap between two tokens of everybody who decodes.
-        prefill_per_request: prompt tokens for each request that decodes or waits, where that is more: many
-            decodes take long anyway, and many who wait should join them rather than wait in peace.
+        prefill_per_request: prompt tokens for each request that decodes or waits, where that is more and
+            there are more than few_requests: many decodes take long anyway, and many who wait should join
+            them rather than wait in peace.
         context_price: in a step in which others decode, a prompt token counts once more for each so many
             tokens before it, because it attends to them; 0: it counts once.
         long_prompt_tokens: a prompt that misses more than this is long: it shares a step's prefill with the
             short ones.
+        few_requests: so many are served for short gaps rather than for throughput.
         draft_rows: up to so many of a step's tokens, guesses are added (see core.drafts); at most
             max_num_batched_tokens; 0: none are.
 
@@ -35,6 +37,7 @@ class Budgets:
     prefill_per_request: int
     context_price: int
     long_prompt_tokens: int
+    few_requests: int = 0
     draft_rows: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +62,9 @@ class Budgets:
         if num_decodes == 0:
             return Allowance(left, 0)
         num_requests = min(num_decodes + num_waiting, self.max_num_seqs)
-        tokens = max(self.prefill_beside_decodes, self.prefill_per_request * num_requests)
+        tokens = self.prefill_beside_decodes
+        if num_requests > self.few_requests:
+            tokens = max(tokens, self.prefill_per_request * num_requests)
         return Allowance(min(left, tokens), self.context_price)
 
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from stoker_runtime.config import EngineConfig
+from stoker_runtime.config import FEW_REQUESTS, EngineConfig
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
@@ -35,7 +35,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         ready = runner.ready()
-        config = config.for_device(ready.device)
+        config = config.for_device(ready.device, ready.prefill_beside_decodes)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
         budgets = Budgets(
             max_num_seqs=config.max_num_seqs,
@@ -43,6 +43,7 @@ class Engine:
             max_model_len=ready.max_model_len,
             prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
             prefill_per_request=config.prefill_per_request,
+            few_requests=FEW_REQUESTS,
             context_price=config.prefill_context_price,
             long_prompt_tokens=config.long_prompt_tokens,
             draft_rows=config.draft_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
+from stoker_runtime.model.pace import prefill_beside_decodes
 from stoker_runtime.model.runner import AnyDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
@@ -89,11 +91,15 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
     if isinstance(decoder, RecordingDecoder):
         decoder.record(cache, buckets(config.max_num_seqs))
+    longest = min(limit, capacity)
+    beside = 0
+    if device.type == "cpu":
+        beside = prefill_beside_decodes(partial(run_step, decoder, cache), config.block_size, longest)
     return ModelRunner(
         decoder,
         cache,
         EngineReady(
-            max_model_len=min(limit, capacity),
+            max_model_len=longest,
             num_blocks=num_blocks,
             block_size=config.block_size,
             vocab_size=architecture.vocab_size,
@@ -104,6 +110,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             weights_bytes=decoder.num_bytes,
             kv_cache_bytes=cache.num_bytes,
             load_s=time.monotonic() - started,
+            prefill_beside_decodes=beside,
         ),
     )
 

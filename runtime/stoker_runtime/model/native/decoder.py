@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -68,9 +69,7 @@ class NativeDecoder:
         self._kernels = kernels
         self._is_quantized = quantization == "int8"
         self._kept: list[Tensor] = []  # what the structs point to
-        self._layers = (structs.Layer * architecture.num_layers)(
-            *(self._layer(layer) for layer in assembly.layers())
-        )
+        self._layers = (structs.Layer * architecture.num_layers)(*self._packed_layers(assembly))
         frame = assembly.frame()
         self._rope_divisors = frame.rope_divisors
         self._model = self._describe(frame)
@@ -137,6 +136,16 @@ class NativeDecoder:
             lm_head=self._pack(frame.lm_head),
             layers=ctypes.addressof(self._layers),
         )
+
+    def _packed_layers(self, assembly: Assembly) -> list[structs.Layer]:
+        """Pack each layer while the next one is read; no more than two are unpacked at a time."""
+        packed: list[Future[structs.Layer]] = []
+        with ThreadPoolExecutor(1) as packer:
+            for layer in assembly.layers():
+                packed.append(packer.submit(self._layer, layer))
+                if len(packed) > 1:
+                    packed[-2].result()
+        return [layer.result() for layer in packed]
 
     def _layer(self, layer: Layer) -> structs.Layer:
         mlp = layer.mlp
