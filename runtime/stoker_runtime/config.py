@@ -32,11 +32,8 @@ MAX_CPU_KV_CACHE_BYTES = 512 * MIB
 # Per step: what a device computes in about 200 ms of prefill on a CPU, and enough to fill a GPU.
 _DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_SEQS = {"cpu": 64, "cuda": 256}
-# On a CPU: about 1.5 times what the decodes take, so that a long prompt stretches the gap between two
-# tokens to no more than 2.5 times the usual. A step of SmolLM2 on two cores takes 8 ms with one decode, 14
-# with 8, 16 with 16 and 24 with 32; 48 prompt tokens add 11 ms, or twice that behind 2,000 others. On
-# CUDA: Sarathi-Serve's larger chunk. What other requests add, and what a context costs, only count while
-# the limit is automatic.
+# On a CPU: where model.pace cannot measure it, because requests are too short. On CUDA: Sarathi-Serve's
+# larger chunk. What other requests add, and what a context costs, only count while the limit is automatic.
 _DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
 # With fewer a batch of 32 with mixed lengths empties faster than it fills (bench/scheduler.py): 465 tokens/s
 # with none, 522 with 4 and 558 with 6, as many as without a limit.

@@ -93,7 +93,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
         decoder.record(cache, buckets(config.max_num_seqs))
     longest = min(limit, capacity)
     beside = 0
-    if device.type == "cpu":
+    if device.type == "cpu" and config.prefill_per_request:  # else the limit was given
         beside = prefill_beside_decodes(partial(run_step, decoder, cache), config.block_size, longest)
     return ModelRunner(
         decoder,

@@ -4,7 +4,7 @@
 
 namespace {
 
-// About 20 us of spinning at a barrier, where the others are known to be on their way, and 50 us between steps,
+// Some microseconds of spinning at a barrier, where the others are known to be on their way, and more between steps,
 // which covers what the engine does in between.
 constexpr int kBarrierSpins = 600;
 constexpr int kRunSpins = 1500;
