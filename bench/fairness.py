@@ -25,7 +25,7 @@ from loadgen import arrivals, client, prompts
 from loadgen.client import Target
 from loadgen.models import smollm2
 from loadgen.process import NAME, Server, serving
-from loadgen.results import Distribution, Outcome, distribution
+from loadgen.results import Distribution, Outcome, distribution, token_gaps_s
 
 NO_LIMIT = "1000000000"
 WITHOUT_LANES = ("--long-prompt-tokens", NO_LIMIT)
@@ -104,7 +104,7 @@ async def gaps(server: Server) -> tuple[Distribution | None, Outcome]:
             await decoding.acquire()
         arrived = await _one(http, server, ARRIVING, 201, 0, zero_s)
         outcomes = await asyncio.gather(*streams)
-    return distribution(gap for outcome in outcomes for gap in outcome.itl_s), arrived
+    return distribution(gap_s for _, gap_s in token_gaps_s(outcomes)), arrived
 
 
 async def _one(

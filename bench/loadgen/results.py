@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 PERCENTILES = (50, 90, 95, 99)
+_SHARE_WITH_TEXT = 0.95  # of its tokens, for an answer's gaps to be those between tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,21 @@ class Summary:
     def as_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists."""
         return asdict(self)
+
+
+def token_gaps_s(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, float]]:
+    """Yield (time of its end since the run began, gap) for each gap between two tokens.
+
+    Some tokens have no text: a special one, and one that ends within a character, which a server holds back until
+    the character is whole. The gaps of an answer with many of those are gaps between several tokens; it is left out.
+    """
+    for outcome in outcomes:
+        if outcome.ttft_s is None or len(outcome.itl_s) + 1 < _SHARE_WITH_TEXT * outcome.output_tokens:
+            continue
+        at_s = outcome.started_s + outcome.ttft_s
+        for gap_s in outcome.itl_s:
+            at_s += gap_s
+            yield at_s, gap_s
 
 
 def distribution(values: Iterable[float]) -> Distribution | None:

@@ -12,7 +12,7 @@ from loadgen import client
 from loadgen.client import Target
 from loadgen.process import NAME, Server
 from loadgen.prompts import prompt
-from loadgen.results import Outcome, Summary, distribution, summarize
+from loadgen.results import Outcome, Summary, distribution, summarize, token_gaps_s
 from loadgen.run import Load, closed_loop
 from rivals.workloads import (
     LONG_PROMPT_TOKENS,
@@ -87,9 +87,10 @@ async def long_prompt_stall(server: Server, seed: int) -> dict[str, float]:
         raise RuntimeError(f"a request failed: {failed[0].detail if failed else long.detail}")
     before, during = _gaps(outcomes, arrived_s, arrived_s + long.ttft_s)
     spread = distribution(during)
+    if spread is None or not before:
+        raise RuntimeError("no stream's text shows the gaps between its tokens")
     if (
-        spread is None
-        or min(outcome.started_s + outcome.e2e_s for outcome in outcomes) < arrived_s + long.ttft_s
+        min(outcome.started_s + outcome.e2e_s for outcome in outcomes) < arrived_s + long.ttft_s
     ):
         raise RuntimeError("the streams ended before the long prompt's first token")
     median_s = statistics.median(before)
@@ -104,12 +105,9 @@ async def long_prompt_stall(server: Server, seed: int) -> dict[str, float]:
 def _gaps(outcomes: list[Outcome], arrived_s: float, answered_s: float) -> tuple[list[float], list[float]]:
     """Gaps between tokens that ended before the long prompt arrived, and while it was computed."""
     before, during = [], []
-    for outcome in outcomes:
-        at_s = outcome.started_s + (outcome.ttft_s or 0.0)
-        for gap_s in outcome.itl_s:
-            at_s += gap_s
-            if at_s < arrived_s:
-                before.append(gap_s)
-            elif at_s - gap_s < answered_s:
-                during.append(gap_s)
+    for at_s, gap_s in token_gaps_s(outcomes):
+        if at_s < arrived_s:
+            before.append(gap_s)
+        elif at_s - gap_s < answered_s:
+            during.append(gap_s)
     return before, during

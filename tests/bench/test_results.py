@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from loadgen.results import Distribution, Outcome, distribution, summarize, table
+from loadgen.results import Distribution, Outcome, distribution, summarize, table, token_gaps_s
 
 
 def make_outcome(index: int = 0, **fields: object) -> Outcome:
@@ -33,6 +33,15 @@ def test_time_per_output_token_leaves_out_the_first() -> None:
     assert make_outcome(e2e_s=1.75, ttft_s=0.25, output_tokens=4).tpot_s == pytest.approx(0.5)
     assert make_outcome(output_tokens=1).tpot_s is None
     assert make_outcome(ttft_s=None).tpot_s is None
+
+
+def test_gaps_between_tokens_leave_out_answers_with_tokens_that_have_no_text() -> None:
+    outcomes = [
+        make_outcome(started_s=1.0, ttft_s=0.25, itl_s=(0.5, 0.25), output_tokens=3),
+        make_outcome(itl_s=(0.5, 0.25), output_tokens=4),
+        make_outcome(ttft_s=None),
+    ]
+    assert list(token_gaps_s(outcomes)) == [(1.75, 0.5), (2.0, 0.25)]
 
 
 def test_a_failed_request_counts_under_its_reason_and_nowhere_else() -> None:

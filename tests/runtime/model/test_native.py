@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,38 +16,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_builders import FAMILIES, VOCAB_SIZE, write_model
-from runtime_builders import make_sampling
+from model_builders import FAMILIES, write_model
+from native_models import BLOCK_SIZE, DTYPES, TOLERANCE, Model, kernels_for, logits_of, plan, tokens
 from torch import Tensor
 
-from stoker_runtime.config import QUANTIZATIONS, Dtype, EngineConfig
-from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.config import QUANTIZATIONS, EngineConfig
 from stoker_runtime.errors import ConfigError
 from stoker_runtime.model import loader
 from stoker_runtime.model.config_json import read_config_json
-from stoker_runtime.model.decoder import Decoder
-from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import library, structs
-from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
+from stoker_runtime.model.native.decoder import is_computed
 from stoker_runtime.model.native.library import GROUP, Kernels, find_kernels
-from stoker_runtime.model.runner import AnyDecoder, ModelRunner
+from stoker_runtime.model.runner import ModelRunner
 
-BLOCK_SIZE = 16
-NUM_BLOCKS = 40
 DENSE = [family for family in FAMILIES if family not in ("mixtral", "qwen3-moe")]
-DTYPES = [torch.float32, torch.bfloat16]
-# How far two right ways to compute logits of about 5 may differ: some units in the last place of each layer.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.1}
-
-Part = tuple[Sequence[int], int, Sequence[int]]  # tokens, tokens computed before, blocks
-
-
-def kernels_for(dtype: torch.dtype, num_threads: int = 2) -> Kernels:
-    kernels = find_kernels(dtype, num_threads)
-    if kernels is None:
-        pytest.skip(f"no kernels for {dtype} on this machine")
-    return kernels
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
@@ -55,62 +38,6 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     kernels = kernels_for(request.param)
     yield kernels
     kernels.close()
-
-
-class Model:
-    """One of the small models, loaded once for the kernels and once for PyTorch."""
-
-    def __init__(
-        self, folder: Path, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        kernels_for(dtype).close()
-        write_model(folder, family)
-        name: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
-        config = EngineConfig(
-            model=str(folder), device="cpu", dtype=name, num_threads=2, kv_cache_bytes=1 << 22
-        )
-        self.native = self._decoder(config)
-        with monkeypatch.context() as patch:
-            patch.setattr(loader, "find_kernels", lambda *_: None)
-            self.plain = self._decoder(config)
-        assert isinstance(self.native, NativeDecoder)
-        assert isinstance(self.plain, Decoder)
-
-    def _decoder(self, config: EngineConfig) -> AnyDecoder:
-        runner = loader.load_runner(config)
-        return runner.decoder  # type: ignore[attr-defined, no-any-return]
-
-    def cache(self) -> KVCache:
-        architecture = self.native.architecture
-        return KVCache(architecture, NUM_BLOCKS, BLOCK_SIZE, self.native.dtype, torch.device("cpu"))
-
-
-def plan(*parts: Part) -> StepPlan:
-    return StepPlan(
-        [
-            ScheduledRequest(
-                request_id=f"request-{index}",
-                token_ids=list(token_ids),
-                num_computed_tokens=computed,
-                block_ids=list(block_ids),
-                samples=True,
-                sampling=make_sampling(),
-                seed=0,
-                prompt_token_ids=[],
-                output_token_ids=[],
-            )
-            for index, (token_ids, computed, block_ids) in enumerate(parts)
-        ]
-    )
-
-
-def tokens(count: int, seed: int) -> list[int]:
-    return [(seed * 37 + 11 * i + i * i) % VOCAB_SIZE for i in range(count)]
-
-
-def logits_of(decoder: AnyDecoder, cache: KVCache, *plans: StepPlan) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([decoder(step, cache) for step in plans])
 
 
 @given(

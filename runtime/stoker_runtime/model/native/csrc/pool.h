@@ -7,8 +7,23 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
+
+// A number that only grows, and threads that wait until it does. They spin, then sleep in the kernel. std::atomic's
+// wait would yield first: two threads that share a core yield to each other for seconds, both look busy to the kernel,
+// and it leaves another core idle.
+class Signal {
+ public:
+  uint32_t value() const { return value_.load(std::memory_order_relaxed); }
+  void advance();
+  void await_change(uint32_t old, int spins);
+
+ private:
+  alignas(64) std::atomic<uint32_t> value_{0};
+  std::atomic<int> num_sleepers_{0};
+};
 
 class Pool {
  public:
@@ -27,12 +42,14 @@ class Pool {
 
  private:
   void work(int thread);
+  void spread(int thread);
 
   const int num_threads_;
+  std::unique_ptr<std::atomic<int>[]> cores_;  // by thread: where it ran last
   const std::function<void(int)>* body_ = nullptr;
   bool is_ending_ = false;
-  alignas(64) std::atomic<uint32_t> runs_{0};      // bodies given out so far
-  alignas(64) std::atomic<uint32_t> arrived_{0};   // threads at the current barrier
-  alignas(64) std::atomic<uint32_t> barriers_{0};  // barriers passed so far
+  Signal runs_;                                   // bodies given out so far
+  alignas(64) std::atomic<uint32_t> arrived_{0};  // threads at the current barrier
+  Signal barriers_;                               // barriers passed so far
   std::vector<std::thread> threads_;
 };

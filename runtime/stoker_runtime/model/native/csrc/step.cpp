@@ -3,6 +3,7 @@
 // All threads walk through the same phases; the tasks of a phase (a panel of a weight, a few rows, a tile of
 // queries) are handed out one by one, so that a thread that lost its core to somebody else delays nobody for long.
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <type_traits>
@@ -22,7 +23,8 @@
 namespace STOKER_ELEMENT {
 
 constexpr int kRowsPerTask = 4;
-constexpr int kPhasesPerLayer = 15;
+constexpr int kPhasesPerLayer = 16;
+constexpr int kTasksPerThread = 3;  // pieces that attention is cut into where contexts are long
 constexpr int kPhasesBesides = 4;
 
 // [rows, size] with row_stride(size) elements from row to row.
@@ -33,12 +35,23 @@ struct Rows {
   Stored* operator[](int64_t row) const { return data + row * stride; }
 };
 
-// Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv).
-struct Tile {
+// Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv), which are
+// read together, so that a context passes through the caches once for all of them.
+struct QueryRows {
   int sequence;
   int head;
   int first;
   int count;
+  int num_segments;   // up to what the last one sees
+  int64_t pieces_at;  // where in pieces_ their segments begin; -1: one thread attends to all of them
+};
+
+// Attention of some rows to some of their segments.
+struct Attend {
+  int rows;  // index into query_rows_
+  int first_segment;
+  int end_segment;
+  int64_t cost;
 };
 
 // Where a row's key and value go.
@@ -60,6 +73,13 @@ class Step {
   }
 
  private:
+  // Row r of some: its row in the step, its token's position, and where in the row its head begins.
+  struct Place {
+    int row;
+    int position;
+    int64_t start;
+  };
+
   void allocate();
   void plan();
   void work();
@@ -68,7 +88,13 @@ class Step {
   void embed(int row);
   void store_heads(const StokerLayer& layer, const LayerCache& cache, int row);
   void normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys);
-  void attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile);
+  void plan_attention();
+  void attend(const StokerLayer& layer, const LayerCache& cache, const Attend& task);
+  void join(const StokerLayer& layer, const QueryRows& rows);
+  Place place(const QueryRows& rows, int r) const;
+  int first_segment(const StokerLayer& layer, const QueryRows& rows) const;
+  float* piece(const QueryRows& rows, int segment, int row) const;
+  int64_t piece_floats() const { return kLanes + model_.head_dim; }
   const Rows& normalize(const void* weight, int& phase);
   void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
 
@@ -131,7 +157,11 @@ class Step {
   std::unique_ptr<std::atomic<int>[]> next_task_;
   std::vector<Slot> slots_;       // by row
   std::vector<int> fresh_blocks_;  // written for the first time
-  std::vector<Tile> tiles_;
+  std::vector<QueryRows> query_rows_;
+  std::vector<Attend> attends_;      // the longest first
+  std::vector<int> shared_;          // indices of query_rows_ to which several threads attend
+  int64_t num_pieces_ = 0;           // one for each of those rows and segments
+  float* pieces_ = nullptr;          // [num_pieces_, piece_floats()]: maximum, sum, padding; from 16 on, the values
   Rows hidden_, normed_, heads_, attended_, activated_, added_;
 #ifdef STOKER_BF16
   QuantizedRows quantized_;  // of whatever a quantized product reads
@@ -148,8 +178,8 @@ Step::Step(StokerContext& context, const StokerModel& model, const StokerStep& s
       num_shared_(model.num_heads / model.num_kv_heads),
       next_task_(new std::atomic<int>[model.num_layers * kPhasesPerLayer + kPhasesBesides]()),
       slots_(step.num_tokens) {
-  allocate();
   plan();
+  allocate();
 }
 
 void Step::allocate() {
@@ -170,7 +200,10 @@ void Step::allocate() {
   total += Arena::aligned(for_quantized);
 #endif
   for (const auto& [rows, size] : wanted) total += Arena::aligned(bytes(size));
+  const size_t for_pieces = num_pieces_ * piece_floats() * sizeof(float);
+  total += Arena::aligned(for_pieces);
   context_.arena.reset(total);
+  pieces_ = static_cast<float*>(context_.arena.take(for_pieces));
   for (const auto& [rows, size] : wanted) {
     *rows = {static_cast<Stored*>(context_.arena.take(bytes(size))), row_stride(size)};
   }
@@ -191,13 +224,48 @@ void Step::plan() {
       slots_[sequence.first_row + t] = {block, offset, position};
       if (offset == 0) fresh_blocks_.push_back(block);
     }
-    const int num_rows = sequence.num_tokens * num_shared_;
-    for (int head = 0; head < model_.num_kv_heads; ++head) {
-      for (int first = 0; first < num_rows; first += kMaxRows) {
-        tiles_.push_back({i, head, first, std::min(kMaxRows, num_rows - first)});
+  }
+  plan_attention();
+}
+
+// List who attends to what. What would keep one thread busy for long is cut between segments. Windows do not count:
+// they differ from layer to layer.
+void Step::plan_attention() {
+  constexpr int kReading = 8;  // a token of the context costs as much to read as so many rows cost to compute
+  constexpr int kMaxCount = kMaxTiles * kMaxRows;
+  int64_t total = 0;
+  for (int i = 0; i < step_.num_sequences; ++i) {
+    const StokerSequence& sequence = step_.sequences[i];
+    const int num_rows = sequence.num_tokens * num_shared_, num_groups = (num_rows + kMaxCount - 1) / kMaxCount;
+    for (int group = 0; group < num_groups; ++group) {
+      const int first = part(num_rows, group, num_groups), end = part(num_rows, group + 1, num_groups);
+      const int num_seen = sequence.num_computed + (end - 1) / num_shared_ + 1;
+      const int num_segments = (num_seen + kSegment - 1) / kSegment;
+      for (int head = 0; head < model_.num_kv_heads; ++head) {
+        const int index = static_cast<int>(query_rows_.size());
+        query_rows_.push_back({i, head, first, end - first, num_segments, -1});
+        attends_.push_back({index, 0, num_segments, int64_t{end - first + kReading} * num_seen});
+        total += attends_.back().cost;
       }
     }
   }
+  const int num_threads = context_.pool.num_threads();
+  const int64_t share = std::max<int64_t>(1, total / (num_threads * kTasksPerThread));
+  for (size_t i = 0, whole = attends_.size(); num_threads > 1 && i < whole; ++i) {
+    const Attend task = attends_[i];
+    QueryRows& rows = query_rows_[task.rows];
+    const int count = static_cast<int>(std::min<int64_t>(rows.num_segments, (task.cost + share - 1) / share));
+    if (count < 2) continue;
+    shared_.push_back(task.rows);
+    rows.pieces_at = num_pieces_;
+    num_pieces_ += int64_t{rows.count} * rows.num_segments;
+    for (int c = 0; c < count; ++c) {
+      const Attend cut{task.rows, part(rows.num_segments, c, count), part(rows.num_segments, c + 1, count),
+                       task.cost / count};
+      c == 0 ? attends_[i] = cut : attends_.emplace_back(cut);
+    }
+  }
+  std::stable_sort(attends_.begin(), attends_.end(), [](const auto& a, const auto& b) { return a.cost > b.cost; });
 }
 
 void Step::work() {
@@ -234,7 +302,10 @@ void Step::attention(const StokerLayer& layer, int index, int& phase) {
               [&](int row, int column, __mmask16 mask, __m512 x) { Element::store(heads_[row] + column, x, mask); });
   each(static_cast<int>(fresh_blocks_.size()), phase, [&](int i) { cache.clear_values(fresh_blocks_[i]); });
   each_row(step_.num_tokens, phase, [&](int row) { store_heads(layer, cache, row); });
-  each(static_cast<int>(tiles_.size()), phase, [&](int i) { attend_tile(layer, cache, tiles_[i]); });
+  each(static_cast<int>(attends_.size()), phase, [&](int i) { attend(layer, cache, attends_[i]); });
+  if (!shared_.empty()) {
+    each(static_cast<int>(shared_.size()), phase, [&](int i) { join(layer, query_rows_[shared_[i]]); });
+  }
   add_to_hidden(layer.output, attended_, layer.attention_behind, phase);
 }
 
@@ -272,19 +343,60 @@ void Step::normalize_heads(const StokerLayer& layer, Stored* queries, Stored* ke
   }
 }
 
-void Step::attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile) {
-  const StokerSequence& sequence = step_.sequences[tile.sequence];
-  const AttentionSettings settings{model_.attention_scale, model_.attention_cap, layer.window};
-  QueryRow rows[kMaxRows];
-  for (int r = 0; r < tile.count; ++r) {
-    const int token = (tile.first + r) / num_shared_, shared = (tile.first + r) % num_shared_;
-    const int row = sequence.first_row + token;
-    const int64_t start = static_cast<int64_t>(tile.head * num_shared_ + shared) * model_.head_dim;
-    rows[r] = {heads_[row] + start, sequence.num_computed + token, attended_[row] + start};
+void Step::attend(const StokerLayer& layer, const LayerCache& cache, const Attend& task) {
+  const QueryRows& rows = query_rows_[task.rows];
+  const int first = std::max(task.first_segment, first_segment(layer, rows));
+  if (first >= task.end_segment) return;
+  const StokerSequence& sequence = step_.sequences[rows.sequence];
+  QueryRow listed[kMaxTiles * kMaxRows];
+  for (int r = 0; r < rows.count; ++r) {
+    const auto [row, position, start] = place(rows, r);
+    listed[r] = {heads_[row] + start, position, attended_[row] + start};
   }
-  with_rows(tile.count, [&](auto count) {
-    attention::attend<decltype(count)::value>(cache, step_.block_ids + sequence.first_block, tile.head, rows, settings);
-  });
+  const AttentionSettings settings{model_.attention_scale, model_.attention_cap, layer.window};
+  attention::Tiles tiles(cache, step_.block_ids + sequence.first_block, rows.head, settings, listed, rows.count);
+  if (rows.pieces_at < 0) {
+    tiles.attend_all(first, task.end_segment);
+    return;
+  }
+  for (int segment = first; segment < task.end_segment; ++segment) {
+    tiles.attend(segment, [&](int r, const Weighted& weighted, const float* out) {
+      float* to = piece(rows, segment, r);
+      to[0] = weighted.maximum;
+      to[1] = weighted.sum;
+      memcpy(to + kLanes, out, model_.head_dim * sizeof(float));
+    });
+  }
+}
+
+// Put together what several threads have made of the segments of some rows.
+void Step::join(const StokerLayer& layer, const QueryRows& rows) {
+  for (int r = 0; r < rows.count; ++r) {
+    Weighted total;
+    alignas(64) float out[kMaxHeadDim];
+    attention::clear(out, model_.head_dim);
+    for (int segment = first_segment(layer, rows); segment < rows.num_segments; ++segment) {
+      const float* from = piece(rows, segment, r);
+      attention::join({from[0], from[1]}, from + kLanes, model_.head_dim, total, out);
+    }
+    const Place at = place(rows, r);
+    attention::finish(total, out, model_.head_dim, attended_[at.row] + at.start);
+  }
+}
+
+Step::Place Step::place(const QueryRows& rows, int r) const {
+  const StokerSequence& sequence = step_.sequences[rows.sequence];
+  const int token = (rows.first + r) / num_shared_, shared = (rows.first + r) % num_shared_;
+  return {sequence.first_row + token, sequence.num_computed + token,
+          static_cast<int64_t>(rows.head * num_shared_ + shared) * model_.head_dim};
+}
+
+int Step::first_segment(const StokerLayer& layer, const QueryRows& rows) const {
+  return first_seen(place(rows, 0).position, layer.window) / kSegment;
+}
+
+float* Step::piece(const QueryRows& rows, int segment, int row) const {
+  return pieces_ + (rows.pieces_at + int64_t{segment} * rows.count + row) * piece_floats();
 }
 
 void Step::mlp(const StokerLayer& layer, int& phase) {
