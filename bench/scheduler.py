@@ -32,7 +32,7 @@ CPU = Budgets(
     prefill_beside_decodes=48,
     prefill_per_request=6,
     few_requests=8,
-    context_price=2048,
+    context_price=1536,
     long_prompt_tokens=256,
 )
 POLICIES = {

@@ -79,8 +79,9 @@ class Summary:
 def token_gaps_s(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, float]]:
     """Yield (time of its end since the run began, gap) for each gap between two tokens.
 
-    Some tokens have no text: a special one, and one that ends within a character, which a server holds back until
-    the character is whole. The gaps of an answer with many of those are gaps between several tokens; it is left out.
+    Some tokens have no text: a special one, and one that ends within a character, which a server holds back
+    until the character is whole. The gaps of an answer with many of those lie between several tokens; it is
+    left out.
     """
     for outcome in outcomes:
         if outcome.ttft_s is None or len(outcome.itl_s) + 1 < _SHARE_WITH_TEXT * outcome.output_tokens:

@@ -89,9 +89,7 @@ async def long_prompt_stall(server: Server, seed: int) -> dict[str, float]:
     spread = distribution(during)
     if spread is None or not before:
         raise RuntimeError("no stream's text shows the gaps between its tokens")
-    if (
-        min(outcome.started_s + outcome.e2e_s for outcome in outcomes) < arrived_s + long.ttft_s
-    ):
+    if min(outcome.started_s + outcome.e2e_s for outcome in outcomes) < arrived_s + long.ttft_s:
         raise RuntimeError("the streams ended before the long prompt's first token")
     median_s = statistics.median(before)
     return {

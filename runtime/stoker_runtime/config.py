@@ -39,7 +39,7 @@ _DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
 # with none, 522 with 4 and 558 with 6, as many as without a limit.
 _PREFILL_PER_REQUEST = {"cpu": 6, "cuda": 6}
 FEW_REQUESTS = 8  # with no more than these, short gaps between tokens count more than throughput
-_PREFILL_CONTEXT_PRICE = {"cpu": 2048, "cuda": 0}
+_PREFILL_CONTEXT_PRICE = {"cpu": 1536, "cuda": 0}
 # Rows that cost little more than one: a CPU's weights pass through its caches once for some 12, and a GPU is
 # busy computing only beyond some 200.
 _DRAFT_ROWS = {"cpu": 12, "cuda": 128}

@@ -83,10 +83,10 @@ def test_automatic_budgets_follow_the_device(
 @pytest.mark.parametrize(
     ("options", "device", "beside", "long"),
     [
-        pytest.param({}, "cpu", (48, 6, 2048), 256, id="cpu"),
+        pytest.param({}, "cpu", (48, 6, 1536), 256, id="cpu"),
         pytest.param({}, "cuda:0", (2048, 6, 0), 2048, id="cuda"),
         pytest.param({"max_prefill_tokens_beside_decodes": 7}, "cpu", (7, 0, 0), 256, id="beside-as-given"),
-        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 6, 2048), 9, id="long-as-given"),
+        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 6, 1536), 9, id="long-as-given"),
     ],
 )
 def test_automatic_shares_of_prompts_follow_the_device(

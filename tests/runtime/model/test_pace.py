@@ -28,8 +28,8 @@ class Machine:
 @pytest.mark.parametrize(
     ("decode_s", "token_s", "expected"),
     [
-        pytest.param(0.010, 0.00030, 33, id="what-the-decodes-take"),
-        pytest.param(0.006, 0.00025, 24, id="fast-memory"),
+        pytest.param(0.010, 0.00030, 27, id="what-the-decodes-take"),
+        pytest.param(0.006, 0.00025, 19, id="fast-memory"),
         pytest.param(0.020, 0.00010, 64, id="no-more-than-is-believed"),
         pytest.param(0.001, 0.00100, 16, id="no-fewer-than-is-believed"),
         pytest.param(0.010, 0.0, 64, id="too-fast-to-tell"),
