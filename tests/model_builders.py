@@ -191,14 +191,31 @@ def smollm2_path() -> Path:
 
 def make_model(family: str, seed: int = 0, **fields: object) -> transformers.PreTrainedModel:
     """A random 2-layer model in float32 whose logits are far from flat; fields change its configuration."""
-    model_class, config_class, own_fields = _FAMILIES[family]
-    config = getattr(transformers, config_class)(**{**_SIZES, **own_fields, **fields})
+    model_class, _, config = family_config(family, **fields)
     torch.manual_seed(seed)
-    model = getattr(transformers, model_class)(config).float().eval()
+    return randomize(getattr(transformers, model_class)(config))
+
+
+def family_config(family: str, **fields: object) -> tuple[str, str, transformers.PreTrainedConfig]:
+    """The names of a family's model and configuration classes, and the configuration of its small model."""
+    model_class, config_class, own_fields = _FAMILIES[family]
+    return (
+        model_class,
+        config_class,
+        getattr(transformers, config_class)(**{**_SIZES, **own_fields, **fields}),
+    )
+
+
+def randomize(model: transformers.PreTrainedModel, seed: int | None = None) -> transformers.PreTrainedModel:
+    """Give a model random float32 weights, from a seed or from what torch's generator has next."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = model.float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):  # Gemma adds one to it
-                parameter.uniform_(-0.5, 0.5) if "gemma" in family else parameter.uniform_(0.5, 1.5)
+                is_gemma = "Gemma" in type(model).__name__
+                parameter.uniform_(-0.5, 0.5) if is_gemma else parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.5)
             else:

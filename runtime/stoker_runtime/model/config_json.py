@@ -46,7 +46,7 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
     "MixtralForCausalLM": (
         Family(expert_names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")),
-        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(has_experts=True)),
+        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(rope_theta=1_000_000.0, has_experts=True)),
     ),
     "Qwen3MoeForCausalLM": (
         Family(
@@ -59,7 +59,7 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
         replace(_GEMMA, qk_norm="head"),
         _Defaults(
             tied_embeddings=True,
-            layers=LayerDefaults(rope_theta=1_000_000.0, window_pattern=6, local_rope_theta=10000.0),
+            layers=LayerDefaults(rope_theta=1_000_000.0, local_rope_theta=10000.0),
         ),
     ),
 }
@@ -79,6 +79,7 @@ _OWN_FIELDS: dict[str, tuple[str, ...]] = {
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "use_bidirectional_attention": (False, None),
+    "is_causal": (True, None),
     **dict.fromkeys(_OWN_FIELDS["GraniteForCausalLM"], (1, None)),
     **dict.fromkeys(_OWN_FIELDS["Gemma2ForCausalLM"], (None,)),
 }
@@ -160,9 +161,10 @@ def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: F
     for key, neutral in _NEUTRAL_VALUES.items():
         if key in config and key not in own and config[key] not in neutral:
             raise unsupported(f"{key} = {config[key]!r}")
-    activation = config.get("hidden_activation") or config.get("hidden_act")
+    key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
+    activation = config.get(key)
     if activation is not None and activation not in _ACTIVATIONS[family.activation]:
-        raise unsupported(f"hidden_act = {activation!r}")
+        raise unsupported(f"{key} = {activation!r}")
     if flag(config, "attention_bias") and not family.qkv_bias:
         raise unsupported("attention_bias = true")
 

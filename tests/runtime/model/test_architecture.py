@@ -127,6 +127,33 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
             id="layers-without-a-window",
         ),
         pytest.param({"final_logit_softcapping": 30.0}, "final_logit_softcapping", id="soft-cap"),
+        pytest.param({"is_causal": False}, "is_causal = False", id="not-causal"),
+        pytest.param({"partial_rotary_factor": 0.5}, "partial_rotary_factor", id="rotated-in-part"),
+        pytest.param(
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+            id="rotated-in-part-newer",
+        ),
+        pytest.param(
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": None}},
+            "rope_parameters for full_attention",
+            id="rope-by-type-outside-gemma",
+        ),
+        pytest.param(
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling beside other rope_parameters",
+            id="two-ropes",
+        ),
+        pytest.param(
+            {
+                "architectures": ["SmolLM3ForCausalLM"],
+                "sliding_window": 7,
+                "use_sliding_window": False,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "use_sliding_window = false",
+            id="windows-switched-off-and-on",
+        ),
         pytest.param({"residual_multiplier": 0.5}, "residual_multiplier", id="scales-of-granite-elsewhere"),
         pytest.param(
             {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias", id="qwen3-bias"
@@ -205,9 +232,10 @@ def test_smollm3_leaves_out_every_fourth_rope_unless_it_says_which() -> None:
 
 
 def test_a_part_of_each_head_may_be_rotated() -> None:
-    older = architecture_from_config(config(partial_rotary_factor=0.5))
+    phi = {"architectures": ["Phi3ForCausalLM"]}
+    older = architecture_from_config(config(**phi, partial_rotary_factor=0.5))
     rope = {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.5}
-    newer = architecture_from_config(config(rope_parameters=rope))
+    newer = architecture_from_config(config(**phi, rope_parameters=rope))
     assert older.ropes == newer.ropes == (RopeSettings(500000.0, rotary_dim=8),)
 
 
@@ -327,7 +355,13 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"rope_parameters": []}, "rope_parameters", id="rope-as-list"),
         pytest.param({"rope_scaling": "linear"}, "rope_scaling", id="rope-as-text"),
         pytest.param(
-            {"rope_parameters": {"full_attention": 1}}, "full_attention", id="rope-by-type-as-number"
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "hidden_act": None,
+                "rope_parameters": {"full_attention": 1},
+            },
+            "full_attention",
+            id="rope-by-type-as-number",
         ),
         pytest.param({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor", id="factor-as-text"),
         pytest.param({"architectures": "LlamaForCausalLM"}, "architectures", id="architectures-as-text"),
