@@ -21,10 +21,17 @@ void await_change(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
 }  // namespace
 
 Pool::Pool(int num_threads) : num_threads_(num_threads) {
-  for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // no more threads are allowed; those that run must end before their vector does
+    end();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   is_ending_ = true;
   runs_.fetch_add(1, std::memory_order_release);
   runs_.notify_all();

@@ -27,6 +27,7 @@ class Pool {
 
  private:
   void work(int thread);
+  void end();
 
   const int num_threads_;
   const std::function<void(int)>* body_ = nullptr;
