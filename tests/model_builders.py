@@ -49,6 +49,21 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
+    "long_factor": [9.0] * 6,
+    "original_max_position_embeddings": MAX_POSITION,
+}
 _GEMMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 24}
 # family -> (model class, configuration class, fields): tied and untied, with several GQA ratios
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -62,6 +77,11 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         "LlamaConfig",
         {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_parameters": _LLAMA3_ROPE},
+    ),
+    "llama-yarn": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": _YARN_ROPE},
     ),
     "mistral": (
         "MistralForCausalLM",
@@ -103,6 +123,17 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Phi3ForCausalLM",
         "Phi3Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 13},
+    ),
+    "phi4-mini": (  # within its original context
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4 * MAX_POSITION,
+            "original_max_position_embeddings": MAX_POSITION,
+            "rope_parameters": _LONG_ROPE,
+        },
     ),
     "phi4": (
         "Phi3ForCausalLM",

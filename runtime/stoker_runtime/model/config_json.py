@@ -113,6 +113,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     num_heads = integer(config, "num_attention_heads")
     hidden_size = integer(config, "hidden_size")
     head_dim = integer(config, "head_dim", _head_dim(family, hidden_size, num_heads))
+    layers, longest = layer_kinds(config, name, defaults.layers, head_dim)
     return Architecture(
         name=name,
         family=family,
@@ -123,10 +124,10 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         num_kv_heads=integer(config, "num_key_value_heads", num_heads),
         head_dim=head_dim,
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
-        max_position=integer(config, "max_position_embeddings"),
+        max_position=longest,
         tied_embeddings=flag(config, "tie_word_embeddings", defaults.tied_embeddings),
         stored_dtype=_stored_dtype(config),
-        layers=layer_kinds(config, name, defaults.layers, head_dim),
+        layers=layers,
         scales=_scales(config, name, hidden_size),
         experts=_experts(config, name) if family.expert_names else None,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import LayerKind, LinearScaling, Llama3Scaling, RopeSettings
-from stoker_runtime.model.config_values import flag, integer, mapping, number, unsupported
+from stoker_runtime.model.architecture import LayerKind
+from stoker_runtime.model.config_values import flag, integer, mapping, unsupported
+from stoker_runtime.model.rope_config import longest_context, rope_settings
 
 # Which layers a sliding_window is for where layer_types does not say: "all"; with use_sliding_window also all
 # ("everywhere"), those that max_window_layers leaves over ("upper") or those without rope ("ropeless"); or
@@ -28,8 +30,6 @@ _WINDOW_RULES: dict[str, _WindowRule] = {
     "Qwen3MoeForCausalLM": "everywhere",
     "SmolLM3ForCausalLM": "ropeless",
 }
-# Elsewhere `transformers` does not look at partial_rotary_factor, and nobody knows what a file means by it.
-_PARTLY_ROTATED = ("Phi3ForCausalLM",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class LayerDefaults:
 
 def layer_kinds(
     config: Mapping[str, Any], name: str, defaults: LayerDefaults, head_dim: int
-) -> tuple[LayerKind, ...]:
-    """Return what each layer is.
+) -> tuple[tuple[LayerKind, ...], int]:
+    """Return what each layer is, and how many tokens they attend over at most.
 
     Args:
         config: the parsed config.json.
@@ -66,19 +66,21 @@ def layer_kinds(
         ModelError: reason InvalidModel or UnsupportedModel.
     """
     rotates = _rotates(config, defaults, integer(config, "num_hidden_layers"))
-    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates)
     usual, local = _rope_fields(config, has_local=defaults.local_rope_theta is not None)
-    ropes = [_rope(usual, "rope_theta", defaults.rope_theta, config, head_dim)] * len(rotates)
+    read = partial(rope_settings, config=config, head_dim=head_dim, is_phi=name == "Phi3ForCausalLM")
+    rope = read(usual, "rope_theta", defaults.rope_theta)
+    longest = longest_context(config, rope.scaling)
+    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates, longest)
+    ropes = [rope] * len(rotates)
     if defaults.local_rope_theta is not None:
-        own = _rope(local, "rope_local_base_freq", defaults.local_rope_theta, config, head_dim)
-        ropes = [own if is_sliding else rope for is_sliding, rope in zip(slides, ropes, strict=True)]
-    if name not in _PARTLY_ROTATED and any(rope.rotary_dim != head_dim for rope in ropes):
-        raise unsupported(f"partial_rotary_factor in {name}")
+        own = read(local, "rope_local_base_freq", defaults.local_rope_theta)
+        ropes = [own if is_sliding else rope for is_sliding in slides]
     sparse = _sparse(config, defaults, len(rotates))
-    return tuple(
+    kinds = tuple(
         LayerKind(rope if is_rotated else None, window, is_sparse)
         for rope, is_rotated, window, is_sparse in zip(ropes, rotates, windows, sparse, strict=True)
     )
+    return kinds, longest
 
 
 def _rope_fields(
@@ -130,7 +132,11 @@ def _rotates(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int
 
 
 def _windows(
-    config: Mapping[str, Any], rule: _WindowRule | None, defaults: LayerDefaults, rotates: Sequence[bool]
+    config: Mapping[str, Any],
+    rule: _WindowRule | None,
+    defaults: LayerDefaults,
+    rotates: Sequence[bool],
+    longest: int,
 ) -> tuple[list[int | None], list[bool]]:
     """The window of each layer, and which layers are of the kind that slides.
 
@@ -149,7 +155,7 @@ def _windows(
     window = integer({"sliding_window": size}, "sliding_window")
     if window < 1:
         raise ModelError(f"the model's sliding_window is {window}")
-    is_limit = window < integer(config, "max_position_embeddings")
+    is_limit = window < longest
     return [window if is_sliding and is_limit else None for is_sliding in slides], slides
 
 
@@ -189,44 +195,3 @@ def _per_layer(key: str, values: Any, num_layers: int) -> Sequence[Any]:
     if not isinstance(values, list) or len(values) != num_layers:
         raise ModelError(f"the model's {key} is not a list of {num_layers}, one for each layer")
     return values
-
-
-def _rope(
-    rope: Mapping[str, Any],
-    theta_key: str,
-    default_theta: float,
-    config: Mapping[str, Any],
-    head_dim: int,
-) -> RopeSettings:
-    """Read `rope_parameters` (newer files), or `rope_scaling` beside a theta of its own (older ones)."""
-    theta = _first_number(((rope, "rope_theta"), (config, theta_key)), default_theta)
-    fraction = _first_number(((rope, "partial_rotary_factor"), (config, "partial_rotary_factor")), 1.0)
-    return RopeSettings(theta, int(head_dim * fraction), _rope_scaling(rope))
-
-
-def _first_number(places: Sequence[tuple[Mapping[str, Any], str]], default: float) -> float:
-    """Return the number at the first of these places that has one."""
-    return next((number(*place) for place in places if place[0].get(place[1]) is not None), default)
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> Llama3Scaling | LinearScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-
-    def needed(key: str) -> float:
-        if key not in rope:
-            raise ModelError(f"{kind} rope scaling lacks {key!r}")
-        return number(rope, key)
-
-    match kind:
-        case "default":
-            return None
-        case "linear":
-            return LinearScaling(needed("factor"))
-        case "llama3":
-            return Llama3Scaling(
-                factor=needed("factor"),
-                low_freq_factor=needed("low_freq_factor"),
-                high_freq_factor=needed("high_freq_factor"),
-                original_max_position=int(needed("original_max_position_embeddings")),
-            )
-    raise unsupported(f"rope scaling {kind!r} (supported: default, linear, llama3)")

@@ -106,11 +106,8 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
         pytest.param(
             {"architectures": ["Gemma2ForCausalLM"]}, "hidden_act = 'silu'", id="another-activation-in-gemma"
         ),
-        pytest.param({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'", id="yarn-rope"),
-        pytest.param(
-            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'", id="dynamic-rope"
-        ),
-        pytest.param({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'", id="longrope"),
+        pytest.param({"rope_scaling": {"type": "mrope", "factor": 4.0}}, "'mrope'", id="rope-of-images"),
+        pytest.param({"rope_scaling": {"type": "su"}}, "'su'", id="spelling-of-phi-elsewhere"),
         pytest.param({"quantization_config": {"quant_method": "gptq"}}, "gptq", id="quantized"),
         pytest.param({"quantization_config": "fp8"}, "fp8", id="quantized-by-name"),
         pytest.param(
@@ -353,6 +350,16 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"rms_norm_eps": float("nan")}, "rms_norm_eps", id="nan"),
         pytest.param({"rope_theta": -1}, "rope_theta", id="negative-theta"),
         pytest.param({"rope_parameters": []}, "rope_parameters", id="rope-as-list"),
+        pytest.param(
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
+            "rope_theta",
+            id="yarn-theta",
+        ),
+        pytest.param({"rope_scaling": {"type": "yarn"}}, "factor", id="yarn-without-a-factor"),
+        pytest.param({"rope_scaling": {"type": "longrope"}}, "short_factor", id="longrope-without-divisors"),
+        pytest.param(
+            {"rope_scaling": {"type": "longrope", "short_factor": [1, 0] * 4}}, "short_factor", id="divisor-0"
+        ),
         pytest.param({"rope_scaling": "linear"}, "rope_scaling", id="rope-as-text"),
         pytest.param(
             {
@@ -417,6 +424,46 @@ def test_whatever_a_field_holds_it_is_read_or_refused(name: str, fields: dict[st
     base = {**config(**QWEN3_MOE, hidden_act=None), "architectures": [name], "head_dim": 16}
     with contextlib.suppress(ModelError):
         architecture_from_config({**base, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [
+        pytest.param({}, 512, id="none"),
+        pytest.param({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 512, id="dynamic"),
+        pytest.param({"rope_scaling": {"type": "linear", "factor": 4.0}}, 512, id="linear"),
+        pytest.param({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 2048, id="yarn"),
+        pytest.param(
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 100,
+                }
+            },
+            512,
+            id="yarn-counted-in",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Phi3ForCausalLM"],
+                "original_max_position_embeddings": 128,
+                "rope_scaling": {"type": "su", "short_factor": [2.0] * 8, "long_factor": [3.0] * 8},
+            },
+            128,
+            id="longrope",
+        ),
+    ],
+)
+def test_the_longest_context_is_what_the_rotation_is_for(fields: dict[str, Any], longest: int) -> None:
+    assert architecture_from_config(config(**fields)).max_position == longest
+
+
+def test_a_window_within_an_extended_context_is_one() -> None:
+    mistral = {"architectures": ["MistralForCausalLM"], "sliding_window": 600}
+    yarn = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+    assert architecture_from_config(config(**mistral)).windows == (None,)
+    assert architecture_from_config(config(**mistral, **yarn)).windows == (600,)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

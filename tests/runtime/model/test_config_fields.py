@@ -31,19 +31,29 @@ FAMILIES = (
     *("llama", "mistral-window", "qwen2", "qwen3", "smollm3", "phi3", "granite", "olmo2", "mixtral"),
     *("qwen3-moe", "gemma2", "gemma3"),
 )
+_LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 _ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 4.0},
     {"type": "linear", "factor": 4.0},
     {"rope_type": "dynamic", "factor": 4.0},
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 0.8, "mscale_all_dim": 0.5},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
+    _LLAMA3,
     {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
+        "rope_type": "longrope",
+        "short_factor": [1.5 + i for i in range(8)],
+        "long_factor": [9.0] * 8,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
     },
-    {"rope_type": "longrope", "short_factor": [1.5] * 8, "long_factor": [3.0] * 8, "factor": 4.0},
     {"type": "su", "short_factor": [1.5] * 8, "long_factor": [3.0] * 8},
     {"type": "mrope", "mrope_section": [2, 3, 3]},
     {"rope_type": "proportional", "partial_rotary_factor": 0.5},
@@ -81,6 +91,7 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {"pretraining_tp": 2, "output_router_logits": True, "initializer_range": 1.0, "use_cache": False},
     *({"rope_scaling": rope} for rope in _ROPES),
     *({"rope_parameters": {"rope_theta": 1000.0, **rope}} for rope in _ROPES),
+    {"rope_scaling": _LLAMA3, "original_max_position_embeddings": 32},
     {"rope_parameters": {"full_attention": _ROPES[0], "sliding_attention": {"rope_type": "default"}}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}, "rope_scaling": _ROPES[0]},
 )
