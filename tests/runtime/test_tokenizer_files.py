@@ -288,6 +288,12 @@ def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None
     [
         pytest.param({"tokenizer.json": None}, "UnsupportedModel", "tokenizer.json", id="no-tokenizer"),
         pytest.param({"tokenizer.json": "{}"}, "InvalidModel", "tokenizer.json", id="broken-tokenizer"),
+        pytest.param(
+            {"tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"},
+            "InvalidModel",
+            "tokenizer.json is a Git LFS pointer",
+            id="pointer-to-a-tokenizer",
+        ),
         pytest.param({"config.json": "{"}, "InvalidModel", "config.json", id="broken-json"),
         pytest.param({"config.json": "[]"}, "InvalidModel", "not an object", id="json-of-another-kind"),
         pytest.param(

@@ -229,6 +229,40 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def test_weights_that_are_there_twice_are_those_of_the_usual_name(tmp_path: Path) -> None:
+    """Mistral's repositories hold a consolidated copy, and an index stays when shards are merged."""
+    write_model(tmp_path, "llama")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"not read")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    build(tmp_path)
+
+
+def test_a_tensor_that_the_shards_lack_is_named(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    lost, _ = tensors.popitem()
+    save_file(tensors, shard)
+    with pytest.raises(ModelError, match=f"tensor {lost} is missing"):
+        build(tmp_path)
+
+
+def test_untied_embeddings_need_a_head(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    change_tensors(tmp_path, lm_head__weight=None)
+    with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+        build(tmp_path)
+
+
+def test_a_file_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(ModelError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
+        build(tmp_path)
+
+
 def test_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_model(folder, "llama")
@@ -242,6 +276,7 @@ def test_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
 def test_broken_index_is_refused(text: str, tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match="index"):
         build(tmp_path)
