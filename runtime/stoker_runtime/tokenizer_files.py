@@ -197,7 +197,10 @@ def _templates(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str
             raise ModelError(f"{path}/tokenizer_config.json: chat_template is malformed") from error
     file = path / "chat_template.jinja"
     if file.exists():
-        templates["default"] = file.read_text(encoding="utf-8")
+        try:
+            templates["default"] = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
     elif "default" not in templates:
         old = _read_json(path / "chat_template.json").get("chat_template")
         if isinstance(old, str):

@@ -283,6 +283,13 @@ def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None
     assert not assets.add_bos
 
 
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_directory(tmp_path)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja cannot be read"):
+        load_assets(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason", "word"),
     [

@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -188,11 +189,12 @@ def _rendered(template: ChatTemplate, request: Frame) -> Frame:
 
 def _limit_this_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the server, which then drains
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    _, hardest = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT_BYTES if hardest == resource.RLIM_INFINITY else min(hardest, MEMORY_LIMIT_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    score = Path("/proc/self/oom_score_adj")
-    if score.exists():
-        score.write_text("1000")  # where a container's memory is short, this process goes first
+    with suppress(OSError):  # a sandbox may not let it; then the kernel chooses
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, this process goes first
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -94,6 +96,16 @@ def test_whatever_a_template_does_is_an_error_and_the_next_request_is_served(att
 def test_a_source_that_is_no_template_is_refused_at_once(source: str) -> None:
     with pytest.raises(ModelError, match="Error: "):
         TemplateProcess(source, {})
+
+
+def test_a_limit_that_is_lower_already_stays() -> None:
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
+        "from stoker_runtime.server.template_process import _limit_this_process as limit\n"
+        "limit(); print(resource.getrlimit(resource.RLIMIT_AS)[0] >> 20)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout == "400\n"
 
 
 def test_its_process_ends_with_it() -> None:
