@@ -160,6 +160,7 @@ class Scales:
 
     Args:
         embedding: of the embeddings.
+        rounds_embedding: that factor is rounded to the weights' type first, as Gemma was trained.
         residual: of what each attention and MLP adds.
         attention: of the attention scores; None for 1 / sqrt(head_dim).
         attention_cap: of the scaled scores, if any.
@@ -168,6 +169,7 @@ class Scales:
     """
 
     embedding: float = 1.0
+    rounds_embedding: bool = False
     residual: float = 1.0
     attention: float | None = None
     attention_cap: float | None = None

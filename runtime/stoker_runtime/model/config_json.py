@@ -185,7 +185,7 @@ def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
     own = _OWN_FIELDS.get(name, ())
     if "embedding_multiplier" in own:
         embedding, residual, attention, logits = (number(config, key, 1.0) for key in own)
-        return Scales(embedding, residual, attention, logits=logits)
+        return Scales(embedding=embedding, residual=residual, attention=attention, logits=logits)
     if "query_pre_attn_scalar" not in own:
         return Scales()
     is_second = name == "Gemma2ForCausalLM"
@@ -195,6 +195,7 @@ def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
     )
     return Scales(
         embedding=hidden_size**0.5,
+        rounds_embedding=True,
         attention=number(config, "query_pre_attn_scalar", 256) ** -0.5,
         attention_cap=attention_cap,
         logits_cap=logits_cap,

@@ -263,8 +263,10 @@ def test_gemma2_has_caps_and_gemma3_has_none() -> None:
         architecture_from_config(config(architectures=[f"Gemma{n}ForCausalLM"], **gemma)).scales
         for n in (2, 3)
     )
-    assert second == Scales(embedding=16.0, attention=0.125, attention_cap=50.0, logits_cap=30.0)
-    assert third == Scales(embedding=16.0, attention=0.125)
+    assert second == Scales(
+        embedding=16.0, rounds_embedding=True, attention=0.125, attention_cap=50.0, logits_cap=30.0
+    )
+    assert third == Scales(embedding=16.0, rounds_embedding=True, attention=0.125)
 
 
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2}
