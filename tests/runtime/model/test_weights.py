@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import (
@@ -167,6 +168,20 @@ def test_stored_copy_of_tied_embeddings_and_old_rotary_buffers_are_passed_over(t
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(tensors, file)
     build(tmp_path)
+
+
+def test_a_stored_head_that_is_no_copy_of_tied_embeddings_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_model(tmp_path, "llama-tied")
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].roll(1, dims=0).contiguous()
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    request = make_request([9, 8, 7], max_tokens=8)
+    output = run_to_end(make_engine(tmp_path), {0: [request]})[request.request_id]
+    assert Reference(theirs).num_near_ties([9, 8, 7], output) == 0
+    assert "lm_head.weight is no copy" in caplog.text
 
 
 def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
