@@ -78,7 +78,7 @@ def test_a_refusal_names_its_field(source: str, extra: dict[str, Any], param: st
 )
 def test_whatever_a_template_does_is_an_error_and_the_next_request_is_served(attack: str) -> None:
     source = "{% if messages[0].content == 'attack' %}" + attack + "{% else %}fine{% endif %}"
-    with template(source, limit_s=0.5) as process:
+    with template(source, limit_s=1.0) as process:
         with pytest.raises(RequestError, match=r"chat template does not take these messages: .") as caught:
             process.render([{"role": "user", "content": "attack"}])
         assert (caught.value.status, caught.value.param) == (400, "messages")
