@@ -49,6 +49,21 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
+    "long_factor": [9.0] * 6,
+    "original_max_position_embeddings": MAX_POSITION,
+}
 _GEMMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 24}
 # family -> (model class, configuration class, fields): tied and untied, with several GQA ratios
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -62,6 +77,11 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         "LlamaConfig",
         {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_parameters": _LLAMA3_ROPE},
+    ),
+    "llama-yarn": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": _YARN_ROPE},
     ),
     "mistral": (
         "MistralForCausalLM",
@@ -103,6 +123,17 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Phi3ForCausalLM",
         "Phi3Config",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 13},
+    ),
+    "phi4-mini": (  # within its original context
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4 * MAX_POSITION,
+            "original_max_position_embeddings": MAX_POSITION,
+            "rope_parameters": _LONG_ROPE,
+        },
     ),
     "phi4": (
         "Phi3ForCausalLM",
@@ -191,14 +222,31 @@ def smollm2_path() -> Path:
 
 def make_model(family: str, seed: int = 0, **fields: object) -> transformers.PreTrainedModel:
     """A random 2-layer model in float32 whose logits are far from flat; fields change its configuration."""
-    model_class, config_class, own_fields = _FAMILIES[family]
-    config = getattr(transformers, config_class)(**{**_SIZES, **own_fields, **fields})
+    model_class, _, config = family_config(family, **fields)
     torch.manual_seed(seed)
-    model = getattr(transformers, model_class)(config).float().eval()
+    return randomize(getattr(transformers, model_class)(config))
+
+
+def family_config(family: str, **fields: object) -> tuple[str, str, transformers.PreTrainedConfig]:
+    """The names of a family's model and configuration classes, and the configuration of its small model."""
+    model_class, config_class, own_fields = _FAMILIES[family]
+    return (
+        model_class,
+        config_class,
+        getattr(transformers, config_class)(**{**_SIZES, **own_fields, **fields}),
+    )
+
+
+def randomize(model: transformers.PreTrainedModel, seed: int | None = None) -> transformers.PreTrainedModel:
+    """Give a model random float32 weights, from a seed or from what torch's generator has next."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = model.float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):  # Gemma adds one to it
-                parameter.uniform_(-0.5, 0.5) if "gemma" in family else parameter.uniform_(0.5, 1.5)
+                is_gemma = "Gemma" in type(model).__name__
+                parameter.uniform_(-0.5, 0.5) if is_gemma else parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.5)
             else:

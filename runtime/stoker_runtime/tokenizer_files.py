@@ -18,6 +18,7 @@ from stoker_runtime.errors import ModelError
 from stoker_runtime.generation_defaults import SAMPLING_DEFAULTS, sampling_defaults, token_ids
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
+from stoker_runtime.lfs import unreadable
 
 _GGUF_DEFAULTS = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS} | {
     "general.sampling.temp": "temperature",
@@ -147,7 +148,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception on anything it cannot parse
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(unreadable(path, error)) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -196,7 +197,10 @@ def _templates(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str
             raise ModelError(f"{path}/tokenizer_config.json: chat_template is malformed") from error
     file = path / "chat_template.jinja"
     if file.exists():
-        templates["default"] = file.read_text(encoding="utf-8")
+        try:
+            templates["default"] = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
     elif "default" not in templates:
         old = _read_json(path / "chat_template.json").get("chat_template")
         if isinstance(old, str):

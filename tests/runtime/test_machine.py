@@ -18,6 +18,7 @@ def make_root(tmp_path: Path, files: dict[str, str]) -> Path:
     return tmp_path
 
 
+POD = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice"
 V1_CPU = "sys/fs/cgroup/cpu"
 V1_MEMORY = "sys/fs/cgroup/memory"
 
@@ -63,6 +64,33 @@ V1_MEMORY = "sys/fs/cgroup/memory"
         pytest.param(
             {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "9900000 100000"}, 8, id="affinity"
         ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1, id="v2-1500m"
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": f"0::/{POD}/cri-containerd-5.scope",
+                "sys/fs/cgroup/kubepods.slice/cpu.max": "1600000 100000",
+                f"sys/fs/cgroup/{POD}/cpu.max": "250000 100000",
+                f"sys/fs/cgroup/{POD}/cri-containerd-5.scope/cpu.max": "700000 100000",
+            },
+            2,
+            id="v2-tighter-pod-on-the-hosts-tree",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "11:cpuset:/\n4:cpu,cpuacct:/kubepods/pod1/c\n1:name=systemd:/x\n",
+                f"{V1_CPU}/cpu.cfs_quota_us": "150000",  # a container's own group, mounted as the root
+                f"{V1_CPU}/cpu.cfs_period_us": "50000",
+            },
+            3,
+            id="v1-of-a-container",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "0::/../../other", "sys/fs/cgroup/cpu.max": "200000 100000"},
+            2,
+            id="v2-outside-of-its-namespace",
+        ),
     ],
 )
 def test_usable_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
@@ -91,6 +119,32 @@ def test_usable_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
             },
             8 * GIB,
             id="v2-no-limit",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": f"0::/{POD}/cri-containerd-5.scope",
+                f"sys/fs/cgroup/{POD}/memory.max": str(2 * GIB),
+                f"sys/fs/cgroup/{POD}/memory.current": str(GIB + GIB // 2),
+                f"sys/fs/cgroup/{POD}/memory.stat": f"inactive_file {GIB // 4}",
+                f"sys/fs/cgroup/{POD}/cri-containerd-5.scope/memory.max": str(4 * GIB),
+                f"sys/fs/cgroup/{POD}/cri-containerd-5.scope/memory.current": str(GIB),
+            },
+            3 * GIB // 4,
+            id="v2-tighter-pod",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "4:memory:/kubepods/pod1/c",
+                f"{V1_MEMORY}/memory.limit_in_bytes": "9223372036854771712",
+                f"{V1_MEMORY}/memory.usage_in_bytes": str(5 * GIB),
+                f"{V1_MEMORY}/kubepods/pod1/memory.limit_in_bytes": str(GIB),
+                f"{V1_MEMORY}/kubepods/pod1/memory.usage_in_bytes": str(GIB // 2),
+                f"{V1_MEMORY}/kubepods/pod1/memory.stat": "inactive_file 7\ntotal_inactive_file 1024",
+                f"{V1_MEMORY}/kubepods/pod1/c/memory.limit_in_bytes": "9223372036854771712",
+                f"{V1_MEMORY}/kubepods/pod1/c/memory.usage_in_bytes": str(GIB // 2),
+            },
+            GIB // 2 + 1024,
+            id="v1-limit-on-the-pod",
         ),
         pytest.param(
             {

@@ -283,11 +283,24 @@ def test_directory_with_a_tokenizer_only_has_no_defaults(tmp_path: Path) -> None
     assert not assets.add_bos
 
 
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_directory(tmp_path)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja cannot be read"):
+        load_assets(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason", "word"),
     [
         pytest.param({"tokenizer.json": None}, "UnsupportedModel", "tokenizer.json", id="no-tokenizer"),
         pytest.param({"tokenizer.json": "{}"}, "InvalidModel", "tokenizer.json", id="broken-tokenizer"),
+        pytest.param(
+            {"tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"},
+            "InvalidModel",
+            "tokenizer.json is a Git LFS pointer",
+            id="pointer-to-a-tokenizer",
+        ),
         pytest.param({"config.json": "{"}, "InvalidModel", "config.json", id="broken-json"),
         pytest.param({"config.json": "[]"}, "InvalidModel", "not an object", id="json-of-another-kind"),
         pytest.param(

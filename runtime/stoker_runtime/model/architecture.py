@@ -30,6 +30,45 @@ class LinearScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """Low frequencies divided by `factor`, high ones kept, those between blended by their place (Qwen).
+
+    Args:
+        factor: how much longer the context becomes.
+        original_max_position: tokens of the context before.
+        beta_fast: turns in it from which a frequency is kept.
+        beta_slow: turns in it up to which one is divided.
+        truncates: the border places are rounded outwards.
+        attention_factor: of cosines and sines.
+    """
+
+    factor: float
+    original_max_position: int
+    beta_fast: float
+    beta_slow: float
+    truncates: bool
+    attention_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class LongScaling:
+    """Each frequency divided by a number of its own (Phi's longrope, within its original context).
+
+    Args:
+        divisors: one for each pair.
+        original_max_position: tokens that they are for.
+        attention_factor: of cosines and sines.
+    """
+
+    divisors: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float
+
+
+RopeScaling = Llama3Scaling | LinearScaling | YarnScaling | LongScaling
+
+
+@dataclass(frozen=True, slots=True)
 class RopeSettings:
     """How queries and keys are rotated.
 
@@ -41,7 +80,12 @@ class RopeSettings:
 
     theta: float
     rotary_dim: int
-    scaling: Llama3Scaling | LinearScaling | None = None
+    scaling: RopeScaling | None = None
+
+    @property
+    def attention_factor(self) -> float:
+        """What cosines and sines are multiplied by, which scales attention scores by its square."""
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling | LongScaling) else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +160,7 @@ class Scales:
 
     Args:
         embedding: of the embeddings.
+        rounds_embedding: that factor is rounded to the weights' type first, as Gemma was trained.
         residual: of what each attention and MLP adds.
         attention: of the attention scores; None for 1 / sqrt(head_dim).
         attention_cap: of the scaled scores, if any.
@@ -124,6 +169,7 @@ class Scales:
     """
 
     embedding: float = 1.0
+    rounds_embedding: bool = False
     residual: float = 1.0
     attention: float | None = None
     attention_cap: float | None = None

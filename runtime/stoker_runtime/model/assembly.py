@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,11 @@ from stoker_runtime.model.weights import WeightSource
 
 # In some checkpoints, and always recomputed from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+_HEAD = "lm_head.weight"
 _ROPE_DIVISORS = "rope_freqs.weight"  # Llama 3's scaling, as GGUF files carry it
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +82,33 @@ class Assembly:
         arch = self._architecture
         embedding = self._rows("weight", {"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
         norm = self._norm("model.norm", arch.hidden_size)
-        if arch.tied_embeddings:
-            self._used.add("lm_head.weight")  # some checkpoints store the copy as well
-            lm_head = Linear(embedding)
-        else:
-            lm_head = Linear(self._rows("weight", {"lm_head": arch.vocab_size}, arch.hidden_size))
+        lm_head = Linear(self._head(embedding))
         divisors = None
         if _ROPE_DIVISORS in self._source.names:
             divisors = torch.empty(arch.head_dim // 2)
             self._copy(_ROPE_DIVISORS, divisors)
         self._refuse_unused()
         return Frame(embedding, norm, lm_head, divisors)
+
+    def _head(self, embedding: Tensor) -> Tensor:
+        """Load what gives the logits: its own rows, or the embeddings where they are tied.
+
+        Some checkpoints of tied models store a copy as well. One that differs says that they are not tied and
+        counts more than the configuration, as in `transformers`.
+        """
+        arch = self._architecture
+        if arch.tied_embeddings and _HEAD not in self._source.names:
+            return embedding
+        rows = self._rows("weight", {"lm_head": arch.vocab_size}, arch.hidden_size)
+        if not arch.tied_embeddings:
+            return rows
+        if not torch.equal(rows, embedding):
+            logger.warning(
+                "tie_word_embeddings is true, but %s is no copy of the embeddings: it is used", _HEAD
+            )
+            return rows
+        self.num_bytes -= rows.nbytes
+        return embedding
 
     def _layer(self, prefix: str, kind: LayerKind) -> Layer:
         arch = self._architecture

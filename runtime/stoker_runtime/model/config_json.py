@@ -46,7 +46,7 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
     "MixtralForCausalLM": (
         Family(expert_names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")),
-        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(has_experts=True)),
+        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(rope_theta=1_000_000.0, has_experts=True)),
     ),
     "Qwen3MoeForCausalLM": (
         Family(
@@ -59,7 +59,7 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
         replace(_GEMMA, qk_norm="head"),
         _Defaults(
             tied_embeddings=True,
-            layers=LayerDefaults(rope_theta=1_000_000.0, window_pattern=6, local_rope_theta=10000.0),
+            layers=LayerDefaults(rope_theta=1_000_000.0, local_rope_theta=10000.0),
         ),
     ),
 }
@@ -79,6 +79,7 @@ _OWN_FIELDS: dict[str, tuple[str, ...]] = {
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "use_bidirectional_attention": (False, None),
+    "is_causal": (True, None),
     **dict.fromkeys(_OWN_FIELDS["GraniteForCausalLM"], (1, None)),
     **dict.fromkeys(_OWN_FIELDS["Gemma2ForCausalLM"], (None,)),
 }
@@ -112,6 +113,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     num_heads = integer(config, "num_attention_heads")
     hidden_size = integer(config, "hidden_size")
     head_dim = integer(config, "head_dim", _head_dim(family, hidden_size, num_heads))
+    layers, longest = layer_kinds(config, name, defaults.layers, head_dim)
     return Architecture(
         name=name,
         family=family,
@@ -122,10 +124,10 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         num_kv_heads=integer(config, "num_key_value_heads", num_heads),
         head_dim=head_dim,
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
-        max_position=integer(config, "max_position_embeddings"),
+        max_position=longest,
         tied_embeddings=flag(config, "tie_word_embeddings", defaults.tied_embeddings),
         stored_dtype=_stored_dtype(config),
-        layers=layer_kinds(config, name, defaults.layers, head_dim),
+        layers=layers,
         scales=_scales(config, name, hidden_size),
         experts=_experts(config, name) if family.expert_names else None,
     )
@@ -160,9 +162,10 @@ def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: F
     for key, neutral in _NEUTRAL_VALUES.items():
         if key in config and key not in own and config[key] not in neutral:
             raise unsupported(f"{key} = {config[key]!r}")
-    activation = config.get("hidden_activation") or config.get("hidden_act")
+    key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
+    activation = config.get(key)
     if activation is not None and activation not in _ACTIVATIONS[family.activation]:
-        raise unsupported(f"hidden_act = {activation!r}")
+        raise unsupported(f"{key} = {activation!r}")
     if flag(config, "attention_bias") and not family.qkv_bias:
         raise unsupported("attention_bias = true")
 
@@ -182,7 +185,7 @@ def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
     own = _OWN_FIELDS.get(name, ())
     if "embedding_multiplier" in own:
         embedding, residual, attention, logits = (number(config, key, 1.0) for key in own)
-        return Scales(embedding, residual, attention, logits=logits)
+        return Scales(embedding=embedding, residual=residual, attention=attention, logits=logits)
     if "query_pre_attn_scalar" not in own:
         return Scales()
     is_second = name == "Gemma2ForCausalLM"
@@ -192,6 +195,7 @@ def _scales(config: Mapping[str, Any], name: str, hidden_size: int) -> Scales:
     )
     return Scales(
         embedding=hidden_size**0.5,
+        rounds_embedding=True,
         attention=number(config, "query_pre_attn_scalar", 256) ** -0.5,
         attention_cap=attention_cap,
         logits_cap=logits_cap,

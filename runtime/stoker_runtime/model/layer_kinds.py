@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import LayerKind, LinearScaling, Llama3Scaling, RopeSettings
-from stoker_runtime.model.config_values import flag, integer, mapping, number, unsupported
+from stoker_runtime.model.architecture import LayerKind
+from stoker_runtime.model.config_values import flag, integer, mapping, unsupported
+from stoker_runtime.model.rope_config import longest_context, rope_settings
 
 # Which layers a sliding_window is for where layer_types does not say: "all"; with use_sliding_window also all
 # ("everywhere"), those that max_window_layers leaves over ("upper") or those without rope ("ropeless"); or
-# all but every second or sixth ("pattern").
-_WindowRule = Literal["all", "upper", "ropeless", "everywhere", "pattern"]
+# every second ("alternate") or all but every sixth ("pattern"). Where the rule does not look at
+# use_sliding_window, `transformers` does not either.
+_WindowRule = Literal["all", "upper", "ropeless", "everywhere", "alternate", "pattern"]
+_SWITCHED_RULES: tuple[_WindowRule, ...] = ("upper", "ropeless", "everywhere")
+_WINDOW_SIZES: dict[_WindowRule, int] = {"alternate": 4096, "pattern": 4096}  # where a file is silent
 _WINDOW_RULES: dict[str, _WindowRule] = {
-    "Gemma2ForCausalLM": "pattern",
+    "Gemma2ForCausalLM": "alternate",
     "Gemma3ForCausalLM": "pattern",
     "MistralForCausalLM": "all",
     "MixtralForCausalLM": "all",
@@ -34,22 +39,22 @@ class LayerDefaults:
     Args:
         rope_theta: base of the rotation.
         rope_interval: every so many layers, one has no rope.
-        window_pattern: every so many layers, one has no window (only the families with such a pattern).
+        window_pattern: every so many layers, one has no window (only where the rule is "pattern").
         local_rope_theta: base of the rotation in layers with a window, where they have one of their own.
         has_experts: layers are mixtures unless the file says otherwise.
     """
 
     rope_theta: float = 10000.0
     rope_interval: int | None = None
-    window_pattern: int = 2
+    window_pattern: int = 6
     local_rope_theta: float | None = None
     has_experts: bool = False
 
 
 def layer_kinds(
     config: Mapping[str, Any], name: str, defaults: LayerDefaults, head_dim: int
-) -> tuple[LayerKind, ...]:
-    """Return what each layer is.
+) -> tuple[tuple[LayerKind, ...], int]:
+    """Return what each layer is, and how many tokens they attend over at most.
 
     Args:
         config: the parsed config.json.
@@ -61,21 +66,43 @@ def layer_kinds(
         ModelError: reason InvalidModel or UnsupportedModel.
     """
     rotates = _rotates(config, defaults, integer(config, "num_hidden_layers"))
-    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates)
-    by_type = mapping(config, "rope_parameters")
-    if "full_attention" in by_type:
-        usual, local = mapping(by_type, "full_attention"), mapping(by_type, "sliding_attention")
-    else:
-        usual, local = by_type or mapping(config, "rope_scaling"), {}
-    ropes = [_rope(usual, "rope_theta", defaults.rope_theta, config, head_dim)] * len(rotates)
+    usual, local = _rope_fields(config, has_local=defaults.local_rope_theta is not None)
+    read = partial(rope_settings, config=config, head_dim=head_dim, is_phi=name == "Phi3ForCausalLM")
+    rope = read(usual, "rope_theta", defaults.rope_theta)
+    longest = longest_context(config, rope.scaling)
+    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates, longest)
+    ropes = [rope] * len(rotates)
     if defaults.local_rope_theta is not None:
-        own = _rope(local, "rope_local_base_freq", defaults.local_rope_theta, config, head_dim)
-        ropes = [own if is_sliding else rope for is_sliding, rope in zip(slides, ropes, strict=True)]
+        own = read(local, "rope_local_base_freq", defaults.local_rope_theta)
+        ropes = [own if is_sliding else rope for is_sliding in slides]
     sparse = _sparse(config, defaults, len(rotates))
-    return tuple(
+    kinds = tuple(
         LayerKind(rope if is_rotated else None, window, is_sparse)
         for rope, is_rotated, window, is_sparse in zip(ropes, rotates, windows, sparse, strict=True)
     )
+    return kinds, longest
+
+
+def _rope_fields(
+    config: Mapping[str, Any], *, has_local: bool
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The rope's fields of most layers, and those of layers with a window where they rotate otherwise."""
+    newer, older = mapping(config, "rope_parameters"), mapping(config, "rope_scaling")
+    if newer and older and newer != older:
+        raise unsupported("rope_scaling beside other rope_parameters (give one of them)")
+    fields = newer or older
+    by_type = sorted(key for key, value in fields.items() if key == "full_attention" or _is_object(value))
+    if not by_type:
+        if has_local and fields and (newer or "rope_type" not in older):
+            raise unsupported("rope_parameters without full_attention, or rope_scaling without rope_type,")
+        return fields, {}
+    if not has_local or not set(by_type) <= {"full_attention", "sliding_attention"}:
+        raise unsupported(f"rope_parameters for {', '.join(by_type)}")
+    return mapping(fields, "full_attention"), mapping(fields, "sliding_attention")
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _sparse(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int) -> list[bool]:
@@ -105,7 +132,11 @@ def _rotates(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int
 
 
 def _windows(
-    config: Mapping[str, Any], rule: _WindowRule | None, defaults: LayerDefaults, rotates: Sequence[bool]
+    config: Mapping[str, Any],
+    rule: _WindowRule | None,
+    defaults: LayerDefaults,
+    rotates: Sequence[bool],
+    longest: int,
 ) -> tuple[list[int | None], list[bool]]:
     """The window of each layer, and which layers are of the kind that slides.
 
@@ -118,13 +149,13 @@ def _windows(
         if others and not (is_known and config.get("sliding_window") is not None):
             raise unsupported(f"layer_types with {', '.join(sorted(others))}")
     slides = _slides(config, rule, defaults, kinds, rotates)
-    size = config.get("sliding_window", 4096 if rule == "pattern" else None)
+    size = config.get("sliding_window", _WINDOW_SIZES.get(rule) if rule else None)
     if size is None or not any(slides):
         return [None] * len(rotates), slides
     window = integer({"sliding_window": size}, "sliding_window")
     if window < 1:
         raise ModelError(f"the model's sliding_window is {window}")
-    is_limit = window < integer(config, "max_position_embeddings")
+    is_limit = window < longest
     return [window if is_sliding and is_limit else None for is_sliding in slides], slides
 
 
@@ -137,7 +168,11 @@ def _slides(
 ) -> list[bool]:
     """Which layers a window is for."""
     indices = range(len(rotates))
-    if rule is None or not flag(config, "use_sliding_window", rule in ("all", "pattern")):
+    if rule is None:
+        return [False for _ in indices]
+    if rule in _SWITCHED_RULES and not flag(config, "use_sliding_window"):
+        if kinds is not None and "sliding_attention" in kinds:
+            raise unsupported("layer_types with sliding_attention beside use_sliding_window = false")
         return [False for _ in indices]
     if rule in ("all", "everywhere"):  # their attention does not look at layer_types
         return [True for _ in indices]
@@ -145,6 +180,8 @@ def _slides(
         return [kind == "sliding_attention" for kind in kinds]
     if rule == "ropeless":
         return [not is_rotated for is_rotated in rotates]
+    if rule == "alternate":
+        return [index % 2 == 0 for index in indices]
     if rule == "pattern":
         every = integer(config, "sliding_window_pattern", defaults.window_pattern)
         if every < 1:
@@ -158,44 +195,3 @@ def _per_layer(key: str, values: Any, num_layers: int) -> Sequence[Any]:
     if not isinstance(values, list) or len(values) != num_layers:
         raise ModelError(f"the model's {key} is not a list of {num_layers}, one for each layer")
     return values
-
-
-def _rope(
-    rope: Mapping[str, Any],
-    theta_key: str,
-    default_theta: float,
-    config: Mapping[str, Any],
-    head_dim: int,
-) -> RopeSettings:
-    """Read `rope_parameters` (newer files), or `rope_scaling` beside a theta of its own (older ones)."""
-    theta = _first_number(((rope, "rope_theta"), (config, theta_key)), default_theta)
-    fraction = _first_number(((rope, "partial_rotary_factor"), (config, "partial_rotary_factor")), 1.0)
-    return RopeSettings(theta, int(head_dim * fraction), _rope_scaling(rope))
-
-
-def _first_number(places: Sequence[tuple[Mapping[str, Any], str]], default: float) -> float:
-    """Return the number at the first of these places that has one."""
-    return next((number(*place) for place in places if place[0].get(place[1]) is not None), default)
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> Llama3Scaling | LinearScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-
-    def needed(key: str) -> float:
-        if key not in rope:
-            raise ModelError(f"{kind} rope scaling lacks {key!r}")
-        return number(rope, key)
-
-    match kind:
-        case "default":
-            return None
-        case "linear":
-            return LinearScaling(needed("factor"))
-        case "llama3":
-            return Llama3Scaling(
-                factor=needed("factor"),
-                low_freq_factor=needed("low_freq_factor"),
-                high_freq_factor=needed("high_freq_factor"),
-                original_max_position=int(needed("original_max_position_embeddings")),
-            )
-    raise unsupported(f"rope scaling {kind!r} (supported: default, linear, llama3)")

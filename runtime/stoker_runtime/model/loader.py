@@ -65,6 +65,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     path = Path(config.model)
     architecture, source = _open(path)
     dtype = _dtype(config, architecture, device)
+    architecture = _rounded(architecture, dtype)
     with source:
         decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
@@ -164,6 +165,15 @@ def _dtype(config: EngineConfig, architecture: Architecture, device: torch.devic
     if not torch.cuda.is_bf16_supported(including_emulation=False) or architecture.stored_dtype == "float16":
         return torch.float16
     return torch.bfloat16
+
+
+def _rounded(architecture: Architecture, dtype: torch.dtype) -> Architecture:
+    """Return the architecture with the embeddings' factor as it is in this type, where that matters."""
+    scales = architecture.scales
+    if not scales.rounds_embedding:
+        return architecture
+    factor = torch.tensor(scales.embedding, dtype=dtype).item()
+    return replace(architecture, scales=replace(scales, embedding=factor))
 
 
 def has_fast_bfloat16() -> bool:

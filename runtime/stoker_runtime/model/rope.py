@@ -7,7 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from stoker_runtime.model.architecture import LinearScaling, Llama3Scaling, RopeSettings
+from stoker_runtime.model.architecture import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    RopeSettings,
+    YarnScaling,
+)
 
 
 class Rope:
@@ -29,8 +35,9 @@ class Rope:
         if frequency_divisors is not None:
             frequencies = frequencies / frequency_divisors
         angles = torch.outer(torch.arange(max_position).float(), frequencies)  # [P, R/2] float32
-        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
-        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+        cos, sin = angles.cos() * settings.attention_factor, angles.sin() * settings.attention_factor
+        self.cos = torch.cat([cos, cos], dim=-1).to(device, dtype)
+        self.sin = torch.cat([-sin, sin], dim=-1).to(device, dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines for a step: positions [T] -> two [T, 1, R]."""
@@ -63,6 +70,10 @@ def inverse_frequencies(settings: RopeSettings) -> Tensor:
             return frequencies / factor
         case Llama3Scaling():
             return _llama3(frequencies, settings.scaling)
+        case YarnScaling():
+            return _yarn(frequencies, settings, settings.scaling)
+        case LongScaling(divisors):
+            return 1.0 / (torch.tensor(divisors) * settings.theta**exponents)
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
@@ -75,3 +86,22 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def _yarn(frequencies: Tensor, settings: RopeSettings, scaling: YarnScaling) -> Tensor:
+    """Divide the frequencies that turn little in the original context, keep those that turn much.
+
+    Source: Peng et al., YaRN: Efficient Context Window Extension of Large Language Models, 2023, section 3.
+    """
+
+    def place(turns: float) -> float:  # among the pairs, of the one that turns so often
+        wavelength = scaling.original_max_position / (turns * 2 * math.pi)
+        return settings.rotary_dim * math.log(wavelength) / (2 * math.log(settings.theta))
+
+    first, last = place(scaling.beta_fast), place(scaling.beta_slow)
+    if scaling.truncates:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, settings.rotary_dim - 1)
+    width = last - first or 0.001
+    blend = ((torch.arange(len(frequencies)).float() - first) / width).clamp(0.0, 1.0)
+    return frequencies / scaling.factor * blend + frequencies * (1 - blend)

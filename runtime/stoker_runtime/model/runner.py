@@ -18,7 +18,7 @@ from stoker_runtime.model.sampler import sample
 
 _OUT_OF_MEMORY = (
     "the engine ran out of memory while it computed this request's step; try again, or serve the model with "
-    "a lower --memory-fraction or --max-num-batched-tokens"
+    "a lower {} or --max-num-batched-tokens"
 )
 # What PyTorch's allocators say, on a device and on a CPU, and what its libraries say in an error of any type.
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -69,14 +69,17 @@ class ModelRunner:
         """Compute one step; see core.step.Runner."""
         try:
             return run_step(self.decoder, self.cache, plan)
-        except RuntimeError as error:
-            if not any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
+        except (MemoryError, RuntimeError) as error:
+            is_known = any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+            if not isinstance(error, MemoryError) and not is_known:
                 raise
             logger.error("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)
         # Only now are the step's own tensors gone, and what the allocator keeps may be in the wrong pieces.
-        if self.decoder.device.type == "cuda":
+        is_cuda = self.decoder.device.type == "cuda"
+        if is_cuda:
             torch.cuda.empty_cache()
-        return StepResult(error=_OUT_OF_MEMORY)
+        flag = "--memory-fraction" if is_cuda else "--kv-cache-memory"
+        return StepResult(error=_OUT_OF_MEMORY.format(flag))
 
 
 @torch.inference_mode()

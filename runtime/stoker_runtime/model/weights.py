@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
+from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
 
@@ -57,7 +58,7 @@ def _check_shape(name: str, shape: tuple[int, ...], destination: Tensor) -> None
 
 
 class SafetensorsSource:
-    """One safetensors file, or the shards that model.safetensors.index.json names."""
+    """model.safetensors, the shards that model.safetensors.index.json names, or the only safetensors file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -72,7 +73,7 @@ class SafetensorsSource:
             except FileNotFoundError as error:
                 raise ModelError(f"{file} is missing, though the index names it") from error
             except (OSError, SafetensorError) as error:
-                raise ModelError(f"{file} cannot be read: {error}") from error
+                raise ModelError(unreadable(file, error)) from error
             self._places.update(dict.fromkeys(shard.keys(), shard))
         return self
 
@@ -83,6 +84,10 @@ class SafetensorsSource:
         self._files.close()
 
     def _shards(self) -> list[Path]:
+        # As in transformers. Beside it there may be an index that was left over, or the weights once more.
+        whole = self._directory / "model.safetensors"
+        if whole.exists():
+            return [whole]
         index = self._directory / "model.safetensors.index.json"
         if not index.exists():
             found = sorted(self._directory.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""A request's text as prompt tokens: chat template, tokenizer, checks. Large texts leave the event loop."""
+"""A request's text as prompt tokens: template, tokenizer, checks. What takes long leaves the event loop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import jinja2
-
-from stoker_runtime.errors import RequestError
+from stoker_runtime.errors import ModelError, RequestError
 from stoker_runtime.server.detokenize import TokenBytes
 from stoker_runtime.server.protocol import Message
-from stoker_runtime.server.template import ChatTemplate
+from stoker_runtime.server.template_process import TemplateProcess
 from stoker_runtime.tokenizer_files import Assets
 
 T = TypeVar("T")
@@ -22,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 # About a millisecond of tokenizing; a thread costs a fraction of that.
 INLINE_CHARS = 4096
-# What the template costs for one message, however short, in characters of tokenizing.
-_MESSAGE_CHARS = 64
 
 
 class TextRoom:
@@ -84,8 +80,8 @@ class TextRoom:
             self._check_text(text, max_tokens, "messages")
             return self._encode([text], add_special_tokens)[0]
 
-        size = sum(len(message.content) + _MESSAGE_CHARS for message in messages)
-        return await self._run(size, render_and_encode)
+        # Never in the event loop, which would stand still for as long as the template takes.
+        return await asyncio.get_running_loop().run_in_executor(self._executor, render_and_encode)
 
     async def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""
@@ -120,13 +116,13 @@ class TextRoom:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-def _compile(assets: Assets) -> tuple[ChatTemplate | None, str]:
+def _compile(assets: Assets) -> tuple[TemplateProcess | None, str]:
     """Return the chat template, or why there is none: completions work without one."""
     if assets.chat_template is None:
         return None, "this model has no chat template; use /v1/completions"
     try:
-        return ChatTemplate(assets.chat_template, assets.special_tokens), ""
-    except jinja2.TemplateError as error:
+        return TemplateProcess(assets.chat_template, assets.special_tokens), ""
+    except ModelError as error:
         logger.warning("the model's chat template cannot be used: %s", error)
         return None, f"this model's chat template cannot be used ({error}); use /v1/completions"
 

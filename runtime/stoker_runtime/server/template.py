@@ -123,12 +123,17 @@ class ChatTemplate:
                     raise jinja2.TemplateRuntimeError(f"gives more than {self._max_chars} characters")
         # A template is foreign code over the client's data and may raise anything.
         except Exception as error:
-            raise RequestError(
-                f"the model's chat template does not take these messages: {error}",
-                param="messages",
-                code="invalid_value",
-            ) from error
+            raise refusal(error) from error
         return "".join(parts)
+
+
+def refusal(cause: BaseException) -> RequestError:
+    """Return the error of a request whose messages were not rendered."""
+    return RequestError(
+        f"the model's chat template does not take these messages: {str(cause) or type(cause).__name__}",
+        param="messages",
+        code="invalid_value",
+    )
 
 
 def _nameless(message: Mapping[str, Any]) -> dict[str, Any]:

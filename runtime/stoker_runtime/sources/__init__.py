@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.sources.environment import check_environment
 
 _REPO_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
@@ -74,12 +75,13 @@ def resolve(
         A folder in the layout of the transformers library, or one GGUF file.
 
     Raises:
-        ConfigError: the text means nothing.
+        ConfigError: the text means nothing, or an environment variable of the hub's library does not.
         ModelError: the model is not there, not ours to read, not loadable, or does not fit on the disk.
     """
     source = parse_source(model, revision)
     if isinstance(source, LocalSource):
         return resolve_local(source.path)
+    check_environment(os.environ)
     from stoker_runtime.sources.hub import default_cache_dir, download  # slow to import, and only now needed
 
     return download(source, cache_dir or default_cache_dir(), token=token)
@@ -98,12 +100,13 @@ def fetch(source: str, destination: Path, *, token: str | None = None) -> Path:
         The folder or GGUF file, as `resolve` gives it.
 
     Raises:
-        ConfigError: the source is not a hub repository.
+        ConfigError: the source is not a hub repository, or see `resolve`.
         ModelError: see `resolve`.
     """
     parsed = parse_source(source)
     if isinstance(parsed, LocalSource):
         raise ConfigError(f"--source {source!r}: only hf://org/name[@revision] can be fetched")
+    check_environment(os.environ)
     from stoker_runtime.sources.hub import download
 
     return download(parsed, destination / "hub", token=token)

@@ -7,7 +7,7 @@ library wraps connection errors in file-not-found errors; so the whole chain of 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -18,18 +18,20 @@ from huggingface_hub.errors import (
 )
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.sources.environment import environment_fault
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 _WHERE_TOKENS_GO = "the Secret named by spec.model.secretName (key `token`), or HF_TOKEN outside Kubernetes"
 
 
-def explain(error: BaseException, model: str) -> ModelError:
+def explain(error: BaseException, model: str, environ: Mapping[str, str]) -> ModelError:
     """Return the reason and the advice for a failed look-up or download.
 
     Args:
         error: what the hub library raised.
         model: the source as the user knows it.
+        environ: of this process.
     """
     chain = list(_causes(error))
     statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
@@ -56,7 +58,8 @@ def explain(error: BaseException, model: str) -> ModelError:
         )
     if numbers & _NOT_WRITABLE:
         return ModelError(f"{model}: cannot write the cache: {first_line(error)}", reason="DownloadFailed")
-    return ModelError(f"{model}: download failed: {first_line(chain[-1])}", reason="DownloadFailed")
+    cause = environment_fault(chain, environ) or first_line(chain[-1])
+    return ModelError(f"{model}: download failed: {cause}", reason="DownloadFailed")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -176,7 +176,7 @@ def _make_room(missing: list[RepoFile], source: HubSource, cache_dir: Path) -> N
                 partial.unlink(missing_ok=True)
         free = shutil.disk_usage(cache_dir).free
     except OSError as error:
-        raise explain(error, str(source)) from error
+        raise explain(error, str(source), os.environ) from error
     needed = sum(file.size for file in missing)
     if needed > free:
         raise ModelError(
@@ -197,7 +197,7 @@ def _write_ref(source: HubSource, commit: str, cache_dir: Path) -> None:
         written.write_text(commit)
         os.replace(written, ref)
     except OSError as error:
-        raise explain(error, str(source)) from error
+        raise explain(error, str(source), os.environ) from error
 
 
 def _local_path(selection: Selection, source: HubSource, commit: str, cache_dir: Path) -> Path:
@@ -215,7 +215,7 @@ def _retry(call: Callable[[], T], source: HubSource, sleep: Callable[[float], No
             return call()
         except Exception as error:  # the library, its HTTP client and its Rust part share no base class
             if not is_transient(error) or attempt == ATTEMPTS:
-                raise explain(error, str(source)) from error
+                raise explain(error, str(source), os.environ) from error
             wait_s = float(2 ** (attempt - 1))
             logger.warning(
                 "download interrupted, trying again",

@@ -106,11 +106,8 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
         pytest.param(
             {"architectures": ["Gemma2ForCausalLM"]}, "hidden_act = 'silu'", id="another-activation-in-gemma"
         ),
-        pytest.param({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'", id="yarn-rope"),
-        pytest.param(
-            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'", id="dynamic-rope"
-        ),
-        pytest.param({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'", id="longrope"),
+        pytest.param({"rope_scaling": {"type": "mrope", "factor": 4.0}}, "'mrope'", id="rope-of-images"),
+        pytest.param({"rope_scaling": {"type": "su"}}, "'su'", id="spelling-of-phi-elsewhere"),
         pytest.param({"quantization_config": {"quant_method": "gptq"}}, "gptq", id="quantized"),
         pytest.param({"quantization_config": "fp8"}, "fp8", id="quantized-by-name"),
         pytest.param(
@@ -127,6 +124,33 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
             id="layers-without-a-window",
         ),
         pytest.param({"final_logit_softcapping": 30.0}, "final_logit_softcapping", id="soft-cap"),
+        pytest.param({"is_causal": False}, "is_causal = False", id="not-causal"),
+        pytest.param({"partial_rotary_factor": 0.5}, "partial_rotary_factor", id="rotated-in-part"),
+        pytest.param(
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+            id="rotated-in-part-newer",
+        ),
+        pytest.param(
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": None}},
+            "rope_parameters for full_attention",
+            id="rope-by-type-outside-gemma",
+        ),
+        pytest.param(
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling beside other rope_parameters",
+            id="two-ropes",
+        ),
+        pytest.param(
+            {
+                "architectures": ["SmolLM3ForCausalLM"],
+                "sliding_window": 7,
+                "use_sliding_window": False,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "use_sliding_window = false",
+            id="windows-switched-off-and-on",
+        ),
         pytest.param({"residual_multiplier": 0.5}, "residual_multiplier", id="scales-of-granite-elsewhere"),
         pytest.param(
             {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias", id="qwen3-bias"
@@ -205,9 +229,10 @@ def test_smollm3_leaves_out_every_fourth_rope_unless_it_says_which() -> None:
 
 
 def test_a_part_of_each_head_may_be_rotated() -> None:
-    older = architecture_from_config(config(partial_rotary_factor=0.5))
+    phi = {"architectures": ["Phi3ForCausalLM"]}
+    older = architecture_from_config(config(**phi, partial_rotary_factor=0.5))
     rope = {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.5}
-    newer = architecture_from_config(config(rope_parameters=rope))
+    newer = architecture_from_config(config(**phi, rope_parameters=rope))
     assert older.ropes == newer.ropes == (RopeSettings(500000.0, rotary_dim=8),)
 
 
@@ -238,8 +263,10 @@ def test_gemma2_has_caps_and_gemma3_has_none() -> None:
         architecture_from_config(config(architectures=[f"Gemma{n}ForCausalLM"], **gemma)).scales
         for n in (2, 3)
     )
-    assert second == Scales(embedding=16.0, attention=0.125, attention_cap=50.0, logits_cap=30.0)
-    assert third == Scales(embedding=16.0, attention=0.125)
+    assert second == Scales(
+        embedding=16.0, rounds_embedding=True, attention=0.125, attention_cap=50.0, logits_cap=30.0
+    )
+    assert third == Scales(embedding=16.0, rounds_embedding=True, attention=0.125)
 
 
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2}
@@ -325,9 +352,25 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"rms_norm_eps": float("nan")}, "rms_norm_eps", id="nan"),
         pytest.param({"rope_theta": -1}, "rope_theta", id="negative-theta"),
         pytest.param({"rope_parameters": []}, "rope_parameters", id="rope-as-list"),
+        pytest.param(
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
+            "rope_theta",
+            id="yarn-theta",
+        ),
+        pytest.param({"rope_scaling": {"type": "yarn"}}, "factor", id="yarn-without-a-factor"),
+        pytest.param({"rope_scaling": {"type": "longrope"}}, "short_factor", id="longrope-without-divisors"),
+        pytest.param(
+            {"rope_scaling": {"type": "longrope", "short_factor": [1, 0] * 4}}, "short_factor", id="divisor-0"
+        ),
         pytest.param({"rope_scaling": "linear"}, "rope_scaling", id="rope-as-text"),
         pytest.param(
-            {"rope_parameters": {"full_attention": 1}}, "full_attention", id="rope-by-type-as-number"
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "hidden_act": None,
+                "rope_parameters": {"full_attention": 1},
+            },
+            "full_attention",
+            id="rope-by-type-as-number",
         ),
         pytest.param({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor", id="factor-as-text"),
         pytest.param({"architectures": "LlamaForCausalLM"}, "architectures", id="architectures-as-text"),
@@ -383,6 +426,46 @@ def test_whatever_a_field_holds_it_is_read_or_refused(name: str, fields: dict[st
     base = {**config(**QWEN3_MOE, hidden_act=None), "architectures": [name], "head_dim": 16}
     with contextlib.suppress(ModelError):
         architecture_from_config({**base, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [
+        pytest.param({}, 512, id="none"),
+        pytest.param({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 512, id="dynamic"),
+        pytest.param({"rope_scaling": {"type": "linear", "factor": 4.0}}, 512, id="linear"),
+        pytest.param({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 2048, id="yarn"),
+        pytest.param(
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 100,
+                }
+            },
+            512,
+            id="yarn-counted-in",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Phi3ForCausalLM"],
+                "original_max_position_embeddings": 128,
+                "rope_scaling": {"type": "su", "short_factor": [2.0] * 8, "long_factor": [3.0] * 8},
+            },
+            128,
+            id="longrope",
+        ),
+    ],
+)
+def test_the_longest_context_is_what_the_rotation_is_for(fields: dict[str, Any], longest: int) -> None:
+    assert architecture_from_config(config(**fields)).max_position == longest
+
+
+def test_a_window_within_an_extended_context_is_one() -> None:
+    mistral = {"architectures": ["MistralForCausalLM"], "sliding_window": 600}
+    yarn = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+    assert architecture_from_config(config(**mistral)).windows == (None,)
+    assert architecture_from_config(config(**mistral, **yarn)).windows == (600,)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

@@ -20,7 +20,7 @@ from model_builders import (
 )
 from runtime_builders import make_request, make_sampling
 
-from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig
+from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, Dtype, EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.model import loader
@@ -104,6 +104,19 @@ def test_half_precision_stays_close_to_the_reference(family: str, dtype: str, tm
     assert token.logprob is not None
     assert token.logprob.logprob == pytest.approx(logprobs[token.token_id].item(), abs=0.15)
     assert logprobs.max() - logprobs[token.token_id] < 0.15
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_gemmas_embeddings_are_scaled_as_in_transformers(family: str, dtype: Dtype, tmp_path: Path) -> None:
+    """By a factor that is rounded first: sqrt(96) is 9.8125 in bfloat16, and 0.15 % less in float32."""
+    theirs = write_model(tmp_path, family, hidden_size=96).to(getattr(torch, dtype))
+    runner: Any = load_runner(config(tmp_path, dtype=dtype))
+    tokens = torch.tensor([[7, 9]])
+    with torch.inference_mode():
+        scaled = theirs.get_input_embeddings()(tokens)
+        plain = torch.nn.functional.embedding(tokens, theirs.get_input_embeddings().weight)
+    assert torch.equal(scaled, plain * runner.decoder.architecture.scales.embedding)
 
 
 def test_longest_request_shrinks_to_the_cache_when_nobody_chose_it(model: Path) -> None:
@@ -281,10 +294,11 @@ def test_smollm2_answers_a_question() -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` 20.00 GiB"),
+        MemoryError("memory for 20.00 GiB"),
     ],
 )
 def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_works(
-    error: RuntimeError, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(model)
     healthy, large = make_request([1, 2, 3], max_tokens=4), make_request([4] * 12, max_tokens=4)
@@ -304,7 +318,7 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
         (output,) = engine.step().outputs
     assert output.request_id == large.request_id
     assert output.error is not None
-    assert "--memory-fraction" in output.error
+    assert "--kv-cache-memory" in output.error
     assert "20.00 GiB" in caplog.text
     engine.scheduler.check()
     assert engine.step().stats.kv_usage == 0

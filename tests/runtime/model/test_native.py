@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import logging
+import resource
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -281,6 +284,68 @@ def test_a_library_that_computes_wrongly_is_not_used(
 def test_memory_that_cannot_be_had_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="bytes for weights"):
         library.HugePages().take(1 << 55)
+
+
+def threads() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+
+
+def test_threads_end_with_the_kernels_and_those_with_their_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels_for(torch.float32).close()  # from here on PyTorch has all of its own
+    before = threads()
+    kernels = kernels_for(torch.float32, num_threads=4)
+    own = threads() - before
+    assert len(own) == 3
+    del kernels
+    assert not own & threads()
+
+    model: Any = Model(tmp_path, "llama", torch.float32, monkeypatch)
+    logits_of(model.native, model.cache(), plan((tokens(5, 1), 0, [0])))
+    held = weakref.ref(model.native._kernels)
+    del model
+    gc.collect()
+    assert held() is None
+
+
+def test_threads_that_cannot_be_started_are_a_setting_that_cannot_work() -> None:
+    kernels_for(torch.float32).close()
+    used, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + (64 << 20), hard))
+    before = threads()
+    try:
+        with pytest.raises(ConfigError, match="4096 compute threads cannot be started"):
+            find_kernels(torch.float32, 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (used, hard))
+    assert threads() == before
+
+
+def address_space() -> int:
+    """Bytes of this process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def test_a_step_without_memory_fails_its_requests_and_the_next_one_works(tmp_path: Path) -> None:
+    kernels_for(torch.float32).close()
+    write_model(tmp_path, "llama", intermediate_size=8192, max_position_embeddings=4096)
+    config = EngineConfig(
+        model=str(tmp_path), device="cpu", dtype="float32", num_threads=2, kv_cache_bytes=16 << 20
+    )
+    runner = loader.load_runner(config)
+    small = plan((tokens(3, 1), 0, [0]))
+    expected = runner.step(small)
+    used, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + (16 << 20), hard))
+    try:
+        failed = runner.step(plan((tokens(4000, 2), 0, range(250))))  # 130 MB of activations
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (used, hard))
+    assert failed.sampled == []
+    assert failed.error is not None
+    assert "--kv-cache-memory" in failed.error
+    assert runner.step(small) == expected
 
 
 def test_weights_share_regions_without_overlap() -> None:

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import (
@@ -169,6 +170,20 @@ def test_stored_copy_of_tied_embeddings_and_old_rotary_buffers_are_passed_over(t
     build(tmp_path)
 
 
+def test_a_stored_head_that_is_no_copy_of_tied_embeddings_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_model(tmp_path, "llama-tied")
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].roll(1, dims=0).contiguous()
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    request = make_request([9, 8, 7], max_tokens=8)
+    output = run_to_end(make_engine(tmp_path), {0: [request]})[request.request_id]
+    assert Reference(theirs).num_near_ties([9, 8, 7], output) == 0
+    assert "lm_head.weight is no copy" in caplog.text
+
+
 def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -229,6 +244,40 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def test_weights_that_are_there_twice_are_those_of_the_usual_name(tmp_path: Path) -> None:
+    """Mistral's repositories hold a consolidated copy, and an index stays when shards are merged."""
+    write_model(tmp_path, "llama")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"not read")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    build(tmp_path)
+
+
+def test_a_tensor_that_the_shards_lack_is_named(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    lost, _ = tensors.popitem()
+    save_file(tensors, shard)
+    with pytest.raises(ModelError, match=f"tensor {lost} is missing"):
+        build(tmp_path)
+
+
+def test_untied_embeddings_need_a_head(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    change_tensors(tmp_path, lm_head__weight=None)
+    with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+        build(tmp_path)
+
+
+def test_a_file_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(ModelError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
+        build(tmp_path)
+
+
 def test_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_model(folder, "llama")
@@ -242,6 +291,7 @@ def test_index_may_not_name_files_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
 def test_broken_index_is_refused(text: str, tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match="index"):
         build(tmp_path)

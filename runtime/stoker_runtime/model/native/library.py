@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+import weakref
 from ctypes import POINTER, Array, byref, c_char, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stoker_runtime.errors import ConfigError
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 
@@ -61,7 +63,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.stoker_finite.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p]
     library.stoker_finite.restype = None
     library.stoker_pick.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p]
-    library.stoker_pick.restype = None
+    library.stoker_pick.restype = c_int32
     for prefix in _PREFIX.values():
         pack, linear, step = (getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step"))
         pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
@@ -73,7 +75,8 @@ def _declare(library: ctypes.CDLL) -> None:
             POINTER(structs.Cache),
             c_void_p,
         ]
-        for function in (pack, linear, step):
+        step.restype = c_int32
+        for function in (pack, linear):
             function.restype = None
 
 
@@ -83,7 +86,10 @@ class Kernels:
     Args:
         library: a checked library.
         dtype: of weights, activations and KV cache; the CPU computes in it.
-        num_threads: that compute a step, the caller's included.
+        num_threads: that compute a step, the caller's included. They end with this object.
+
+    Raises:
+        ConfigError: so many threads cannot be started.
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, num_threads: int) -> None:
@@ -95,10 +101,17 @@ class Kernels:
         )
         self._memory = HugePages()
         self._context: Any = library.stoker_create(num_threads)
+        if self._context is None:
+            raise ConfigError(
+                f"{num_threads} compute threads cannot be started; lower --num-threads, or raise the limit "
+                "on processes (a pod's pids limit)"
+            )
+        self._end = weakref.finalize(self, library.stoker_destroy, self._context)
+        self._end.atexit = False  # they end with the process, which may be in the middle of a step
 
     def close(self) -> None:
         """End the threads."""
-        self._library.stoker_destroy(self._context)
+        self._end()
         self._context = None
 
     def packed(
@@ -137,8 +150,13 @@ class Kernels:
         return out
 
     def step(self, model: structs.Model, step: structs.Step, kv_cache: structs.Cache, logits: Tensor) -> None:
-        """Compute a step; logits [sampled rows, V] float32 are overwritten."""
-        self._step(self._context, byref(model), byref(step), byref(kv_cache), logits.data_ptr())
+        """Compute a step; logits [sampled rows, V] float32 are overwritten.
+
+        Raises:
+            MemoryError: nothing was computed.
+        """
+        if not self._step(self._context, byref(model), byref(step), byref(kv_cache), logits.data_ptr()):
+            raise MemoryError(f"memory for a step of {step.num_tokens} tokens")
 
     def are_finite(self, logits: Tensor) -> list[bool]:
         """Tell of each row whether all its values are finite: [B, V] float32."""
@@ -148,11 +166,16 @@ class Kernels:
         return [value == 1 for value in found]
 
     def pick(self, logits: Tensor, picks: Array[structs.Pick]) -> list[int]:
-        """Return a token for each row of logits [B, V] float32, -1 where the largest one is not finite."""
+        """Return a token for each row of logits [B, V] float32, -1 where the largest one is not finite.
+
+        Raises:
+            MemoryError: there is too little for the likeliest tokens of some row.
+        """
         token_ids = (c_int32 * len(picks))()
-        self._library.stoker_pick(
+        if not self._library.stoker_pick(
             self._context, logits.data_ptr(), *logits.shape, byref(picks), byref(token_ids)
-        )
+        ):
+            raise MemoryError(f"memory to pick {len(picks)} tokens")
         return list(token_ids)
 
 

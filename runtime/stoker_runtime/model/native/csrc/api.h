@@ -99,6 +99,7 @@ int32_t stoker_supported();
 // pick.
 void stoker_struct_sizes(int32_t sizes[7]);
 
+// Null where so many threads cannot be started.
 StokerContext* stoker_create(int32_t num_threads);
 void stoker_destroy(StokerContext* context);
 
@@ -121,14 +122,15 @@ void stoker_bf16_linear(StokerContext* context, const StokerLinear* linear, cons
 // Tell of each row of logits [num_rows, size] whether all of them are finite numbers.
 void stoker_finite(StokerContext* context, const float* logits, int32_t num_rows, int64_t size, uint8_t* is_finite);
 
-// Pick a token for each row; -1 where the largest logit is not finite or one is NaN.
-void stoker_pick(StokerContext* context, const float* logits, int32_t num_rows, int64_t size, const StokerPick* picks,
-                 int32_t* token_ids);
+// Pick a token for each row; -1 where the largest logit is not finite or one is NaN. Returns 0 where memory ran out.
+int32_t stoker_pick(StokerContext* context, const float* logits, int32_t num_rows, int64_t size,
+                    const StokerPick* picks, int32_t* token_ids);
 
-// Compute one step and write float32 logits [num_sampled, V].
-void stoker_f32_step(StokerContext* context, const StokerModel* model, const StokerStep* step, const StokerCache* cache,
-                     float* logits);
-void stoker_bf16_step(StokerContext* context, const StokerModel* model, const StokerStep* step, const StokerCache* cache,
-                      float* logits);
+// Compute one step and write float32 logits [num_sampled, V]. Returns 0, and has computed nothing, where memory ran
+// out.
+int32_t stoker_f32_step(StokerContext* context, const StokerModel* model, const StokerStep* step,
+                        const StokerCache* cache, float* logits);
+int32_t stoker_bf16_step(StokerContext* context, const StokerModel* model, const StokerStep* step,
+                         const StokerCache* cache, float* logits);
 }
 #pragma GCC visibility pop

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <new>
+#include <stdexcept>
 
 #include "pool.h"
 
@@ -16,6 +17,7 @@ class Arena {
     used_ = 0;
     if (bytes <= size_) return;
     data_.reset();
+    size_ = 0;  // also if the next line throws
     data_.reset(static_cast<char*>(::operator new[](bytes, std::align_val_t(kAlignment))));
     size_ = bytes;
   }
@@ -37,6 +39,19 @@ class Arena {
   size_t size_ = 0;
   size_t used_ = 0;
 };
+
+// Run what may allocate for somebody who knows no exceptions: true unless there was too little memory.
+template <class Body>
+bool has_memory_for(const Body& body) {
+  try {
+    body();
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  } catch (const std::length_error&) {  // a vector that no address space could hold
+    return false;
+  }
+}
 
 struct StokerContext {
   explicit StokerContext(int num_threads) : pool(num_threads) {}

@@ -2,6 +2,8 @@
 
 #include <stdint.h>
 
+#include <exception>
+
 #include "api.h"
 #include "context.h"
 
@@ -23,7 +25,13 @@ void stoker_struct_sizes(int32_t sizes[7]) {
   for (int i = 0; i < 7; ++i) sizes[i] = static_cast<int32_t>(all[i]);
 }
 
-StokerContext* stoker_create(int32_t num_threads) { return new StokerContext(num_threads); }
+StokerContext* stoker_create(int32_t num_threads) {
+  try {
+    return new StokerContext(num_threads);
+  } catch (const std::exception&) {  // std::system_error: a limit on processes
+    return nullptr;
+  }
+}
 
 void stoker_destroy(StokerContext* context) { delete context; }
 

@@ -224,10 +224,15 @@ void stoker_finite(StokerContext* context, const float* logits, int32_t num_rows
   });
 }
 
-void stoker_pick(StokerContext* context, const float* logits, int32_t num_rows, int64_t size, const StokerPick* picks,
-                 int32_t* token_ids) {
-  each_row(*context, num_rows,
-           [&](int row) { token_ids[row] = pick_token(logits + row * size, size, picks[row]); });
+int32_t stoker_pick(StokerContext* context, const float* logits, int32_t num_rows, int64_t size,
+                    const StokerPick* picks, int32_t* token_ids) {
+  std::atomic<bool> has_memory{true};
+  each_row(*context, num_rows, [&](int row) {
+    if (!has_memory_for([&] { token_ids[row] = pick_token(logits + row * size, size, picks[row]); })) {
+      has_memory = false;
+    }
+  });
+  return has_memory;
 }
 
 }  // extern "C"

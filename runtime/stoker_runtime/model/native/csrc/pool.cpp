@@ -36,10 +36,17 @@ void Signal::await_change(uint32_t old, int spins) {
 
 Pool::Pool(int num_threads) : num_threads_(num_threads), cores_(new std::atomic<int>[num_threads]) {
   for (int thread = 0; thread < num_threads; ++thread) cores_[thread] = -1;
-  for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // no more threads are allowed; those that run must end before their vector does
+    end();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   is_ending_ = true;
   runs_.advance();
   for (std::thread& thread : threads_) thread.join();

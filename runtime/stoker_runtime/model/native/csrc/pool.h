@@ -43,6 +43,7 @@ class Pool {
  private:
   void work(int thread);
   void spread(int thread);
+  void end();
 
   const int num_threads_;
   std::unique_ptr<std::atomic<int>[]> cores_;  // by thread: where it ran last

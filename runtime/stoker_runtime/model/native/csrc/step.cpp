@@ -497,9 +497,10 @@ void stoker_bf16_pack_quantized(const float* weight, int64_t num_outputs, int64_
 }
 #endif
 
-void STOKER_NAME(step)(StokerContext* context, const StokerModel* model, const StokerStep* step,
-                       const StokerCache* cache, float* logits) {
-  Step(*context, *model, *step, *cache, logits).run();
+int32_t STOKER_NAME(step)(StokerContext* context, const StokerModel* model, const StokerStep* step,
+                          const StokerCache* cache, float* logits) {
+  // Memory is taken when the step is made; running it takes none.
+  return has_memory_for([&] { Step(*context, *model, *step, *cache, logits).run(); });
 }
 
 }  // extern "C"

@@ -1,0 +1,156 @@
+"""Every field of a config.json that could change the result: tokens equal `transformers`, or it is refused.
+
+For each family, each field is set to what other models have there, and each field of the family is left out.
+The reference reads the same file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from model_builders import (
+    Reference,
+    family_config,
+    make_engine,
+    randomize,
+    run_to_end,
+)
+from runtime_builders import make_request
+
+from stoker_runtime.errors import ModelError
+
+# One family for each architecture, with a window where there can be one.
+FAMILIES = (
+    *("llama", "mistral-window", "qwen2", "qwen3", "smollm3", "phi3", "granite", "olmo2", "mixtral"),
+    *("qwen3-moe", "gemma2", "gemma3"),
+)
+_LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_ROPES: tuple[dict[str, Any], ...] = (
+    {"rope_type": "linear", "factor": 4.0},
+    {"type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 0.8, "mscale_all_dim": 0.5},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
+    _LLAMA3,
+    {
+        "rope_type": "longrope",
+        "short_factor": [1.5 + i for i in range(8)],
+        "long_factor": [9.0] * 8,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+    {"type": "su", "short_factor": [1.5] * 8, "long_factor": [3.0] * 8},
+    {"type": "mrope", "mrope_section": [2, 3, 3]},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    {"rope_type": "default", "partial_rotary_factor": 0.5},
+    {"rope_type": "default", "rope_theta": 100.0},
+)
+_ALTERNATING = ["sliding_attention", "full_attention"]
+_CHANGES: tuple[dict[str, Any], ...] = (
+    *({name: True} for name in ("attention_bias", "mlp_bias", "qkv_bias", "use_bias", "use_qk_norm")),
+    *({name: False} for name in ("use_qk_norm", "is_causal", "norm_topk_prob", "tie_word_embeddings")),
+    *({name: True} for name in ("use_bidirectional_attention", "norm_topk_prob", "tie_word_embeddings")),
+    *({"hidden_act": name} for name in ("gelu", "relu", "gelu_pytorch_tanh", "swish", "silu")),
+    *({"hidden_activation": name} for name in ("gelu", "gelu_pytorch_tanh", "silu")),
+    *({"rms_norm_eps": 1e-2}, {"rope_theta": 100.0}, {"rope_theta": 100}, {"rope_local_base_freq": 50.0}),
+    *({"partial_rotary_factor": 0.5}, {"attention_multiplier": 0.3}, {"logits_scaling": 3.0}),
+    *({"residual_multiplier": 0.3}, {"embedding_multiplier": 2.5}, {"query_pre_attn_scalar": 9}),
+    *({name: 1.5} for name in ("attn_logit_softcapping", "final_logit_softcapping")),
+    *({name: None} for name in ("attn_logit_softcapping", "final_logit_softcapping", "head_dim")),
+    *({"head_dim": size} for size in (16, 48)),
+    *({"num_key_value_heads": count} for count in (1, 4, None)),
+    *({"sliding_window": size} for size in (1, 7, 256, 300, None)),
+    *({"sliding_window": 7, "use_sliding_window": value} for value in (True, False)),
+    *({"sliding_window": 7, "use_sliding_window": True, "max_window_layers": first} for first in (0, 1, 2)),
+    *({"sliding_window": 7, "sliding_window_pattern": every} for every in (1, 2)),
+    {"layer_types": _ALTERNATING},
+    {"sliding_window": 7, "layer_types": _ALTERNATING},
+    {"sliding_window": 7, "layer_types": _ALTERNATING, "use_sliding_window": True},
+    {"sliding_window": 7, "layer_types": _ALTERNATING, "use_sliding_window": False},
+    {"sliding_window": 7, "layer_types": ["full_attention"] * 2},
+    {"sliding_window": 7, "use_sliding_window": True, "no_rope_layers": [1, 0]},
+    *({"no_rope_layers": layers} for layers in ([0, 1], [0, 0], [1, 1])),
+    *({"no_rope_layer_interval": every} for every in (1, 2)),
+    *({"num_experts_per_tok": 1}, {"mlp_only_layers": [1]}, {"decoder_sparse_step": 1}),
+    {"attention_dropout": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "router_jitter_noise": 0.5},
+    {"pretraining_tp": 2, "output_router_logits": True, "initializer_range": 1.0, "use_cache": False},
+    *({"rope_scaling": rope} for rope in _ROPES),
+    *({"rope_parameters": {"rope_theta": 1000.0, **rope}} for rope in _ROPES),
+    {"rope_scaling": _LLAMA3, "original_max_position_embeddings": 32},
+    {"rope_parameters": {"full_attention": _ROPES[0], "sliding_attention": {"rope_type": "default"}}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}, "rope_scaling": _ROPES[0]},
+)
+
+
+def changed(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A file with these fields, without what says the same in another way."""
+    rest = dict(base)
+    if {"rope_scaling", "rope_theta"} & set(fields):
+        rest["rope_theta"] = (rest.pop("rope_parameters") or {}).get("rope_theta", 10000.0)
+    if fields.keys() & {"sliding_window", "use_sliding_window", "no_rope_layers", "no_rope_layer_interval"}:
+        rest.pop("layer_types", None)
+    if "no_rope_layer_interval" in fields:
+        rest.pop("no_rope_layers", None)
+    return {**rest, **fields}
+
+
+def reference(config_class: str, model_class: str, raw: Mapping[str, Any]) -> Any:
+    """The model that `transformers` makes of a file, None if it takes none such."""
+    try:
+        config = getattr(transformers, config_class).from_dict(copy.deepcopy(raw))
+        model = randomize(getattr(transformers, model_class)(config), 1)
+        with torch.inference_mode():
+            model(torch.tensor([[1, 2, 3]]))
+    # it raises whatever its internals happen to
+    except Exception:
+        return None
+    return model
+
+
+def complaint(folder: Path, model: Any, raw: Mapping[str, Any]) -> str | None:
+    """Why our tokens are not those of the model; None if they are, or if the file is refused."""
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(raw))
+    try:
+        engine = make_engine(folder, num_blocks=8, block_size=16)
+    except ModelError:
+        return None
+    for length in (3, 45):
+        request = make_request([(7 * i + 3 * i * i) % raw["vocab_size"] for i in range(length)], max_tokens=8)
+        output = run_to_end(engine, {0: [request]})[request.request_id]
+        try:
+            Reference(model).num_near_ties(request.prompt_token_ids, output)
+        except AssertionError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_field_is_computed_as_transformers_does_or_refused(family: str, tmp_path: Path) -> None:
+    model_class, config_class, config = family_config(family)
+    base = {**config.to_dict(), "architectures": [model_class]}
+    files = {json.dumps(fields): changed(base, fields) for fields in _CHANGES}
+    files |= {f"without {name}": {key: base[key] for key in base if key != name} for name in base}
+    models = {what: reference(config_class, model_class, raw) for what, raw in files.items()}
+    found = {
+        what: text
+        for number, (what, model) in enumerate(models.items())
+        if model is not None and (text := complaint(tmp_path / str(number), model, files[what]))
+    }
+    assert not found, "\n".join(f"{what}: {text}" for what, text in found.items())
+    assert sum(model is not None for model in models.values()) > len(files) / 2
