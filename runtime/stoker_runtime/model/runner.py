@@ -85,4 +85,4 @@ def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
     if not plan.requests:
         return StepResult()
     logits = decoder(plan, cache)
-    return StepResult(sample(logits, plan.positions(), decoder.picker))
+    return StepResult(sample(logits, plan.positions(), decoder.picker).tokens())
