@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
@@ -106,6 +107,7 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
     pick(torch.zeros(4, 128256), torch.zeros(4, NUM_SETTINGS, dtype=torch.float64))
+    feed(integers(_TOKENS), integers(_TOKENS))
     gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
 
 

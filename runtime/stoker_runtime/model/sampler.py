@@ -36,18 +36,39 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a step's rows got, where the logits are: on a device it may still have to be computed.
+    """What a step's rows got; on a device it may still have to be computed.
 
+    Args:
+        requests: one per row.
+        token_ids: -1 for a row that has none.
+        logprobs: of the rows that want some.
+        arrival: when all of it is on the host; None where it need not be waited for.
     Shapes:
-        token_ids [B], -1 for a row that has none
+        token_ids [B]
     """
 
     requests: Sequence[ScheduledRequest]
     token_ids: Tensor
     logprobs: Logprobs | None
+    arrival: torch.cuda.Event | None = None
+
+    def sent(self) -> Sampled:
+        """Begin to copy all of it to the host, so that to wait for it is not to wait for later steps."""
+        if self.token_ids.device.type != "cuda":
+            return self
+        logprobs = self.logprobs
+        if logprobs is not None:
+            parts = (logprobs.picked, logprobs.values, logprobs.token_ids)
+            logprobs = Logprobs(logprobs.rows, *(_to_host(part) for part in parts))
+        token_ids = _to_host(self.token_ids)
+        arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrival.record()
+        return Sampled(self.requests, token_ids, logprobs, arrival)
 
     def tokens(self) -> list[SampledToken]:
         """Wait for the device, and return one SampledToken per row."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
         picked = self.token_ids.tolist()
         logprobs = {} if self.logprobs is None else _read(self.logprobs, self.requests, picked)
         return [
@@ -140,6 +161,12 @@ def _penalize(logits: Tensor, requests: Sequence[ScheduledRequest]) -> None:
         frequency = column([r.sampling.frequency_penalty for r in chosen], logits)
         presence = column([r.sampling.presence_penalty for r in chosen], logits)
         logits[on_device(rows, torch.long, logits.device)] -= frequency * counts + presence * (counts > 0)
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """Begin to copy a tensor; valid once an event that is recorded after this has come."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
 
 
 def _take(values: Tensor, rows: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import shapes
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, make_partials
+from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.graphs import Recorder, Run, bucket_for
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
@@ -28,6 +29,7 @@ from stoker_runtime.model.rope import Rope
 _PROGRAMS_PER_PROCESSOR = 4  # of the decodes' attention: what registers and shared memory admit at once
 _INTERPRETED_PROGRAMS = 4
 _SMALLEST_BUFFER = 1 << 16  # integers
+_SMALLEST_SAMPLED = 1024  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class CudaDecoder:
         self._layers: list[CudaLayer] = []
         self._buffer = InputBuffer(_SMALLEST_BUFFER, self.device)
         self._recordings: _Recordings | None = None
+        self._sampled = torch.zeros(_SMALLEST_SAMPLED, dtype=torch.int32, device=self.device)
 
     def set_max_positions(self, count: int) -> None:
         """Make the tables of rotary angles; needed once, before the first step."""
@@ -104,6 +107,8 @@ class CudaDecoder:
             sizes: numbers of decodes, ascending; a step takes the smallest that holds it.
         """
         self._recordings = None
+        if sizes and sizes[-1] > len(self._sampled):
+            self._sampled = torch.zeros(sizes[-1], dtype=torch.int32, device=self.device)
         if not sizes or any(kind.is_sparse for kind in self.architecture.layers):
             return
         largest = sizes[-1]
@@ -118,6 +123,14 @@ class CudaDecoder:
             step = self._step(buffer.views(fields[size]), size, size, partials)
             replays[size] = recorder.record(self._run(step, cache, logits[:size]))
         self._recordings = _Recordings(cache, list(sizes), replays, buffer, fields, logits)
+
+    def feed(self, token_ids: Tensor) -> None:
+        """Keep what a step sampled for the placeholders of the next one; see runner.FeedingDecoder."""
+        count = len(token_ids)
+        if count > len(self._sampled):
+            assert self._recordings is None, "recordings read the old place; `record` makes room for all rows"
+            self._sampled = torch.zeros(2 * count, dtype=torch.int32, device=self.device)
+        self._sampled[:count].copy_(token_ids)
 
     def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor:
         """Compute one step; see decoder.Decoder. The logits are valid until the next step."""
@@ -175,7 +188,7 @@ class CudaDecoder:
 
     def _hidden(self, step: StepTensors, cache: KVCache) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the residual stream, what the last layer adds to it, and the norm of that."""
-        hidden = F.embedding(step.token_ids, self._frame.embedding)
+        hidden = F.embedding(feed(step.token_ids, self._sampled), self._frame.embedding)
         if self.architecture.scales.embedding != 1:
             hidden = hidden * self.architecture.scales.embedding
         scratch = make_scratch(self.architecture, hidden.shape[0], hidden)

@@ -38,6 +38,7 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_add_norm_kernel",
         "_chunks_kernel",
         "_combine_kernel",
+        "_feed_kernel",
         "_pick_kernel",
         "_rotate_kernel",
         "_splits_kernel",
