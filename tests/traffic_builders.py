@@ -78,12 +78,23 @@ machines = st.builds(
 )
 
 
+# So few blocks for so many requests that they run out of them.
+tight_machines = st.builds(
+    Machine,
+    num_blocks=st.integers(6, 16),
+    block_size=st.integers(1, 3),
+    max_num_seqs=st.integers(3, 6),
+    extra_budget=st.integers(8, 20),
+    prefix_caching=st.booleans(),
+)
+
+
 @st.composite
-def arrivals(draw: st.DrawFn) -> list[Arrival]:
+def arrivals(draw: st.DrawFn, at_least: int = 2) -> list[Arrival]:
     """Up to ten requests; their prompts are cuts of one text, with or without an own end."""
     text = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=4, max_size=24))
     drawn = []
-    for index in range(draw(st.integers(2, 10))):
+    for index in range(draw(st.integers(at_least, 10))):
         cut = draw(st.sampled_from([len(text), len(text), len(text) // 2, 0]))
         own = draw(st.sampled_from([[], [], [1], [2, 3, 4, 5]]))
         prompt = text[:cut] + own

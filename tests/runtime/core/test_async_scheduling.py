@@ -10,7 +10,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from runtime_builders import FakeRunner, make_engine_config, make_request
 from scheduler_builders import EOS, add, answer, finish_reasons, make_scheduler
-from traffic_builders import Arrival, Machine, arrivals, machines, run, tokens_of
+from traffic_builders import Arrival, Machine, arrivals, machines, run, tight_machines, tokens_of
 
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import SampledToken, StepPlan, StepResult, sampled_before
@@ -57,8 +57,8 @@ def alone(machine: Machine, arrival: Arrival, runner: FakeRunner) -> list[Reques
 
 
 @given(
-    machine=machines,
-    traffic=arrivals(),
+    machine=machines | tight_machines,
+    traffic=arrivals(at_least=4),
     failing=st.sets(st.sampled_from([f"r{index}" for index in range(10)]), max_size=2),
 )
 def test_every_request_gets_what_it_would_get_alone_and_in_turn(
@@ -89,8 +89,8 @@ def test_every_request_gets_what_it_would_get_alone_and_in_turn(
 
 
 @given(
-    machine=machines,
-    traffic=arrivals(),
+    machine=machines | tight_machines,
+    traffic=arrivals(at_least=4),
     failing_steps=st.frozensets(st.integers(1, 30), min_size=1, max_size=6),
 )
 def test_a_step_that_fails_ends_its_requests_and_spoils_no_other(
@@ -183,27 +183,50 @@ def test_a_penalty_waits_for_the_token(field: str) -> None:
 
 
 def test_blocks_that_are_short_are_waited_for() -> None:
-    scheduler = make_scheduler(num_blocks=3, block_size=2, max_num_seqs=2)
-    add(scheduler, [1, 2], request_id="a", max_tokens=2)
-    add(scheduler, [3], request_id="b", max_tokens=4)
-    for _ in range(2):
-        scheduler.update(answer(scheduler.schedule()))
-    stats = scheduler.stats()
-    assert (stats.num_running, stats.num_preemptions) == (1, 0)
+    scheduler = make_scheduler(num_blocks=5, block_size=2, max_num_seqs=2)
+    add(scheduler, [1, 2, 3], request_id="a", max_tokens=8)
+    add(scheduler, [4, 5, 6], request_id="b", max_tokens=8)
+    first = scheduler.schedule()
+    second = scheduler.schedule()  # their fourth tokens fit
+    scheduler.update(answer(first))
+    assert waits(scheduler)  # two need a block and one is free
+    outputs = scheduler.update(StepResult([SampledToken("a", EOS), SampledToken("b", 50)]))
+    assert finish_reasons(outputs) == {"a": FinishReason.STOP, "b": None}
+    assert len(second.requests) == 2
+    assert [request.request_id for request in scheduler.schedule().requests] == ["b"]
+    assert scheduler.stats().num_preemptions == 0
+
+
+def test_a_request_that_may_outgrow_the_pool_is_waited_for() -> None:
+    scheduler = make_scheduler(num_blocks=2, block_size=2)
+    add(scheduler, [1, 2, 3], request_id="a", max_tokens=8)
+    plans = [scheduler.schedule(), scheduler.schedule()]
+    scheduler.update(answer(plans[0]))
+    assert waits(scheduler)
+    assert finish_reasons(scheduler.update(answer(plans[1], EOS))) == {"a": FinishReason.STOP}
+
+
+def test_a_place_among_the_samples_is_not_one_among_the_requests() -> None:
+    scheduler = make_scheduler(budget=8, long=8)
+    add(scheduler, list(range(20, 30)), request_id="long", max_tokens=4)
+    scheduler.update(answer(scheduler.schedule()))
+    add(scheduler, 8, request_id="short", max_tokens=4)
+    plan = scheduler.schedule()
+    assert [(request.request_id, request.samples) for request in plan.requests] == [
+        ("short", False),
+        ("long", True),
+    ]
+    assert scheduler.schedule().requests[0].token_ids == [sampled_before(0)]
 
 
 def test_a_block_is_found_once_its_pending_token_is_known() -> None:
     scheduler = make_scheduler(block_size=2)
-    add(scheduler, [1, 2, 3], request_id="a", max_tokens=8)
-    first = scheduler.schedule()
-    second = scheduler.schedule()  # fills the second block with a token that nobody knows
-    scheduler.update(answer(first))
+    add(scheduler, [1, 2, 3], request_id="a", max_tokens=2)
+    plans = [scheduler.schedule(), scheduler.schedule()]  # the second fills a block with a pending token
+    for plan in plans:
+        scheduler.update(answer(plan))
     add(scheduler, [1, 2, 3, 50, 9], request_id="b", max_tokens=1)
-    third = scheduler.schedule()
-    assert {request.request_id: request.num_computed_tokens for request in third.requests} == {"a": 4, "b": 4}
-    scheduler.update(answer(second))
-    scheduler.update(answer(third))
-    scheduler.check()
+    assert [request.num_computed_tokens for request in scheduler.schedule().requests] == [4]
 
 
 def test_an_abort_frees_blocks_while_two_steps_are_in_flight() -> None:
