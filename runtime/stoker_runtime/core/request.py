@@ -31,6 +31,7 @@ class Request:
         "cache_salt",
         "end_token_ids",
         "is_long",
+        "looks_back",
         "masked_token_ids",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -52,6 +53,7 @@ class Request:
     def __init__(self, command: AddRequest, seed: int, eos_token_ids: Iterable[int] = ()) -> None:
         self.request_id: str = command.request_id
         self.sampling: SamplingParams = command.sampling
+        self.looks_back = command.sampling.looks_back
         self.seed = seed
         self.cache_salt: str = command.cache_salt
         self.prompt_token_ids: list[int] = command.prompt_token_ids

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import zip_longest
 
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
@@ -109,7 +109,7 @@ class Scheduler:
         for request in self._running:
             if request.num_missing_tokens != 1 or request.is_ending(self._budgets.max_model_len):
                 continue
-            if request.num_pending_tokens and request.sampling.looks_back:
+            if request.num_pending_tokens and request.looks_back:
                 return True
             if self._running.needs_block(request):
                 needed += 1
@@ -160,7 +160,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
-        num_draft_tokens = sum(item.num_draft_tokens for item in items)
+        num_draft_tokens = sum(item.num_draft_tokens for item in items) if self._budgets.draft_rows else 0
         allowance = self._budgets.prefill(len(items), len(self._waiting), num_draft_tokens)
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
@@ -187,14 +187,17 @@ class Scheduler:
             return outputs
         if result.error is not None:
             return outputs + self._fail(flight, result.error)
-        sampled = iter(result.sampled)
+        sampled, first = result.sampled, 0
         for request, item in flight.items:
-            tokens = list(islice(sampled, item.num_samples))
+            if not item.samples:
+                continue
+            tokens = sampled[first : first + 1 + item.num_draft_tokens]
+            first += len(tokens)
             assert len(tokens) == item.num_samples, "the result has fewer tokens than the plan asked for"
             # Else it was aborted while its step ran, or the step before ended it.
-            if tokens and request.status is RequestStatus.RUNNING:
-                outputs.append(self._accept(request, item.draft_token_ids, tokens))
-        assert next(sampled, None) is None, "the result has more tokens than the plan asked for"
+            if request.status is RequestStatus.RUNNING:
+                outputs.append(self._accept(request, item, tokens))
+        assert first == len(sampled), "the result has more tokens than the plan asked for"
         return outputs
 
     def stats(self) -> EngineStats:
@@ -241,19 +244,22 @@ class Scheduler:
         items: list[ScheduledRequest] = []
         index = 0
         spare = self._drafts.allowance(len(self._running))
+        max_model_len = self._budgets.max_model_len
         while index < len(self._running):
             request = self._running[index]
-            if request.num_missing_tokens == 1 and not request.is_ending(self._budgets.max_model_len):
-                if not self._grow(request):
+            if request.num_missing_tokens == 1 and not request.is_ending(max_model_len):
+                if self._running.needs_block(request) and not self._grow(request):
                     continue  # it left the list, so its place is the next one's
-                draft = self._drafts.propose(request, min(spare, self._draft_room(request)))
-                spare -= len(draft)
+                draft: Sequence[int] = ()
+                if spare:
+                    draft = self._drafts.propose(request, min(spare, self._draft_room(request)))
+                    spare -= len(draft)
                 items.append(self._item(request, 1, draft))
             index += 1
         return items
 
     def _grow(self, request: Request) -> bool:
-        """Give the request a block for its last token if it needs one, at the cost of those behind it.
+        """Give the request a block for its last token, which needs one, at the cost of those behind it.
 
         Returns:
             False when it had to stop running itself: it was the last, or the pool is too small for it.
@@ -295,11 +301,14 @@ class Scheduler:
         self._num_preemptions += 1
 
     def _accept(
-        self, request: Request, draft: Sequence[int], sampled: Sequence[SampledToken]
+        self, request: Request, item: ScheduledRequest, sampled: Sequence[SampledToken]
     ) -> RequestOutput:
         """Take the tokens of a request up to the first that its draft did not foresee."""
-        kept: list[SampledToken] = []
         request.num_pending_tokens -= 1
+        if not item.num_draft_tokens:
+            return self._accept_one(request, sampled[0])
+        kept: list[SampledToken] = []
+        draft = item.draft_token_ids
         for token, guess in zip_longest(sampled, draft):
             assert token.request_id == request.request_id, "the result's order differs from the plan's"
             if token.error is not None:
@@ -312,15 +321,32 @@ class Scheduler:
             request.num_computed_tokens += 1  # the step has computed it, as the guess that it was
         self._drafts.verified(request, len(draft), max(0, len(kept) - 1))
         if not kept:
-            # What made its logits unusable may sit in its KV, where it would fail every later prompt alike.
-            self._pool.unpublish(request.block_ids)
+            return self._fail_alone(request, sampled[0].error)
+        if reason is not None:
             self._finish(request)
-            return ended(request, FinishReason.ERROR, error=sampled[0].error)
+        return stepped(request, kept, reason)
+
+    def _accept_one(self, request: Request, token: SampledToken) -> RequestOutput:
+        """Take the only token that a step sampled for a request."""
+        assert token.request_id == request.request_id, "the result's order differs from the plan's"
+        if token.error is not None:
+            return self._fail_alone(request, token.error)
+        request.append(token.token_id)
+        reason = finish_reason(request, self._budgets.max_model_len)
         if reason is not None:
             self._finish(request)
         else:
             self._running.publish(request)  # what a step in flight fills with a token that was pending
-        return stepped(request, kept, reason)
+        return stepped(request, (token,), reason)
+
+    def _fail_alone(self, request: Request, error: str | None) -> RequestOutput:
+        """End a request whose logits are unusable.
+
+        What made them so may sit in its KV, where it would fail every later prompt alike.
+        """
+        self._pool.unpublish(request.block_ids)
+        self._finish(request)
+        return ended(request, FinishReason.ERROR, error=error)
 
     def _fail(self, flight: _Flight, error: str) -> list[RequestOutput]:
         """End a step's requests; what their blocks were published for, aborted ones' too, is not in them.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from stoker_runtime.core.step import AsyncRunner, Runner, StepPlan, StepResult
 from stoker_runtime.messages import EngineReady

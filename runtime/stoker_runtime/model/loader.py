@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
