@@ -31,6 +31,7 @@ from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.cuda.store_blocks import store_blocks
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
 _TOKENS = 32
@@ -108,6 +109,7 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
     pick(torch.zeros(4, 128256), torch.zeros(4, NUM_SETTINGS, dtype=torch.float64))
     feed(integers(_TOKENS), integers(_TOKENS))
+    store_blocks(integers(64), integers(64), 32)
     gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
 
 

@@ -92,9 +92,10 @@ class Request:
 
     def is_ending(self, max_model_len: int) -> bool:
         """Tell whether it ends with its pending token, whatever that is."""
-        return self.num_pending_tokens > 0 and (
-            len(self.output_token_ids) + self.num_pending_tokens >= self.sampling.max_tokens
-            or self.num_expected_tokens >= max_model_len
+        num_pending = self.num_pending_tokens
+        return num_pending > 0 and (
+            len(self.output_token_ids) + num_pending >= self.sampling.max_tokens
+            or len(self.token_ids) + num_pending >= max_model_len
         )
 
     def append(self, token_id: int) -> None:
@@ -104,5 +105,7 @@ class Request:
 
     def masked_now(self) -> tuple[int, ...]:
         """Return the tokens that the next sample must not be: what would end it before min_tokens."""
-        num_outputs = len(self.output_token_ids) + self.num_pending_tokens
-        return self.masked_token_ids if num_outputs < self.sampling.min_tokens else ()
+        min_tokens = self.sampling.min_tokens
+        if not min_tokens or len(self.output_token_ids) + self.num_pending_tokens >= min_tokens:
+            return ()
+        return self.masked_token_ids

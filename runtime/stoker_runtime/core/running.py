@@ -27,6 +27,7 @@ class Running:
     def __init__(self, max_num_seqs: int, pool: BlockPool) -> None:
         self._max_num_seqs = max_num_seqs
         self._pool = pool
+        self._block_size = pool.block_size
         self._requests: list[Request] = []
         self.prefix_queries = 0  # prompt tokens looked up since start
         self.prefix_hits = 0  # and found
@@ -85,7 +86,8 @@ class Running:
 
     def needs_block(self, request: Request) -> bool:
         """Tell whether the request's last token is beyond its blocks."""
-        return request.num_expected_tokens > len(request.block_ids) * self._pool.block_size
+        num_tokens = len(request.token_ids) + request.num_pending_tokens
+        return num_tokens > len(request.block_ids) * self._block_size
 
     def room(self, request: Request) -> int:
         """Return how many tokens more than it has fit into the request's blocks."""
@@ -106,14 +108,16 @@ class Running:
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
         request.num_computed_tokens = end
         self.publish(request)
-        is_pending = request.num_pending_tokens > 0
-        known = [sampled_before(request.pending_index)] if is_pending else request.token_ids[start:end]
+        num_pending = request.num_pending_tokens
+        token_ids = [sampled_before(request.pending_index)] if num_pending else request.token_ids[start:end]
+        if draft:
+            token_ids += draft
         return ScheduledRequest(
             request_id=request.request_id,
-            token_ids=[*known, *draft],
+            token_ids=token_ids,
             num_computed_tokens=start,
             block_ids=request.block_ids,
-            samples=end == request.num_expected_tokens,
+            samples=end == len(request.token_ids) + num_pending,
             sampling=request.sampling,
             seed=request.seed,
             prompt_token_ids=request.prompt_token_ids,
@@ -124,9 +128,10 @@ class Running:
 
     def publish(self, request: Request) -> None:
         """Make the blocks findable that the request has filled with known tokens."""
-        num_tokens = min(request.num_computed_tokens, len(request.token_ids))
-        if num_tokens < (request.num_published_blocks + 1) * self._pool.block_size:
+        least = (request.num_published_blocks + 1) * self._block_size
+        if request.num_computed_tokens < least or len(request.token_ids) < least:
             return
+        num_tokens = min(request.num_computed_tokens, len(request.token_ids))
         filled = range(request.num_published_blocks, num_tokens // self._pool.block_size)
         request.num_published_blocks = filled.stop
         if self._pool.is_caching:

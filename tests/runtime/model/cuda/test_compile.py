@@ -42,6 +42,7 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_pick_kernel",
         "_rotate_kernel",
         "_splits_kernel",
+        "_store_blocks_kernel",
     }
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY, kernel
