@@ -26,10 +26,12 @@ from triton.runtime.jit import JITFunction
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.norms import add_and_norm
-from stoker_runtime.model.cuda.pick import pick
+from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.cuda.store_blocks import store_blocks
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
 _TOKENS = 32
@@ -105,8 +107,9 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     attend_chunks(query, (cache[0], cache[1]), 16, chunks, heads, scoring, out)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
-    rows = [torch.zeros(4, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
-    pick(torch.zeros(4, 128256), rows[0], rows[1], rows[2])
+    pick(torch.zeros(4, 128256), torch.zeros(4, NUM_SETTINGS, dtype=torch.float64))
+    feed(integers(_TOKENS), integers(_TOKENS))
+    store_blocks(integers(64), integers(64), 32)
     gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
 
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -110,27 +111,34 @@ def first_token_seconds(engine: Engine, num_tokens: int, repeats: int) -> float:
 
 def engine_times(engine: Engine, runner: Runner, batch: int, prompt: int, output: int) -> EngineTimes:
     """Run a batch of requests to their end and time the steps in which all of them decode."""
-    inside: list[float] = []
-    plain_step = runner.step
+    inside = [0.0]
 
-    def timed(plan: StepPlan) -> object:
-        start_s = time.perf_counter()
-        result = plain_step(plan)
-        inside.append(time.perf_counter() - start_s)
-        return result
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            start_s = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                inside[0] += time.perf_counter() - start_s
 
-    runner.step = timed  # type: ignore[method-assign,assignment]
+        return run
+
+    # A step is either one call or, with asynchronous scheduling, two.
+    calls = ("submit", "collect") if runner.ready().async_scheduling else ("step",)
+    for name in calls:
+        setattr(runner, name, timed(getattr(runner, name)))
     try:
         for index in range(batch):
             engine.add(_request(f"batch-{index}", prompt, output, seed=1000 + index))
         steps: list[tuple[float, float]] = []  # seconds in all, and inside the runner
         while engine.has_work:
-            start_s = time.perf_counter()
+            start_s, inside[0] = time.perf_counter(), 0.0
             outputs = engine.step().outputs
             if len(outputs) == batch:
-                steps.append((time.perf_counter() - start_s, inside[-1]))
+                steps.append((time.perf_counter() - start_s, inside[0]))
     finally:
-        runner.step = plain_step  # type: ignore[method-assign]
+        for name in calls:
+            delattr(runner, name)
     if not steps:
         raise RuntimeError(
             f"{batch} requests never decoded together: the KV cache or the budget is too small"

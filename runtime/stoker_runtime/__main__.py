@@ -18,6 +18,7 @@ import click
 
 from stoker_runtime import __version__, logs, machine, termination
 from stoker_runtime.config import (
+    ASYNC_SCHEDULINGS,
     DEVICES,
     DTYPES,
     LOG_LEVELS,
@@ -94,6 +95,12 @@ def cli() -> None:
     type=click.Choice(SPECULATIVES),
     default="none",
     help="ngram: guess tokens from the request's own text; the answer stays the same.",
+)
+@_option(
+    "--async-scheduling",
+    type=click.Choice(ASYNC_SCHEDULINGS),
+    default=EngineConfig.async_scheduling,
+    help="Plan a step while the one before is computed.  auto: where Triton computes, on CUDA.",
 )
 @_option("--block-size", type=int, default=EngineConfig.block_size, help="Tokens in one KV block.")
 @_option(

@@ -19,11 +19,13 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["none", "int8"]
 Speculative = Literal["none", "ngram"]
+AsyncScheduling = Literal["auto", "on", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 SPECULATIVES: tuple[Speculative, ...] = get_args(Speculative)
+ASYNC_SCHEDULINGS: tuple[AsyncScheduling, ...] = get_args(AsyncScheduling)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
@@ -67,6 +69,7 @@ class EngineConfig:
     prefill_context_price: int = 0  # likewise
     long_prompt_tokens: int = 0  # a prompt with more to compute makes way for shorter ones; 0: by device
     speculative: Speculative = "none"  # how tokens are guessed ahead
+    async_scheduling: AsyncScheduling = "auto"  # whether a step is planned while the one before is computed
     block_size: int = 16  # tokens per KV block
     memory_fraction: float = 0.90  # of the device's memory, for weights, activations and KV
     kv_cache_bytes: int = 0  # 0: by device, see cpu_kv_cache_bytes and memory_fraction
@@ -80,6 +83,7 @@ class EngineConfig:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
         _one_of("--speculative", self.speculative, SPECULATIVES)
+        _one_of("--async-scheduling", self.async_scheduling, ASYNC_SCHEDULINGS)
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-model-len", self.max_model_len, 0)
         _at_least("--max-num-seqs", self.max_num_seqs, 0)
@@ -88,6 +92,11 @@ class EngineConfig:
         _at_least("--long-prompt-tokens", self.long_prompt_tokens, 0)
         _at_least("--kv-cache-memory", self.kv_cache_bytes, 0)
         _at_least("--num-threads", self.num_threads, 1)
+        if self.async_scheduling == "on" and self.speculative != "none":
+            raise ConfigError(
+                f"--async-scheduling is on and --speculative is {self.speculative}, which needs a step's "
+                "tokens before the next is planned; turn one of them off"
+            )
         if self.max_model_len == 1:
             raise ConfigError("--max-model-len is 1, which leaves no room for output; use 2 or more")
         if not 1 <= self.block_size <= 1024:

@@ -43,6 +43,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; n: the sampled token and the n most likely
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether what may be picked depends on the tokens picked before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
 
 class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     """Start one generation. ``n > 1`` is n requests."""
@@ -126,6 +131,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     weights_bytes: int
     kv_cache_bytes: int
     load_s: float
+    async_scheduling: bool = False  # a step may be submitted before the one before it is done
     prefill_beside_decodes: int = 0  # prompt tokens that may join a step that decodes; 0: not measured
 
 

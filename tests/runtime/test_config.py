@@ -33,6 +33,10 @@ from stoker_runtime.errors import ConfigError
         pytest.param({"kv_cache_bytes": -1}, "--kv-cache-memory", id="kv"),
         pytest.param({"num_threads": 0}, "--num-threads", id="threads"),
         pytest.param({"seed": -1}, "--seed", id="seed"),
+        pytest.param({"async_scheduling": "maybe"}, "--async-scheduling", id="async-scheduling"),
+        pytest.param(
+            {"async_scheduling": "on", "speculative": "ngram"}, "--speculative", id="async-and-speculative"
+        ),
     ],
 )
 def test_engine_setting_that_cannot_work_is_refused_by_name(options: dict[str, Any], named: str) -> None:

@@ -57,9 +57,9 @@ def too_long_for_pool(request: Request, capacity: int) -> str:
 
 def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
     """Return why a request ends with its last token, None when it goes on."""
-    if request.output_token_ids[-1] in request.end_token_ids:
+    output = request.output_token_ids
+    if output[-1] in request.end_token_ids:
         return FinishReason.STOP
-    is_long = request.num_tokens >= max_model_len
-    if is_long or len(request.output_token_ids) >= request.sampling.max_tokens:
+    if len(output) >= request.sampling.max_tokens or len(request.token_ids) >= max_model_len:
         return FinishReason.LENGTH
     return None

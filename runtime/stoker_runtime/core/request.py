@@ -31,13 +31,16 @@ class Request:
         "cache_salt",
         "end_token_ids",
         "is_long",
+        "looks_back",
         "masked_token_ids",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_overtakes",
+        "num_pending_tokens",
         "num_published_blocks",
         "order",
         "output_token_ids",
+        "pending_index",
         "priority",
         "prompt_token_ids",
         "request_id",
@@ -50,6 +53,7 @@ class Request:
     def __init__(self, command: AddRequest, seed: int, eos_token_ids: Iterable[int] = ()) -> None:
         self.request_id: str = command.request_id
         self.sampling: SamplingParams = command.sampling
+        self.looks_back = command.sampling.looks_back
         self.seed = seed
         self.cache_salt: str = command.cache_salt
         self.prompt_token_ids: list[int] = command.prompt_token_ids
@@ -60,7 +64,9 @@ class Request:
         self.is_long = False  # whether it misses, or missed when it started, as much as a long prompt
         self.num_overtakes = 0  # short prompts that came later and started first, while it waits
         self.status = RequestStatus.WAITING
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = 0  # those of steps in flight count
+        self.num_pending_tokens = 0  # that steps in flight sample: they exist, but nobody knows them yet
+        self.pending_index = 0  # of the last of them, among all that its step samples
         self.num_published_blocks = 0  # leading blocks that were made findable, or were found
         self.num_cached_tokens: int | None = None  # None until it is first admitted
         self.block_ids: list[int] = []
@@ -75,9 +81,22 @@ class Request:
         return len(self.token_ids)
 
     @property
+    def num_expected_tokens(self) -> int:
+        """Prompt and output tokens, pending ones included."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_missing_tokens(self) -> int:
         """Tokens still to compute; 1 while decoding, more during prefill."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    def is_ending(self, max_model_len: int) -> bool:
+        """Tell whether it ends with its pending token, whatever that is."""
+        num_pending = self.num_pending_tokens
+        return num_pending > 0 and (
+            len(self.output_token_ids) + num_pending >= self.sampling.max_tokens
+            or len(self.token_ids) + num_pending >= max_model_len
+        )
 
     def append(self, token_id: int) -> None:
         """Add an output token."""
@@ -86,4 +105,7 @@ class Request:
 
     def masked_now(self) -> tuple[int, ...]:
         """Return the tokens that the next sample must not be: what would end it before min_tokens."""
-        return self.masked_token_ids if len(self.output_token_ids) < self.sampling.min_tokens else ()
+        min_tokens = self.sampling.min_tokens
+        if not min_tokens or len(self.output_token_ids) + self.num_pending_tokens >= min_tokens:
+            return ()
+        return self.masked_token_ids

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.queue import by_order
 from stoker_runtime.core.request import Request, RequestStatus
-from stoker_runtime.core.step import ScheduledRequest
+from stoker_runtime.core.step import ScheduledRequest, sampled_before
 
 
 class Running:
@@ -27,6 +27,7 @@ class Running:
     def __init__(self, max_num_seqs: int, pool: BlockPool) -> None:
         self._max_num_seqs = max_num_seqs
         self._pool = pool
+        self._block_size = pool.block_size
         self._requests: list[Request] = []
         self.prefix_queries = 0  # prompt tokens looked up since start
         self.prefix_hits = 0  # and found
@@ -77,41 +78,46 @@ class Running:
 
     def grow(self, request: Request) -> bool:
         """Make room for the request's last token, which may need one more block; False if none is free."""
-        if self._pool.blocks_for(request.num_tokens) > len(request.block_ids):
+        if self.needs_block(request):
             if self._pool.num_free == 0:
                 return False
             request.block_ids += self._pool.take(1)
         return True
+
+    def needs_block(self, request: Request) -> bool:
+        """Tell whether the request's last token is beyond its blocks."""
+        num_tokens = len(request.token_ids) + request.num_pending_tokens
+        return num_tokens > len(request.block_ids) * self._block_size
 
     def room(self, request: Request) -> int:
         """Return how many tokens more than it has fit into the request's blocks."""
         return len(request.block_ids) * self._pool.block_size - request.num_tokens
 
     def compute(self, request: Request, count: int, draft: Sequence[int] = ()) -> ScheduledRequest:
-        """Describe the request's share of the step and make the blocks it fills findable right away.
+        """Describe the request's share of the step, which counts as computed from now on.
 
-        Whoever shares such a block comes later in the same plan or in a later one, and a runner stores KV
-        before it attends, so the block is filled before it is read. What a draft fills is not findable before
-        it is known to be right.
+        The blocks that it fills become findable right away. Whoever shares such a block comes later in the
+        same plan or in a later one, and a runner stores KV before it attends, so the block is filled before
+        it is read. What a draft fills is not findable before it is known to be right.
 
         Args:
             request: it runs.
-            count: of its known tokens.
+            count: of its tokens; a pending one is the last and comes alone.
             draft: guesses behind the last known token, for which there is room.
         """
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
-        filled = range(request.num_published_blocks, end // self._pool.block_size)
-        request.num_published_blocks = max(request.num_published_blocks, filled.stop)
-        if filled and self._pool.is_caching:
-            self._pool.extend_hashes(request.block_hashes, request.token_ids, filled.stop, request.cache_salt)
-            for index in filled:
-                self._pool.publish(request.block_ids[index], request.block_hashes[index])
+        request.num_computed_tokens = end
+        self.publish(request)
+        num_pending = request.num_pending_tokens
+        token_ids = [sampled_before(request.pending_index)] if num_pending else request.token_ids[start:end]
+        if draft:
+            token_ids += draft
         return ScheduledRequest(
             request_id=request.request_id,
-            token_ids=request.token_ids[start:end] + list(draft),
+            token_ids=token_ids,
             num_computed_tokens=start,
             block_ids=request.block_ids,
-            samples=end == request.num_tokens,
+            samples=end == len(request.token_ids) + num_pending,
             sampling=request.sampling,
             seed=request.seed,
             prompt_token_ids=request.prompt_token_ids,
@@ -119,6 +125,19 @@ class Running:
             masked_token_ids=request.masked_now(),
             num_draft_tokens=len(draft),
         )
+
+    def publish(self, request: Request) -> None:
+        """Make the blocks findable that the request has filled with known tokens."""
+        least = (request.num_published_blocks + 1) * self._block_size
+        if request.num_computed_tokens < least or len(request.token_ids) < least:
+            return
+        num_tokens = min(request.num_computed_tokens, len(request.token_ids))
+        filled = range(request.num_published_blocks, num_tokens // self._pool.block_size)
+        request.num_published_blocks = filled.stop
+        if self._pool.is_caching:
+            self._pool.extend_hashes(request.block_hashes, request.token_ids, filled.stop, request.cache_salt)
+            for index in filled:
+                self._pool.publish(request.block_ids[index], request.block_hashes[index])
 
     def stop(self, request: Request) -> None:
         """Take a request out and give its blocks back; they stay findable until somebody takes them."""
@@ -130,6 +149,7 @@ class Running:
         request.block_ids = []
         request.num_computed_tokens = 0
         request.num_published_blocks = 0
+        request.num_pending_tokens = 0
 
     def check(self) -> None:
         """Assert what holds between steps: order, blocks for what is computed, and something to compute.
@@ -143,7 +163,7 @@ class Running:
         for request in self._requests:
             assert request.status is RequestStatus.RUNNING
             assert request.num_missing_tokens >= 1, "a running request has nothing to compute"
-            held, most = len(request.block_ids), self._pool.blocks_for(request.num_tokens)
+            held, most = len(request.block_ids), self._pool.blocks_for(request.num_expected_tokens)
             least = self._pool.blocks_for(request.num_computed_tokens)
             assert least <= held <= most, "a request holds too few or too many blocks"
             assert held == most or request.num_missing_tokens == 1, "a prompt may have to wait for a block"

@@ -14,14 +14,23 @@ Requests are ordered by priority, then by arrival.
    middle of their prompt and, unless something was preempted, to waiting ones, while budget and blocks last.
    `prefill` says who gets how much, so that neither short nor long prompts starve each other.
 
+A plan may be made while the one before is still computed (asynchronous scheduling, as vLLM calls it). Then
+each request that samples in the step in flight has a pending token, which counts like a known one: its
+position, its block and whether it is the last allowed are known, only its value is not. What depends on the
+value waits, see `must_wait`. A request that turns out to have ended has a row in the step in flight; the
+result is dropped. Its blocks may be handed out again while that step still writes to them, because steps run
+in order.
+
 The first running request in order moves in each step and is never preempted, and a waiting one is overtaken a
 bounded number of times by requests behind it in order; so each request ends.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from itertools import islice, zip_longest
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
@@ -33,6 +42,19 @@ from stoker_runtime.core.request import Request, RequestStatus
 from stoker_runtime.core.running import Running
 from stoker_runtime.core.step import SampledToken, ScheduledRequest, StepPlan, StepResult
 from stoker_runtime.messages import EngineStats, FinishReason, RequestOutput
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A plan whose result is not known yet.
+
+    Args:
+        items: what it computes.
+        is_void: whether its result means nothing, because it was made on a step that then failed.
+    """
+
+    items: list[tuple[Request, ScheduledRequest]] = field(default_factory=list)
+    is_void: bool = False
 
 
 class Scheduler:
@@ -52,7 +74,9 @@ class Scheduler:
         self._running = Running(budgets.max_num_seqs, block_pool)
         self._prefills = Prefills(budgets, self._running, self._waiting)
         self._drafts = Drafts(budgets.draft_rows)
-        self._in_step: list[tuple[Request, ScheduledRequest]] = []  # the latest plan, until its update
+        self._in_flight: deque[_Flight] = deque()  # at most two plans, the older one first
+        self._flight = _Flight()  # the plan that is being made
+        self._num_samples = 0  # in it
         self._ended: list[RequestOutput] = []  # ends that no step result brings; go out with the next update
         self._num_arrivals = 0
         self._num_preemptions = 0
@@ -63,7 +87,35 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether another step has something to compute or to say."""
-        return bool(self._requests or self._ended)
+        return bool(self._requests or self._ended or self._in_flight)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans without a result."""
+        return len(self._in_flight)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the next plan depends on the result of one in flight.
+
+        It does where a draft or a penalty looks at the tokens, and where blocks are short: whoever ends with
+        its pending token leaves some, so that nobody has to be preempted.
+        """
+        if not self._in_flight:
+            return False
+        if len(self._in_flight) > 1 or self._budgets.draft_rows:
+            return True
+        needed = 0
+        for request in self._running:
+            if request.num_missing_tokens != 1 or request.is_ending(self._budgets.max_model_len):
+                continue
+            if request.num_pending_tokens and request.looks_back:
+                return True
+            if self._running.needs_block(request):
+                needed += 1
+                if request.num_expected_tokens > self._capacity:
+                    return True
+        return needed > self._pool.num_free
 
     def add(self, request: Request) -> None:
         """Queue a request. One that can never run ends with an error output in the next update."""
@@ -97,27 +149,30 @@ class Scheduler:
             self.abort(request_id)
 
     def schedule(self) -> StepPlan:
-        """Plan the next step. Its result must be given to `update` before the next call.
+        """Plan the next step, not while `must_wait`.
 
         Returns:
-            The plan, decodes first; empty only when no request is left to compute.
+            The plan, decodes first. Its result must be given to `update`, unless it is empty: then no request
+            is left to compute, or none before the result of the step in flight.
         """
-        assert not self._in_step, "the last step has no result yet"
+        assert len(self._in_flight) < 2, "two steps have no result yet"
+        self._flight, self._num_samples = _Flight(), 0
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
-        num_draft_tokens = sum(item.num_draft_tokens for item in items)
+        num_draft_tokens = sum(item.num_draft_tokens for item in items) if self._budgets.draft_rows else 0
         allowance = self._budgets.prefill(len(items), len(self._waiting), num_draft_tokens)
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
         plan = StepPlan(items)
-        self._num_in_step = len(items)
+        if items:
+            self._in_flight.append(self._flight)
         self._num_steps += bool(items)
         self._num_scheduled_tokens += plan.num_tokens
         return plan
 
     def update(self, result: StepResult) -> list[RequestOutput]:
-        """Take in the latest plan's result.
+        """Take in the result of the earliest plan without one; without any, only say what else has ended.
 
         Args:
             result: one entry per position that the plan samples, in the plan's order.
@@ -126,19 +181,23 @@ class Scheduler:
             New tokens and ends, also the ends that came about without a result.
         """
         outputs, self._ended = self._ended, []
-        in_step, self._in_step = self._in_step, []
+        flight = self._in_flight.popleft() if self._in_flight else _Flight()
+        self._num_in_step = len(flight.items)
+        if flight.is_void:
+            return outputs
         if result.error is not None:
-            return outputs + self._fail(in_step, result.error)
-        sampled = iter(result.sampled)
-        for request, item in in_step:
-            tokens = list(islice(sampled, item.num_samples))
+            return outputs + self._fail(flight, result.error)
+        sampled, first = result.sampled, 0
+        for request, item in flight.items:
+            if not item.samples:
+                continue
+            tokens = sampled[first : first + 1 + item.num_draft_tokens]
+            first += len(tokens)
             assert len(tokens) == item.num_samples, "the result has fewer tokens than the plan asked for"
-            if request.status is not RequestStatus.RUNNING:
-                continue  # aborted while its step ran
-            request.num_computed_tokens += len(item.token_ids) - item.num_draft_tokens
-            if tokens:
-                outputs.append(self._accept(request, item.draft_token_ids, tokens))
-        assert next(sampled, None) is None, "the result has more tokens than the plan asked for"
+            # Else it was aborted while its step ran, or the step before ended it.
+            if request.status is RequestStatus.RUNNING:
+                outputs.append(self._accept(request, item, tokens))
+        assert first == len(sampled), "the result has more tokens than the plan asked for"
         return outputs
 
     def stats(self) -> EngineStats:
@@ -159,12 +218,19 @@ class Scheduler:
         )
 
     def check(self) -> None:
-        """Assert every invariant; valid between steps, which is after `update` and before `schedule`.
+        """Assert every invariant; valid after `update`, with at most one step in flight.
 
         Raises:
             AssertionError: the first invariant that does not hold.
         """
-        assert not self._in_step, "a step has no result yet"
+        pending = [
+            request
+            for flight in self._in_flight
+            for request, item in flight.items
+            if item.samples and not flight.is_void
+        ]
+        for request in self._requests.values():
+            assert request.num_pending_tokens == pending.count(request), "pending tokens are counted wrongly"
         assert set(self._requests.values()) == {*self._running, *self._waiting}
         assert len(self._requests) == len(self._running) + len(self._waiting), "a request is queued twice"
         for request in self._waiting:
@@ -178,24 +244,27 @@ class Scheduler:
         items: list[ScheduledRequest] = []
         index = 0
         spare = self._drafts.allowance(len(self._running))
+        max_model_len = self._budgets.max_model_len
         while index < len(self._running):
             request = self._running[index]
-            if request.num_missing_tokens == 1:
-                if not self._grow(request):
+            if request.num_missing_tokens == 1 and not request.is_ending(max_model_len):
+                if self._running.needs_block(request) and not self._grow(request):
                     continue  # it left the list, so its place is the next one's
-                draft = self._drafts.propose(request, min(spare, self._draft_room(request)))
-                spare -= len(draft)
+                draft: Sequence[int] = ()
+                if spare:
+                    draft = self._drafts.propose(request, min(spare, self._draft_room(request)))
+                    spare -= len(draft)
                 items.append(self._item(request, 1, draft))
             index += 1
         return items
 
     def _grow(self, request: Request) -> bool:
-        """Give the request a block for its last token if it needs one, at the cost of those behind it.
+        """Give the request a block for its last token, which needs one, at the cost of those behind it.
 
         Returns:
             False when it had to stop running itself: it was the last, or the pool is too small for it.
         """
-        if request.num_tokens > self._capacity:
+        if request.num_expected_tokens > self._capacity:
             self._fail_too_long(request)
             return False
         while not self._running.grow(request):
@@ -211,11 +280,18 @@ class Scheduler:
 
     def _item(self, request: Request, count: int, draft: Sequence[int] = ()) -> ScheduledRequest:
         item = self._running.compute(request, count, draft)
-        self._in_step.append((request, item))
+        if item.samples:
+            request.num_pending_tokens += 1
+            request.pending_index = self._num_samples
+            self._num_samples += item.num_samples
+        self._flight.items.append((request, item))
         return item
 
     def _preempt(self, request: Request) -> None:
-        """Make a running request wait again; its order puts it ahead of all that came after it."""
+        """Make a running request wait again; its order puts it ahead of all that came after it.
+
+        It loses pending tokens, so unless their step is void nothing may be in flight.
+        """
         if request.num_tokens > self._capacity:
             self._fail_too_long(request)
             return
@@ -225,10 +301,14 @@ class Scheduler:
         self._num_preemptions += 1
 
     def _accept(
-        self, request: Request, draft: Sequence[int], sampled: Sequence[SampledToken]
+        self, request: Request, item: ScheduledRequest, sampled: Sequence[SampledToken]
     ) -> RequestOutput:
         """Take the tokens of a request up to the first that its draft did not foresee."""
+        request.num_pending_tokens -= 1
+        if not item.num_draft_tokens:
+            return self._accept_one(request, sampled[0])
         kept: list[SampledToken] = []
+        draft = item.draft_token_ids
         for token, guess in zip_longest(sampled, draft):
             assert token.request_id == request.request_id, "the result's order differs from the plan's"
             if token.error is not None:
@@ -241,22 +321,50 @@ class Scheduler:
             request.num_computed_tokens += 1  # the step has computed it, as the guess that it was
         self._drafts.verified(request, len(draft), max(0, len(kept) - 1))
         if not kept:
-            # What made its logits unusable may sit in its KV, where it would fail every later prompt alike.
-            self._pool.unpublish(request.block_ids)
-            self._finish(request)
-            return ended(request, FinishReason.ERROR, error=sampled[0].error)
+            return self._fail_alone(request, sampled[0].error)
         if reason is not None:
             self._finish(request)
         return stepped(request, kept, reason)
 
-    def _fail(self, in_step: list[tuple[Request, ScheduledRequest]], error: str) -> list[RequestOutput]:
-        """End a step's requests; what their blocks were published for, aborted ones' too, is not in them."""
+    def _accept_one(self, request: Request, token: SampledToken) -> RequestOutput:
+        """Take the only token that a step sampled for a request."""
+        assert token.request_id == request.request_id, "the result's order differs from the plan's"
+        if token.error is not None:
+            return self._fail_alone(request, token.error)
+        request.append(token.token_id)
+        reason = finish_reason(request, self._budgets.max_model_len)
+        if reason is not None:
+            self._finish(request)
+        else:
+            self._running.publish(request)  # what a step in flight fills with a token that was pending
+        return stepped(request, (token,), reason)
+
+    def _fail_alone(self, request: Request, error: str | None) -> RequestOutput:
+        """End a request whose logits are unusable.
+
+        What made them so may sit in its KV, where it would fail every later prompt alike.
+        """
+        self._pool.unpublish(request.block_ids)
+        self._finish(request)
+        return ended(request, FinishReason.ERROR, error=error)
+
+    def _fail(self, flight: _Flight, error: str) -> list[RequestOutput]:
+        """End a step's requests; what their blocks were published for, aborted ones' too, is not in them.
+
+        Nor is it in the blocks of a later step, whose other requests may share them: those start again.
+        """
         outputs = []
-        for request, item in in_step:
+        for request, item in flight.items:
             self._pool.unpublish(item.block_ids)
             if request.status is RequestStatus.RUNNING:
                 self._finish(request)
                 outputs.append(ended(request, FinishReason.ERROR, error=error))
+        for later in self._in_flight:
+            later.is_void = True
+            for request, item in later.items:
+                self._pool.unpublish(item.block_ids)
+                if request.status is RequestStatus.RUNNING:
+                    self._preempt(request)
         return outputs
 
     def _fail_too_long(self, request: Request) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import msgspec
+from msgspec.structs import replace
 
 from stoker_runtime.messages import EngineReady, SamplingParams, TokenLogprob
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+# Structs rather than dataclasses where a step makes hundreds: a frozen dataclass takes microseconds to make.
+class ScheduledRequest(msgspec.Struct, frozen=True):
     """One request's share of a step.
 
     The runner computes `token_ids`, whose positions are `num_computed_tokens ..`, writes their KV into the
     slots that `block_ids` gives for those positions, and, if `samples` is set, picks the token that follows
     the last known one. The last tokens may be a draft, guesses that nobody has sampled yet: then it also
     picks what follows each of them.
+
+    A plan that is made before the result of the plan before is known holds placeholders for the tokens which
+    that one samples, see `sampled_before`.
     """
 
     request_id: str
-    token_ids: list[int]  # >= 1 tokens to compute
+    token_ids: list[int]  # >= 1 tokens to compute, or the placeholder of one
     num_computed_tokens: int  # tokens before them, whose KV is already stored
     block_ids: list[int]  # the request's whole block table; covers num_computed_tokens + len(token_ids)
     samples: bool  # True when this step computes the request's last known token
@@ -61,6 +67,19 @@ class ScheduledRequest:
                 masked_token_ids=self.masked_token_ids if len(output) < self.sampling.min_tokens else (),
             )
 
+    def resolved(self, sampled: Sequence[SampledToken]) -> ScheduledRequest:
+        """Return the request without placeholders, see StepPlan.resolved."""
+        if self.token_ids[0] >= 0:  # a pending token is a request's only one
+            return self
+        index = -1 - self.token_ids[0]
+        token_id = sampled[index].token_id if index < len(sampled) else 0
+        return replace(self, token_ids=[max(0, token_id)])
+
+
+def sampled_before(index: int) -> int:
+    """Return the placeholder for the token that the plan before samples at a place among its samples."""
+    return -1 - index
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -81,9 +100,17 @@ class StepPlan:
         """Return every position that is sampled, see ScheduledRequest.positions, in plan order."""
         return [position for request in self.requests for position in request.positions()]
 
+    def resolved(self, before: StepResult) -> StepPlan:
+        """Return the plan without placeholders.
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+        Args:
+            before: result of the plan before. What is computed of a token that it does not have, because it
+                failed, nobody asks for.
+        """
+        return StepPlan([request.resolved(before.sampled) for request in self.requests])
+
+
+class SampledToken(msgspec.Struct, frozen=True):
     """The token a request got, or why it got none."""
 
     request_id: str
@@ -112,4 +139,17 @@ class Runner(Protocol):
 
     def step(self, plan: StepPlan) -> StepResult:
         """Compute one step. Any exception is fatal to the engine process; see StepResult.error for others."""
+        ...
+
+
+@runtime_checkable
+class AsyncRunner(Runner, Protocol):
+    """A Runner that takes a plan while it still computes the one before, and fills in placeholders itself."""
+
+    def submit(self, plan: StepPlan) -> None:
+        """Begin a step, after all that were submitted before it."""
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the earliest submitted step whose result was not collected; raises what `step` would."""
         ...

@@ -1,4 +1,8 @@
-"""One model being served: a scheduler and a runner, stepped together. No I/O and no thread of its own."""
+"""One model being served: a scheduler and a runner, stepped together. No I/O.
+
+With asynchronous scheduling a step is planned and submitted while the one before is computed; the result of
+that one is then read, told and sent while the device is already busy with the next.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import Runner, StepResult
 from stoker_runtime.engine.queue_times import QueueTimes
+from stoker_runtime.engine.runners import as_async
 from stoker_runtime.messages import AddRequest, StepOutputs
 
 
@@ -50,6 +55,7 @@ class Engine:
         )
         self.scheduler = Scheduler(budgets, BlockPool(ready.num_blocks, ready.block_size, key))
         self._runner = runner
+        self._steps, self._max_in_flight = as_async(runner, ready, config.async_scheduling)
         self._eos_token_ids = ready.eos_token_ids
         self._vocab_size = ready.vocab_size
         self._seeds = random.Random(config.seed)
@@ -89,9 +95,13 @@ class Engine:
         Returns:
             What the step gave each request. Without work it computes nothing and reports the stats.
         """
-        plan = self.scheduler.schedule()
-        self._queue_times.started(plan, self._clock())
-        result = self._runner.step(plan) if plan.requests else StepResult()
+        while self.scheduler.num_in_flight < self._max_in_flight and not self.scheduler.must_wait:
+            plan = self.scheduler.schedule()
+            if not plan.requests:
+                break
+            self._queue_times.started(plan, self._clock())
+            self._steps.submit(plan)
+        result = self._steps.collect() if self.scheduler.num_in_flight else StepResult()
         outputs = self._queue_times.stamped(self.scheduler.update(result))
         return StepOutputs(outputs=outputs, stats=self.scheduler.stats())
 

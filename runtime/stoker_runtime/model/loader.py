@@ -26,7 +26,7 @@ from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.pace import prefill_beside_decodes
-from stoker_runtime.model.runner import AnyDecoder, ModelRunner, RecordingDecoder, run_step
+from stoker_runtime.model.runner import AnyDecoder, FeedingDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
@@ -111,6 +111,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             weights_bytes=decoder.num_bytes,
             kv_cache_bytes=cache.num_bytes,
             load_s=time.monotonic() - started,
+            async_scheduling=isinstance(decoder, FeedingDecoder),
             prefill_beside_decodes=beside,
         ),
     )
@@ -222,7 +223,9 @@ def largest_plan(config: EngineConfig, longest: int) -> StepPlan:
     table = [0] * -(-longest // config.block_size)
     return StepPlan(
         [
-            replace(request, num_computed_tokens=longest - len(request.token_ids), block_ids=table)
+            msgspec.structs.replace(
+                request, num_computed_tokens=longest - len(request.token_ids), block_ids=table
+            )
             if len(request.token_ids) > 1
             else request
             for request in plan.requests

@@ -27,11 +27,11 @@ _SPAN = 64  # tokens summed together when a place in the distribution is looked 
 class Picker(Protocol):
     """Who looks at rows of logits. Rows do not depend on each other."""
 
-    def are_finite(self, logits: Tensor) -> list[bool]:
-        """Tell of each row whether all its logits are finite numbers: [B, V] float32."""
+    def are_finite(self, logits: Tensor) -> Tensor:
+        """Tell of each row whether all its logits are finite numbers: [B, V] float32 -> [B] bool."""
         ...
 
-    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
         """Pick the most likely token of each greedy row and draw one for the others.
 
         Args:
@@ -42,7 +42,7 @@ class Picker(Protocol):
             Token ids; -1 for a row whose largest logit is not a finite number.
 
         Shapes:
-            logits [B, V] float32
+            logits [B, V] float32 -> [B], integers on the same device
         """
         ...
 
@@ -50,21 +50,22 @@ class Picker(Protocol):
 class TorchPicker:
     """A Picker in PyTorch's operators, for any device."""
 
-    def are_finite(self, logits: Tensor) -> list[bool]:
+    def are_finite(self, logits: Tensor) -> Tensor:
         """See Picker."""
-        found: list[bool] = logits.sum(dim=-1).isfinite().tolist()
-        return found
+        return logits.sum(dim=-1).isfinite()
 
-    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
         """See Picker."""
-        is_finite = logits.amax(dim=-1).isfinite().tolist()
-        drawn = [row for row in rows_where(requests, is_drawn) if is_finite[row]]
-        picked = [-1] * len(requests) if len(drawn) == len(requests) else logits.argmax(dim=-1).tolist()
+        is_finite = logits.amax(dim=-1).isfinite()
+        is_sound: list[bool] = is_finite.tolist()
+        drawn = [row for row in rows_where(requests, is_drawn) if is_sound[row]]
+        if len(drawn) == len(requests):
+            return _draw(logits, requests)
+        picked = logits.argmax(dim=-1)
         if drawn:
-            chosen = logits[drawn] if len(drawn) < len(requests) else logits
-            for row, token_id in zip(drawn, _draw(chosen, [requests[row] for row in drawn]), strict=True):
-                picked[row] = token_id
-        return [token_id if ok else -1 for token_id, ok in zip(picked, is_finite, strict=True)]
+            rows = on_device(drawn, torch.long, logits.device)
+            picked[rows] = _draw(logits[rows], [requests[row] for row in drawn])
+        return torch.where(is_finite, picked, -1)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -87,9 +88,16 @@ def rows_where(requests: Sequence[ScheduledRequest], wanted: Callable[[SamplingP
     return [row for row, request in enumerate(requests) if wanted(request.sampling)]
 
 
+def on_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers, or equally long tuples of them, as a tensor, without waiting for the device."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
 def column(values: Sequence[float], like: Tensor) -> Tensor:
     """Return one float32 per row, [R, 1]."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+    return on_device(values, torch.float32, like.device).unsqueeze(1)
 
 
 def is_drawn(sampling: SamplingParams) -> bool:
@@ -97,8 +105,8 @@ def is_drawn(sampling: SamplingParams) -> bool:
     return sampling.temperature >= _GREEDY_BELOW
 
 
-def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
-    """Draw one token per row: logits [R, V], overwritten."""
+def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
+    """Draw one token per row: logits [R, V], overwritten, -> [R]."""
     temperature = column([r.sampling.temperature for r in requests], logits)
     scaled = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature)  # largest is 0
     rows = rows_where(requests, lambda s: s.min_p > 0.0)
@@ -110,17 +118,17 @@ def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
     if rows:
         scaled[rows] = _keep_top(scaled[rows], [requests[row].sampling for row in rows])
     places = [place(request) for request in requests]
-    return _pick(scaled.exp_(), torch.tensor(places, dtype=torch.float64, device=logits.device))
+    return _pick(scaled.exp_(), on_device(places, torch.float64, logits.device))
 
 
-def _pick(weights: Tensor, places: Tensor) -> list[int]:
+def _pick(weights: Tensor, places: Tensor) -> Tensor:
     """Return the token at a place, 0 to 1, of each row's cumulative distribution, in vocabulary order.
 
     Rounding elsewhere in the batch moves the borders between tokens by as little as it moves the weights.
     Sums in float64 first find the span of tokens, then the token in it: a tenth of the work of summing all.
 
     Shapes:
-        weights [R, V] float32, places [R] float64
+        weights [R, V] float32, places [R] float64 -> [R]
     """
     spans = F.pad(weights, (0, -weights.shape[1] % _SPAN)).view(weights.shape[0], -1, _SPAN)
     ends = spans.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)  # [R, V / span]
@@ -132,8 +140,7 @@ def _pick(weights: Tensor, places: Tensor) -> list[int]:
     )
     # Two sums of the same span may differ in their last bit; a place past the end would be no token at all.
     rest = torch.minimum(target - before, inside[:, -1:] * (1 - 1e-12))
-    token_ids: list[int] = (index * _SPAN + torch.searchsorted(inside, rest, right=True)).squeeze(1).tolist()
-    return token_ids
+    return (index * _SPAN + torch.searchsorted(inside, rest, right=True)).squeeze(1)
 
 
 def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NARROW) -> Tensor:
@@ -156,7 +163,7 @@ def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], width: int = _NA
     mass = values.exp().double()
     cumulative = mass.cumsum(dim=-1)
     total = torch.where(
-        limit < vocab_size, cumulative[:, -1:], scaled.exp().sum(dim=-1, keepdim=True).double()
+        limit < vocab_size, cumulative[:, -1:], scaled.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
     )
     wanted = total * column([p.top_p for p in params], scaled).double()
     # The most likely token always stays: a top_p may be too small for a float.

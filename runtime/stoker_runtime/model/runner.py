@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from stoker_runtime.messages import EngineReady
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.picker import Picker
-from stoker_runtime.model.sampler import sample
+from stoker_runtime.model.sampler import Sampled, sample
 
 _OUT_OF_MEMORY = (
     "the engine ran out of memory while it computed this request's step; try again, or serve the model with "
@@ -53,39 +54,71 @@ class RecordingDecoder(AnyDecoder, Protocol):
     def record(self, cache: KVCache, sizes: Sequence[int]) -> None: ...  # noqa: D102
 
 
+@runtime_checkable
+class FeedingDecoder(AnyDecoder, Protocol):
+    """One that fills in placeholders on the device: its steps need not wait for each other's tokens."""
+
+    def feed(self, token_ids: Tensor) -> None:
+        """Take what a step sampled, [samples], -1 for none, for the placeholders of the next one."""
+        ...
+
+
 class ModelRunner:
-    """Computes steps with a decoder and the KV cache that it owns."""
+    """Computes steps with a decoder and the KV cache that it owns; see core.step.AsyncRunner."""
 
     def __init__(self, decoder: AnyDecoder, cache: KVCache, ready: EngineReady) -> None:
         self.decoder = decoder
         self.cache = cache
         self._ready = ready
+        self._submitted: deque[Sampled | str] = deque()  # or why there is none
 
     def ready(self) -> EngineReady:
         """Describe what was loaded."""
         return self._ready
 
     def step(self, plan: StepPlan) -> StepResult:
-        """Compute one step; see core.step.Runner."""
+        """Compute one step; see core.step.Runner. None may be in flight."""
+        self.submit(plan)
+        return self.collect()
+
+    def submit(self, plan: StepPlan) -> None:
+        """Launch a step behind those before it; a decoder on a CPU computes it right away."""
         try:
-            return run_step(self.decoder, self.cache, plan)
+            self._submitted.append(_launch(self.decoder, self.cache, plan))
+            return
         except (MemoryError, RuntimeError) as error:
-            is_known = any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
-            if not isinstance(error, MemoryError) and not is_known:
-                raise
-            logger.error("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)
+            _check_memory(error, plan)
         # Only now are the step's own tensors gone, and what the allocator keeps may be in the wrong pieces.
         is_cuda = self.decoder.device.type == "cuda"
         if is_cuda:
             torch.cuda.empty_cache()
         flag = "--memory-fraction" if is_cuda else "--kv-cache-memory"
-        return StepResult(error=_OUT_OF_MEMORY.format(flag))
+        self._submitted.append(_OUT_OF_MEMORY.format(flag))
+
+    def collect(self) -> StepResult:
+        """Wait for the tokens of the earliest submitted step."""
+        sampled = self._submitted.popleft()
+        return StepResult(error=sampled) if isinstance(sampled, str) else StepResult(sampled.tokens())
+
+
+def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
+    """Compute a plan against a cache: forward, then sample."""
+    return StepResult(_launch(decoder, cache, plan).tokens())
 
 
 @torch.inference_mode()
-def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
-    """Compute a plan against a cache: forward, then sample."""
-    if not plan.requests:
-        return StepResult()
+def _launch(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> Sampled:
+    """Launch all of a step: forward, sample, and send what was sampled to the next step and to the host."""
     logits = decoder(plan, cache)
-    return StepResult(sample(logits, plan.positions(), decoder.picker))
+    sampled = sample(logits, plan.positions(), decoder.picker)
+    if isinstance(decoder, FeedingDecoder):
+        decoder.feed(sampled.token_ids)
+    return sampled.sent()
+
+
+def _check_memory(error: MemoryError | RuntimeError, plan: StepPlan) -> None:
+    """Log an error that says that memory ran out; raise any other."""
+    is_known = any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+    if not isinstance(error, MemoryError) and not is_known:
+        raise error
+    logger.error("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)

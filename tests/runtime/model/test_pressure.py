@@ -11,7 +11,7 @@ import torch
 from model_builders import VOCAB_SIZE, write_model
 from runtime_builders import make_request
 
-from stoker_runtime.config import Dtype, EngineConfig
+from stoker_runtime.config import AsyncScheduling, Dtype, EngineConfig
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest, FinishReason, RequestOutput
 from stoker_runtime.model.config_json import read_config_json
@@ -42,7 +42,9 @@ def dtype(request: pytest.FixtureRequest) -> Dtype:
     return name
 
 
-def make_engine(model: Path, dtype: Dtype, num_blocks: int) -> tuple[Engine, ModelRunner]:
+def make_engine(
+    model: Path, dtype: Dtype, num_blocks: int, scheduling: AsyncScheduling = "off"
+) -> tuple[Engine, ModelRunner]:
     """An engine that gives prompts little at a time, and its runner."""
     per_block = block_bytes(read_config_json(model / "config.json"), BLOCK_SIZE, DTYPES[dtype])
     config = EngineConfig(
@@ -55,6 +57,7 @@ def make_engine(model: Path, dtype: Dtype, num_blocks: int) -> tuple[Engine, Mod
         max_num_batched_tokens=24,
         max_prefill_tokens_beside_decodes=7,
         long_prompt_tokens=20,
+        async_scheduling=scheduling,
         seed=0,
     )
     runner = load_runner(config)
@@ -109,12 +112,12 @@ def drawn_requests(seed: int) -> list[AddRequest]:
     ]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "scheduling"), [(1, "off"), (2, "off"), (1, "on"), (2, "on")])
 def test_preempted_requests_get_every_token_and_every_bit_that_they_get_alone(
-    model: Path, dtype: Dtype, seed: int
+    model: Path, dtype: Dtype, seed: int, scheduling: AsyncScheduling
 ) -> None:
     requests = drawn_requests(seed)
-    engine, _ = make_engine(model, dtype, num_blocks=10)
+    engine, _ = make_engine(model, dtype, 10, scheduling)
     outputs = run(engine, *requests)
 
     assert engine.scheduler.stats().num_preemptions > 1
@@ -127,8 +130,9 @@ def test_preempted_requests_get_every_token_and_every_bit_that_they_get_alone(
         assert [output.logprobs for output in got] == [output.logprobs for output in expected]
 
 
+@pytest.mark.parametrize("scheduling", ["off", "on"])
 def test_request_whose_numbers_go_wrong_fails_alone_and_spoils_no_later_one(
-    model: Path, dtype: Dtype
+    model: Path, dtype: Dtype, scheduling: AsyncScheduling
 ) -> None:
     spoilt = make_request(list(range(20, 56)), request_id="spoilt", max_tokens=20, ignore_eos=True)
     healthy = make_request([7, 8, 9], request_id="healthy", max_tokens=20, ignore_eos=True)
@@ -136,7 +140,7 @@ def test_request_whose_numbers_go_wrong_fails_alone_and_spoils_no_later_one(
     alone, _ = make_engine(model, dtype, num_blocks=20)
     expected = {name: run(alone, request)[name] for name, request in (("healthy", healthy), ("again", again))}
 
-    engine, runner = make_engine(model, dtype, num_blocks=20)
+    engine, runner = make_engine(model, dtype, 20, scheduling)
     outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
     engine.add(spoilt)
     engine.add(healthy)

@@ -13,14 +13,17 @@ from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import shapes
+from stoker_runtime.model.cuda.block_tables import BlockTables
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, make_partials
+from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.graphs import Recorder, Run, bucket_for
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.picker import CudaPicker
 from stoker_runtime.model.cuda.step_layout import PackedStep, offsets, pack
+from stoker_runtime.model.cuda.store_blocks import store_blocks
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.rope import Rope
@@ -28,6 +31,8 @@ from stoker_runtime.model.rope import Rope
 _PROGRAMS_PER_PROCESSOR = 4  # of the decodes' attention: what registers and shared memory admit at once
 _INTERPRETED_PROGRAMS = 4
 _SMALLEST_BUFFER = 1 << 16  # integers
+_SMALLEST_SAMPLED = 1024  # tokens
+_FEWEST_ROWS = 16  # requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,9 @@ class CudaDecoder:
         self._layers: list[CudaLayer] = []
         self._buffer = InputBuffer(_SMALLEST_BUFFER, self.device)
         self._recordings: _Recordings | None = None
+        self._sampled = torch.zeros(_SMALLEST_SAMPLED, dtype=torch.int32, device=self.device)
+        self._tables = BlockTables(0, 0)
+        self._blocks = torch.zeros(0, dtype=torch.int32, device=self.device)
 
     def set_max_positions(self, count: int) -> None:
         """Make the tables of rotary angles; needed once, before the first step."""
@@ -104,10 +112,12 @@ class CudaDecoder:
             sizes: numbers of decodes, ascending; a step takes the smallest that holds it.
         """
         self._recordings = None
+        if sizes and sizes[-1] > len(self._sampled):
+            self._sampled = torch.zeros(sizes[-1], dtype=torch.int32, device=self.device)
         if not sizes or any(kind.is_sparse for kind in self.architecture.layers):
             return
         largest = sizes[-1]
-        max_blocks = -(-self._max_positions // cache.block_size)
+        max_blocks = self._make_room(largest, cache.block_size)
         fields = {size: self._decode_fields(size, max_blocks) for size in sizes}
         buffer = InputBuffer(max(offsets(of_size)[""] for of_size in fields.values()), self.device)
         partials = make_partials(largest * shapes.max_splits(self._max_positions), self._heads, self.device)
@@ -119,31 +129,66 @@ class CudaDecoder:
             replays[size] = recorder.record(self._run(step, cache, logits[:size]))
         self._recordings = _Recordings(cache, list(sizes), replays, buffer, fields, logits)
 
+    def feed(self, token_ids: Tensor) -> None:
+        """Keep what a step sampled for the placeholders of the next one; see runner.FeedingDecoder."""
+        count = len(token_ids)
+        if count > len(self._sampled):
+            assert self._recordings is None, "recordings read the old place; `record` makes room for all rows"
+            self._sampled = torch.zeros(2 * count, dtype=torch.int32, device=self.device)
+        self._sampled[:count].copy_(token_ids)
+
     def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor:
         """Compute one step; see decoder.Decoder. The logits are valid until the next step."""
         assert self._layers, "set_max_positions comes first"
+        try:
+            return self._compute(plan, cache)
+        except BaseException:
+            self._tables.forget()  # the device may lack what the step should have stored
+            raise
+
+    def _compute(self, plan: StepPlan, cache: KVCache) -> Tensor:
         recordings = self._recordings
         if recordings is not None and recordings.cache is cache and plan.num_tokens == len(plan.requests):
             size = bucket_for(plan.num_tokens, recordings.sizes)
             if size is not None:
                 return self._replay(plan, recordings, size)
-        packed = pack(plan, cache.block_size, self._tokens_per_tile)
+        self._make_room(len(plan.requests), cache.block_size)
+        packed = pack(plan, cache.block_size, self._tokens_per_tile, tables=self._tables)
         field_sizes = {name: len(values) for name, values in packed.fields.items()}
         needed = offsets(field_sizes)[""]
         if needed > self._buffer.capacity:
             self._buffer = InputBuffer(2 * needed, self.device)
-        self._buffer.upload(packed.fields, field_sizes)
-        views = self._buffer.views(field_sizes)
+        views = self._upload(self._buffer, packed, field_sizes)
         step = self._step(views, packed.num_decodes, packed.num_tokens, None)
         return self._logits(*self._hidden(step, cache), views.get("sampled_rows"))
 
     def _replay(self, plan: StepPlan, recordings: _Recordings, size: int) -> Tensor:
-        packed: PackedStep = pack(plan, recordings.cache.block_size, self._tokens_per_tile, size)
-        recordings.buffer.upload(packed.fields, recordings.fields[size])
+        block_size, tile = recordings.cache.block_size, self._tokens_per_tile
+        packed = pack(plan, block_size, tile, size, self._tables)
+        self._upload(recordings.buffer, packed, recordings.fields[size])
         recordings.replays[size]()
         if len(packed.sampled_rows) == packed.num_decodes:
             return recordings.logits[: packed.num_decodes]
         return recordings.logits[packed.sampled_rows]
+
+    def _make_room(self, num_requests: int, block_size: int) -> int:
+        """See that there are tables for so many requests; returns the most blocks of one."""
+        max_blocks = -(-self._max_positions // block_size)
+        if num_requests > self._tables.num_rows or max_blocks != self._tables.max_blocks:
+            assert self._recordings is None, "recordings read the old place; `record` makes room for all rows"
+            self._tables = BlockTables(max(num_requests, _FEWEST_ROWS), max_blocks)
+            size = self._tables.num_rows * max_blocks
+            self._blocks = torch.zeros(size, dtype=torch.int32, device=self.device)
+        return max_blocks
+
+    def _upload(
+        self, buffer: InputBuffer, packed: PackedStep, field_sizes: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Copy a step to the device and bring the tables there up to date; returns the step's views."""
+        buffer.upload(packed.fields, field_sizes)
+        views = buffer.views(field_sizes)
+        store_blocks(self._blocks, views["changes"], len(packed.fields["changes"]) // 2)
+        return views
 
     def _run(self, step: StepTensors, cache: KVCache, logits: Tensor) -> Run:
         def run() -> None:
@@ -161,12 +206,13 @@ class CudaDecoder:
             "first_items": size + 1,
             "decode_first_blocks": size,
             "items": size * shapes.max_splits(self._max_positions),
-            "blocks": size * max_blocks,
+            "changes": 2 * size * max_blocks,
         }
 
     def _step(
         self, views: Mapping[str, Tensor], num_decodes: int, num_tokens: int, partials: Partials | None
     ) -> StepTensors:
+        views = {**views, "blocks": self._blocks}
         decodes = DecodeWork.of(views, num_decodes) if num_decodes else None
         if decodes is not None and partials is None:
             partials = make_partials(decodes.items.shape[0], self._heads, self.device)
@@ -175,7 +221,7 @@ class CudaDecoder:
 
     def _hidden(self, step: StepTensors, cache: KVCache) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the residual stream, what the last layer adds to it, and the norm of that."""
-        hidden = F.embedding(step.token_ids, self._frame.embedding)
+        hidden = F.embedding(feed(step.token_ids, self._sampled), self._frame.embedding)
         if self.architecture.scales.embedding != 1:
             hidden = hidden * self.architecture.scales.embedding
         scratch = make_scratch(self.architecture, hidden.shape[0], hidden)

@@ -1,4 +1,4 @@
-"""Tokens picked in one launch, where nobody wants top_k or top_p."""
+"""Tokens picked in one launch, whatever the requests ask for."""
 
 from __future__ import annotations
 
@@ -9,42 +9,29 @@ import torch
 from torch import Tensor
 
 from stoker_runtime.core.step import ScheduledRequest
-from stoker_runtime.messages import SamplingParams
 from stoker_runtime.model.cuda.pick import pick
-from stoker_runtime.model.picker import TorchPicker, is_drawn, place, rows_where
+from stoker_runtime.model.picker import is_drawn, on_device, place
 
 
-class CudaPicker(TorchPicker):
-    """A Picker for logits on a GPU; see picker.Picker. Rows with top_k or top_p take PyTorch's operators."""
+class CudaPicker:
+    """A Picker for logits on a GPU; see picker.Picker. Never waits for the device."""
 
-    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+    def are_finite(self, logits: Tensor) -> Tensor:
         """See picker.Picker."""
-        cut = rows_where(requests, _is_cut)
-        if len(cut) == len(requests):
-            return super().pick(logits, requests)
-        is_finite = logits.amax(dim=-1).isfinite()
-        found = torch.where(is_finite, self._picked(logits, requests), -1)
-        token_ids: list[int] = found.tolist()
-        if cut:
-            chosen = super().pick(logits[cut], [requests[row] for row in cut])
-            for row, token_id in zip(cut, chosen, strict=True):
-                token_ids[row] = token_id
-        return token_ids
+        return logits.sum(dim=-1).isfinite()
 
-    def _picked(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
-        """Pick all rows' tokens as if nobody had top_k or top_p: [B, V] -> [B] int32."""
-        settings = torch.tensor([_settings(request) for request in requests], dtype=torch.float64)
-        settings = settings.to(logits.device)
-        temperatures, floors = (settings[:, column].float() for column in (0, 1))
-        return pick(logits, temperatures, floors, settings[:, 2].contiguous())
+    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
+        """See picker.Picker."""
+        settings = on_device([_settings(request) for request in requests], torch.float64, logits.device)
+        return pick(logits, settings)
 
 
-def _is_cut(sampling: SamplingParams) -> bool:
-    return is_drawn(sampling) and (sampling.top_k > 0 or sampling.top_p < 1.0)
-
-
-def _settings(request: ScheduledRequest) -> tuple[float, float, float]:
-    """Return temperature, floor and place, as pick.pick takes them."""
+def _settings(request: ScheduledRequest) -> tuple[float, float, float, int, float]:
+    """Return what pick.pick takes."""
     sampling = request.sampling
+    if not is_drawn(sampling):
+        return (0.0, 0.0, 0.5, 0, 1.0)
     floor = math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf
-    return (sampling.temperature, floor, place(request)) if is_drawn(sampling) else (0.0, floor, 0.5)
+    # More than a vocabulary may have, which keeps all, must not overflow the kernel's integers.
+    top_k = min(max(sampling.top_k, 0), 2**31 - 1)
+    return (sampling.temperature, floor, place(request), top_k, sampling.top_p)

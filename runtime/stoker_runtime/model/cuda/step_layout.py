@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.model.cuda.block_tables import BlockTables
 from stoker_runtime.model.cuda.shapes import MAX_SPLITS, SPLIT_TOKENS
 
 _ALIGNMENT = 16  # integers: kernels are compiled for aligned pointers, and anew for others
@@ -26,7 +27,8 @@ class PackedStep:
     """What a step computes.
 
     Args:
-        fields: by name; see DecodeWork and ChunkWork. The last one is `blocks`, whose length varies most.
+        fields: by name; see DecodeWork and ChunkWork. The last one is `blocks`, or `changes` of tables that
+            stay on the device, whose length varies most.
         num_decodes: rows that are a request's only one, the first ones.
         num_tokens: all rows.
         sampled_rows: rows whose logits are wanted, in the plan's order.
@@ -38,7 +40,13 @@ class PackedStep:
     sampled_rows: list[int]
 
 
-def pack(plan: StepPlan, block_size: int, tokens_per_tile: int, num_rows: int = 0) -> PackedStep:
+def pack(
+    plan: StepPlan,
+    block_size: int,
+    tokens_per_tile: int,
+    num_rows: int = 0,
+    tables: BlockTables | None = None,
+) -> PackedStep:
     """Lay a plan out for the kernels.
 
     Args:
@@ -46,14 +54,15 @@ def pack(plan: StepPlan, block_size: int, tokens_per_tile: int, num_rows: int = 
         block_size: tokens per KV block.
         tokens_per_tile: of the chunks' attention.
         num_rows: pad to so many rows, for a plan of decodes alone; 0 pads nothing.
+        tables: that are on the device already; without, the plan's tables go along.
     """
     decodes = [request for request in plan.requests if len(request.token_ids) == 1]
     chunks = [request for request in plan.requests if len(request.token_ids) > 1]
-    blocks = array("i")
-    fields, first_blocks = _decode_fields(decodes, block_size, blocks, max(0, num_rows - len(decodes)))
+    firsts, last_field = _gathered(plan) if tables is None else tables.changes(plan.requests)
+    fields, first_blocks = _decode_fields(decodes, block_size, firsts, max(0, num_rows - len(decodes)))
     rows = {request.request_id: row for row, request in enumerate(decodes)}
     if chunks:
-        of_chunks, last_rows = _chunk_fields(chunks, block_size, blocks, tokens_per_tile, len(decodes))
+        of_chunks, last_rows = _chunk_fields(chunks, block_size, firsts, tokens_per_tile, len(decodes))
         for name in ("token_ids", "positions", "slots"):
             fields[name] = np.concatenate([fields[name], of_chunks.pop(name)])
         fields |= of_chunks
@@ -63,12 +72,21 @@ def pack(plan: StepPlan, block_size: int, tokens_per_tile: int, num_rows: int = 
     sampled_rows = [row for count, end in ends for row in range(end - count, end)]
     if chunks or len(sampled_rows) < len(decodes):
         fields["sampled_rows"] = np.array(sampled_rows, dtype=np.int32)
-    fields["blocks"] = np.array(blocks, dtype=np.int32)
+    fields["blocks" if tables is None else "changes"] = last_field
     return PackedStep(fields, len(decodes), len(fields["token_ids"]), sampled_rows)
 
 
+def _gathered(plan: StepPlan) -> tuple[dict[str, int], Integers]:
+    """Return all block tables in a row, and where each request's begins, by request id."""
+    firsts, blocks = {}, array("i")
+    for request in plan.requests:
+        firsts[request.request_id] = len(blocks)
+        blocks.fromlist(request.block_ids)
+    return firsts, np.array(blocks, dtype=np.int32)
+
+
 def _decode_fields(
-    decodes: Sequence[ScheduledRequest], block_size: int, blocks: array[int], num_padding: int
+    decodes: Sequence[ScheduledRequest], block_size: int, firsts: Mapping[str, int], num_padding: int
 ) -> tuple[Fields, Integers]:
     token_ids, positions, slots, first_blocks = array("i"), array("i"), array("i"), array("i")
     for request in decodes:
@@ -76,8 +94,7 @@ def _decode_fields(
         token_ids.append(request.token_ids[0])
         positions.append(position)
         slots.append(table[position // block_size] * block_size + position % block_size)
-        first_blocks.append(len(blocks))
-        blocks.fromlist(table)
+        first_blocks.append(firsts[request.request_id])
     padding = [0] * num_padding
     token_ids.fromlist(padding)
     first_blocks.fromlist(padding)
@@ -110,7 +127,7 @@ def split_items(contexts: Integers) -> tuple[Integers, Integers]:
 def _chunk_fields(
     chunks: Sequence[ScheduledRequest],
     block_size: int,
-    blocks: array[int],
+    firsts: Mapping[str, int],
     tokens_per_tile: int,
     first_row: int,
 ) -> tuple[Fields, dict[str, int]]:
@@ -128,8 +145,7 @@ def _chunk_fields(
         token_ids.append(np.array(request.token_ids, dtype=np.int32))
         positions.append(span)
         slots.append(table[span // block_size] * block_size + span % block_size)
-        first_blocks.append(len(blocks))
-        blocks.fromlist(request.block_ids)
+        first_blocks.append(firsts[request.request_id])
         row += count
         last_rows[request.request_id] = row - 1
     tile_counts = -(-counts // tokens_per_tile)

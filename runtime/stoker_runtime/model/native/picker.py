@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from stoker_runtime.core.step import ScheduledRequest
@@ -18,11 +19,11 @@ class NativePicker:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
-    def are_finite(self, logits: Tensor) -> list[bool]:
+    def are_finite(self, logits: Tensor) -> Tensor:
         """See picker.Picker."""
-        return self._kernels.are_finite(logits)
+        return torch.tensor(self._kernels.are_finite(logits))
 
-    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
+    def pick(self, logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
         """See picker.Picker."""
         picks = (structs.Pick * len(requests))()
         for pick, request in zip(picks, requests, strict=True):
@@ -33,4 +34,4 @@ class NativePicker:
             if is_drawn(sampling):
                 pick.temperature = sampling.temperature
                 pick.place = place(request)
-        return self._kernels.pick(logits, picks)
+        return torch.tensor(self._kernels.pick(logits, picks))

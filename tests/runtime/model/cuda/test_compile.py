@@ -38,9 +38,11 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_add_norm_kernel",
         "_chunks_kernel",
         "_combine_kernel",
+        "_feed_kernel",
         "_pick_kernel",
         "_rotate_kernel",
         "_splits_kernel",
+        "_store_blocks_kernel",
     }
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY, kernel

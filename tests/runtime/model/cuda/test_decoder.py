@@ -142,6 +142,67 @@ def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine:
     assert replayed == [1]
 
 
+@pytest.mark.parametrize("max_recorded", [0, 4])
+def test_steps_in_flight_give_the_same_tokens(make_cuda_engine: MakeEngine, max_recorded: int) -> None:
+    """Greedy and drawn, with top_k and top_p, stop tokens, log-probabilities and a penalty."""
+    drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 9}
+    kinds: list[dict[str, Any]] = [
+        {"max_tokens": 7},
+        {**drawn, "top_k": 5, "top_p": 0.9, "min_tokens": 2, "stop_token_ids": tuple(range(0, 160, 9))},
+        {**drawn, "logprobs": 2},
+        {**drawn, "presence_penalty": 0.5},
+    ]
+    found = []
+    for scheduling in ("off", "auto"):
+        engine = make_cuda_engine(
+            "llama", num_blocks=32, block_size=8, budget=24, async_scheduling=scheduling
+        )
+        if max_recorded:
+            record(engine, max_recorded)
+        assert engine._max_in_flight == (1 if scheduling == "off" else 2)
+        requests = [
+            make_request(prompt, request_id=str(index), **sampling)
+            for index, (prompt, sampling) in enumerate(zip(prompts(4, 20), kinds, strict=True))
+        ]
+        found.append(run_to_end(engine, {index: [request] for index, request in enumerate(requests)}))
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
+
+
+def test_a_step_without_memory_spoils_neither_the_one_before_nor_those_behind(
+    make_cuda_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_cuda_engine("llama", num_blocks=32, block_size=8, budget=24)
+    record(engine, 4)
+    requests = [
+        make_request(prompt, request_id=str(i), max_tokens=6) for i, prompt in enumerate(prompts(2, 20))
+    ]
+    expected = run_to_end(engine, {0: requests})
+    plain = CudaDecoder.__call__
+    num_steps = 0
+
+    def fail_once(self: CudaDecoder, *args: Any) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *args)
+
+    monkeypatch.setattr(CudaDecoder, "__call__", fail_once)
+    for request in requests:
+        engine.add(request)
+    found: dict[str, list[int]] = {"0": [], "1": []}
+    errors = []
+    while engine.has_work:
+        for output in engine.step().outputs:
+            found[output.request_id] += output.token_ids
+            errors += [output.error] if output.error else []
+        engine.scheduler.check()
+    assert len(errors) == 2
+    assert found == {name: tokens[:3] for name, tokens in expected.items()}
+    assert run_to_end(engine, {0: requests}) == expected
+
+
 def one_token_plan() -> StepPlan:
     request = ScheduledRequest("a", [5], 0, [0], True, make_sampling(), 0, [5], [])
     return StepPlan([request])
