@@ -26,6 +26,7 @@ from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.pace import prefill_beside_decodes
+from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.runner import AnyDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
@@ -152,7 +153,9 @@ def _open(path: Path) -> tuple[Architecture, WeightSource]:
         gguf = read_gguf(file)
         architecture = architecture_from_gguf(gguf)
         return architecture, GgufSource(gguf, architecture)
-    return read_config_json(path / "config.json"), SafetensorsSource(path)
+    architecture, files = read_config_json(path / "config.json"), SafetensorsSource(path)
+    storage = architecture.storage
+    return architecture, files if storage is None else QuantizedSource(files, storage)
 
 
 def _dtype(config: EngineConfig, architecture: Architecture, device: torch.device) -> torch.dtype:

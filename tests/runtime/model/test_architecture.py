@@ -111,8 +111,7 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'", id="dynamic-rope"
         ),
         pytest.param({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'", id="longrope"),
-        pytest.param({"quantization_config": {"quant_method": "gptq"}}, "gptq", id="quantized"),
-        pytest.param({"quantization_config": "fp8"}, "fp8", id="quantized-by-name"),
+        pytest.param({"quantization_config": {"quant_method": "hqq"}}, "'hqq'", id="quantized"),
         pytest.param(
             {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention", id="layers"
         ),
@@ -335,6 +334,7 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"torch_dtype": 16}, "dtype", id="dtype-as-number"),
         pytest.param({"partial_rotary_factor": "half"}, "partial_rotary_factor", id="part-as-text"),
         pytest.param({"hidden_size": 2**70}, "hidden_size", id="beyond-any-size"),
+        pytest.param({"quantization_config": "fp8"}, "quantization_config", id="quantized-by-name"),
     ],
 )
 def test_broken_configurations_are_refused(fields: dict[str, Any], word: str) -> None:
