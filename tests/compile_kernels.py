@@ -26,10 +26,13 @@ from triton.runtime.jit import JITFunction
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.fp8_linear import round_rows
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import pick
+from stoker_runtime.model.cuda.quantized_linear import dequantized, multiply
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
 _TOKENS = 32
@@ -107,7 +110,24 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
     rows = [torch.zeros(4, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
     pick(torch.zeros(4, 128256), rows[0], rows[1], rows[2])
+    multiply_quantized(hidden)
     gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
+
+
+def multiply_quantized(hidden: torch.Tensor) -> None:
+    """Launch the kernels over quantized weights, with few rows and many."""
+    scales = torch.zeros(_HIDDEN // 128, _HIDDEN)
+    words, zeros = torch.zeros(_HIDDEN // 8, _HIDDEN, dtype=torch.int32), scales.to(torch.uint8)
+    codes = torch.zeros(_HIDDEN, _HIDDEN, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for weight in (
+        IntWeight(words, zeros, scales.half(), 4, 128, None),
+        IntWeight(words.repeat(2, 1), zeros, scales.half(), 8, 128, None),
+        Fp8Weight(codes, scales[:1], _HIDDEN, rounds_inputs=False),
+    ):
+        for num_rows in (1, 64):
+            multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64)
+        dequantized(weight, hidden.dtype)
+    round_rows(hidden)
 
 
 def main() -> None:

@@ -117,10 +117,10 @@ class Engine(ApiModel):
         Field(description="Number format of weights and KV cache; auto follows the device and the model."),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8"] | None,
+        Literal["none", "int8", "fp8"] | None,
         Field(
-            description="Of the weights, when they are loaded. int8: on CPUs with AVX512-BF16, with less "
-            "memory and more speed for a small loss of quality."
+            description="Of the weights, when they are loaded, for less memory and a small loss of quality. "
+            "int8: on CPUs with AVX512-BF16; fp8: on GPUs; none: as the checkpoint has them."
         ),
     ] = None
     speculative: Annotated[

@@ -163,9 +163,11 @@ class Fp8Storage:
 
     Args:
         block: outputs and inputs that share a scale; None for one scale for all or for each output.
+        rounds_inputs: activations are meant to be fp8 as well, where the device has such products.
     """
 
     block: tuple[int, int] | None
+    rounds_inputs: bool
 
 
 Storage = GptqStorage | AwqStorage | Fp8Storage

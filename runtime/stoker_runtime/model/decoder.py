@@ -29,7 +29,7 @@ class Decoder:
 
     def __init__(self, architecture: Architecture, assembly: Assembly) -> None:
         self.architecture = architecture
-        self._layers = [layer.packed() for layer in assembly.layers()]
+        self._layers = [layer.mapped(packed) for layer in assembly.layers()]
         frame = assembly.frame()
         self._embedding = frame.embedding
         self._norm = frame.norm

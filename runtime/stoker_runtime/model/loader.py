@@ -19,7 +19,7 @@ from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.cuda.graphs import buckets
-from stoker_runtime.model.cuda.support import is_usable
+from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
@@ -118,24 +118,45 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
 
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
     """Load the weights for whoever computes the steps: C++ or Triton kernels where they can, else PyTorch."""
-    is_quantized = config.quantization != "none"
-    is_possible = assembly.device.type == "cpu" and (assembly.dtype == torch.bfloat16 or not is_quantized)
-    if is_possible and is_computed(architecture, config.block_size, config.quantization):
+    quantization = config.quantization
+    if quantization == "fp8" and architecture.storage is not None:
+        raise ConfigError("--quantization is fp8, but the checkpoint is quantized already; use none")
+    is_possible = assembly.device.type == "cpu" and (
+        quantization == "none" or (quantization == "int8" and assembly.dtype == torch.bfloat16)
+    )
+    if is_possible and is_computed(architecture, config.block_size, quantization):
         kernels = find_kernels(assembly.dtype, config.num_threads)
         if kernels is not None:
-            return NativeDecoder(architecture, assembly, kernels, config.quantization)
-    if is_quantized:
+            return NativeDecoder(architecture, assembly, kernels, quantization)
+    if quantization == "int8":
         raise ConfigError(
-            f"--quantization is {config.quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
+            "--quantization is int8, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
             "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
         )
-    if assembly.device.type == "cuda" and is_usable(
-        architecture, config.block_size, assembly.dtype, assembly.device
-    ):
-        from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
-
-        return CudaDecoder(architecture, assembly)
+    if assembly.device.type == "cuda":
+        return _cuda_decoder(config, architecture, assembly)
+    if quantization == "fp8":
+        raise ConfigError("--quantization is fp8, which needs a CUDA device; use none, or int8 on a CPU")
     return Decoder(architecture, assembly)
+
+
+def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
+    """As _decoder, on a CUDA device. Quantized weights stay so where the kernels read them."""
+    rounds = config.quantization == "fp8"
+    is_usable_here = is_usable(architecture, config.block_size, assembly.dtype, assembly.device)
+    if rounds or architecture.storage is not None:
+        if is_usable_here and computes_quantized(assembly.dtype, assembly.device):
+            assembly.keep_quantized(rounds_to_fp8=rounds)
+        elif rounds:
+            raise ConfigError(
+                "--quantization is fp8, which needs a CUDA device where Triton's kernels work (the log says "
+                "why they do not); use none"
+            )
+    if not is_usable_here:
+        return Decoder(architecture, assembly)
+    from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
+
+    return CudaDecoder(architecture, assembly)
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -68,7 +68,7 @@ def _fp8(fields: Mapping[str, Any]) -> Fp8Storage:
         raise unsupported(f"{_FIELD}.fmt = {form!r} (supported: 'e4m3')")
     if fields.get("scale_fmt") is not None:
         raise unsupported(f"{_FIELD}.scale_fmt = {fields['scale_fmt']!r}")
-    return Fp8Storage(_block(fields, "weight_block_size"))
+    return Fp8Storage(_block(fields, "weight_block_size"), rounds_inputs=True)
 
 
 def _compressed_tensors(fields: Mapping[str, Any]) -> Fp8Storage:
@@ -91,17 +91,18 @@ def _group_storage(fields: Mapping[str, Any], name: str, group: Mapping[str, Any
     kind = (weights.get("type"), weights.get("num_bits"))
     if kind != ("float", 8):
         raise unsupported(f"{_FIELD}.config_groups.{name}: weights of type {kind[0]!r} with {kind[1]!r} bits")
+    rounds_inputs = group.get("input_activations") is not None
     strategy = weights.get("strategy")
     if strategy == "block":
         block = _block(weights, "block_structure")
         if block is None:
             raise ModelError(f"the model's {_FIELD}.config_groups.{name} lacks its block_structure")
-        return Fp8Storage(block)
+        return Fp8Storage(block, rounds_inputs)
     if strategy not in ("tensor", "channel"):
         raise unsupported(
             f"{_FIELD}.config_groups.{name}: strategy = {strategy!r} (supported: tensor, channel, block)"
         )
-    return Fp8Storage(None)
+    return Fp8Storage(None, rounds_inputs)
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Storage]] = {

@@ -107,7 +107,7 @@ def test_awq_codes_lie_along_the_outputs_in_its_own_order() -> None:
 def test_fp8_blocks_are_multiplied_with_their_scale() -> None:
     codes = torch.ones(3, 5).to(FP8)
     tensors = {"weight": codes, "weight_scale_inv": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])}
-    found = fp8_weight("m", tensors, (3, 5), Fp8Storage((2, 2)))
+    found = fp8_weight("m", tensors, (3, 5), Fp8Storage((2, 2), rounds_inputs=False))
     assert torch.equal(plain(found), torch.tensor([[1.0, 1, 2, 2, 3]] * 2 + [[4.0, 4, 5, 5, 6]]))
 
 
@@ -385,6 +385,15 @@ def test_quantizations_that_are_not_read_are_refused_by_name(fields: object, wor
     assert "quantization_config" in str(caught.value) or caught.value.reason == "InvalidModel"
     assert word in str(caught.value)
     assert caught.value.reason == reason
+
+
+def test_activations_are_rounded_where_the_checkpoint_means_it() -> None:
+    group = GROUP | {"input_activations": {"num_bits": 8, "type": "float", "dynamic": True}}
+    rounding = COMPRESSED | {"config_groups": {"group_0": group}}
+    assert read_storage({"quantization_config": rounding}) == Fp8Storage(None, rounds_inputs=True)
+    assert read_storage({"quantization_config": COMPRESSED}) == Fp8Storage(None, rounds_inputs=False)
+    dynamic = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    assert read_storage({"quantization_config": dynamic}) == Fp8Storage(None, rounds_inputs=True)
 
 
 def test_older_names_of_awq_are_read() -> None:

@@ -131,12 +131,13 @@ def fp8_weight(
         is_single = found in ((), (1,), (1, 1))
         wanted = found if is_single or found == (outputs,) else (outputs, 1)
         scale = _checked(module, tensors, name, wanted, *_FLOATS).float().flatten()
-        return Fp8Weight(codes, scale.expand(outputs).contiguous().unsqueeze(0), inputs)
+        by_output = scale.expand(outputs).contiguous().unsqueeze(0)
+        return Fp8Weight(codes, by_output, inputs, storage.rounds_inputs)
     block_outputs, block_inputs = storage.block
     blocks = (-(-outputs // block_outputs), -(-inputs // block_inputs))
     scale = _checked(module, tensors, name, blocks, *_FLOATS).float()
-    by_output = scale.repeat_interleave(block_outputs, dim=0)[:outputs]
-    return Fp8Weight(codes, by_output.T.contiguous(), block_inputs)
+    by_output = scale.repeat_interleave(block_outputs, dim=0)[:outputs].T.contiguous()
+    return Fp8Weight(codes, by_output, block_inputs, storage.rounds_inputs)
 
 
 def _checked(

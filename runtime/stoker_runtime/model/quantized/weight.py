@@ -75,6 +75,11 @@ class IntWeight:
 class Fp8Weight:
     """weight[n, k] = codes[n, k] * scales[k // group_size, n].
 
+    Args:
+        codes: numbers.
+        scales: of groups of inputs.
+        group_size: inputs that share a scale.
+        rounds_inputs: what it is multiplied with may be rounded to fp8, too.
     Shapes:
         codes [out, in] float8_e4m3fn, scales [groups, out] float32
     """
@@ -82,6 +87,7 @@ class Fp8Weight:
     codes: Tensor
     scales: Tensor
     group_size: int
+    rounds_inputs: bool
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,7 +101,7 @@ class Fp8Weight:
 
     def to(self, device: torch.device) -> Fp8Weight:
         """Return it on a device."""
-        return Fp8Weight(self.codes.to(device), self.scales.to(device), self.group_size)
+        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def dequantize_into(self, destination: Tensor) -> None:
         """Write what it stands for: [out, in], converted to the destination's dtype and device."""
@@ -114,10 +120,11 @@ def stacked(weights: Sequence[QuantizedWeight]) -> tuple[QuantizedWeight, ...]:
     """Stack weights of the same inputs by output row; as they are, where their groups or orders differ."""
     first = weights[0]
     if isinstance(first, Fp8Weight):
-        same = [w for w in weights if isinstance(w, Fp8Weight) and w.group_size == first.group_size]
+        kind = (first.group_size, first.rounds_inputs)
+        same = [w for w in weights if isinstance(w, Fp8Weight) and (w.group_size, w.rounds_inputs) == kind]
         if len(same) == len(weights):
             codes = torch.cat([w.codes.view(torch.uint8) for w in same]).view(FP8)
-            return (Fp8Weight(codes, torch.cat([w.scales for w in same], dim=1), first.group_size),)
+            return (replace(first, codes=codes, scales=torch.cat([w.scales for w in same], dim=1)),)
         return tuple(weights)
     ints = [w for w in weights if isinstance(w, IntWeight) and _is_alike(w, first)]
     if len(ints) < len(weights):
@@ -147,7 +154,7 @@ def fp8_rounded(weight: Tensor) -> Fp8Weight:
         scale = part.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / FP8_MAX
         scales[rows] = scale
         codes[rows] = (part / scale.unsqueeze(1)).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-    return Fp8Weight(codes, scales.unsqueeze(0), weight.shape[1])
+    return Fp8Weight(codes, scales.unsqueeze(0), weight.shape[1], rounds_inputs=True)
 
 
 def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
