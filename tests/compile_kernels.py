@@ -91,21 +91,24 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     cache = tuple(numbers(64, heads.num_kv_heads, heads.head_dim) for _ in range(2))
     query, out = numbers(_TOKENS, size), numbers(_TOKENS, size)
     qkv = numbers(_TOKENS, size + 2 * heads.num_kv_heads * heads.head_dim)
+    small_cache = tuple(part.to(torch.float8_e4m3fn) for part in cache)
     norm_weight = numbers(heads.num_heads + heads.num_kv_heads, heads.head_dim)
     tables = [numbers(64, heads.head_dim) for _ in range(2)]
     for weight in (None, norm_weight):
         rotation = Rotation(tables[0], tables[1], weight, norms_projections=False)
-        rotate_and_store(
-            qkv, rotation, integers(_TOKENS), integers(_TOKENS), (cache[0], cache[1]), heads, 1e-5, query
-        )
+        for keys, values in (cache, small_cache):
+            rotate_and_store(
+                qkv, rotation, integers(_TOKENS), integers(_TOKENS), (keys, values), heads, 1e-5, query
+            )
     scoring = Scoring(0.1)
     decodes = DecodeWork(
         integers(_TOKENS), integers(_TOKENS + 1), integers(64), integers(_TOKENS), integers(64), _TOKENS
     )
     partials = make_partials(64, heads, query.device)
-    attend_decodes(query, (cache[0], cache[1]), 16, decodes, partials, heads, scoring, out, 528)
     chunks = ChunkWork(*(integers(16) for _ in range(7)))
-    attend_chunks(query, (cache[0], cache[1]), 16, chunks, heads, scoring, out)
+    for keys, values in (cache, small_cache):
+        attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, 528)
+        attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
     rows = [torch.zeros(4, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]

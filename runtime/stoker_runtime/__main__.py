@@ -20,6 +20,7 @@ from stoker_runtime import __version__, logs, machine, termination
 from stoker_runtime.config import (
     DEVICES,
     DTYPES,
+    KV_CACHE_DTYPES,
     LOG_LEVELS,
     QUANTIZATIONS,
     SPECULATIVES,
@@ -106,6 +107,12 @@ def cli() -> None:
     "--kv-cache-memory",
     metavar="BYTES",
     help="Size of the KV cache, such as 2Gi.  [default: up to 512Mi on a CPU, --memory-fraction on CUDA]",
+)
+@_option(
+    "--kv-cache-dtype",
+    type=click.Choice(KV_CACHE_DTYPES),
+    default="auto",
+    help="Number format of keys and values; auto: --dtype, fp8: half as many bytes, on CUDA.",
 )
 @_option("--no-prefix-caching", is_flag=True, help="Compute every prompt from its first token.")
 @_option(

@@ -41,7 +41,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights, the activations and the KV cache."""
+        """Dtype of the weights, the activations and, unless it is fp8, the KV cache."""
         return self._embedding.dtype
 
     @property

@@ -21,6 +21,7 @@ from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.cuda.graphs import buckets
 from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
@@ -66,6 +67,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     path = Path(config.model)
     architecture, source = _open(path)
     dtype = _dtype(config, architecture, device)
+    kv_dtype = _kv_dtype(config, dtype, device)
     with source:
         decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
@@ -75,7 +77,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             "lower it"
         )
     decoder.set_max_positions(limit)
-    num_blocks = _num_blocks(config, decoder)
+    num_blocks = _num_blocks(config, decoder, kv_dtype)
     capacity = num_blocks * config.block_size
     if capacity < config.max_model_len or capacity < 2:
         raise ModelError(
@@ -83,7 +85,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             "--kv-cache-memory or --memory-fraction, or lower --max-model-len",
             reason="OutOfMemory",
         )
-    cache = KVCache(architecture, num_blocks, config.block_size, dtype, device)
+    cache = KVCache(architecture, num_blocks, config.block_size, kv_dtype, device)
     if isinstance(decoder, NativeDecoder):
         # Its kernels have threads of their own; those of the few operators left would only spin beside them.
         torch.set_num_threads(1)
@@ -143,9 +145,11 @@ def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembl
 def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
     """As _decoder, on a CUDA device. Quantized weights stay so where the kernels read them."""
     rounds = config.quantization == "fp8"
-    is_usable_here = is_usable(architecture, config.block_size, assembly.dtype, assembly.device)
+    dtype, device = assembly.dtype, assembly.device
+    kv_dtype = _kv_dtype(config, dtype, device)
+    is_usable_here = is_usable(architecture, config.block_size, dtype, kv_dtype, device)
     if rounds or architecture.storage is not None:
-        if is_usable_here and computes_quantized(assembly.dtype, assembly.device):
+        if is_usable_here and computes_quantized(dtype, device):
             assembly.keep_quantized(rounds_to_fp8=rounds)
         elif rounds:
             raise ConfigError(
@@ -190,26 +194,35 @@ def _dtype(config: EngineConfig, architecture: Architecture, device: torch.devic
     return torch.bfloat16
 
 
+def _kv_dtype(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve --kv-cache-dtype."""
+    if config.kv_cache_dtype == "auto":
+        return dtype
+    if device.type == "cpu":
+        raise ConfigError("--kv-cache-dtype is fp8, which needs a CUDA device; use auto")
+    return FP8
+
+
 def has_fast_bfloat16() -> bool:
     """Tell whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _num_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
+def _num_blocks(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:
     """Decide the KV cache's size once the weights are in memory."""
-    per_block = block_bytes(decoder.architecture, config.block_size, decoder.dtype)
+    per_block = block_bytes(decoder.architecture, config.block_size, kv_dtype)
     if config.kv_cache_bytes:
         return config.kv_cache_bytes // per_block
     if decoder.device.type == "cpu":
         return config.cpu_kv_cache_bytes(available_memory_bytes()) // per_block
-    return _free_cuda_bytes(config, decoder) // per_block
+    return _free_cuda_bytes(config, decoder, kv_dtype) // per_block
 
 
-def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder) -> int:
+def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:
     """Compute the largest step once, then return what memory_fraction leaves beside weights and its peak."""
     longest = config.max_model_len or decoder.architecture.max_position
     torch.cuda.reset_peak_memory_stats(decoder.device)
-    scratch = KVCache(decoder.architecture, 1, config.block_size, decoder.dtype, decoder.device)
+    scratch = KVCache(decoder.architecture, 1, config.block_size, kv_dtype, decoder.device)
     run_step(decoder, scratch, largest_plan(config, longest))
     peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
     torch.cuda.empty_cache()

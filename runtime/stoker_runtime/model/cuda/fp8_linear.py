@@ -11,9 +11,10 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.e4m3 import to_e4m3
 from stoker_runtime.model.cuda.quantized_linear import KernelLinear
+from stoker_runtime.model.fp8 import FP8, FP8_MAX
 from stoker_runtime.model.linear import Product
 from stoker_runtime.model.quantized.linear import QuantizedLinear
-from stoker_runtime.model.quantized.weight import FP8, FP8_MAX, Fp8Weight, fp8_rounded
+from stoker_runtime.model.quantized.weight import Fp8Weight, fp8_rounded
 
 _MINIMUM_CAPABILITY = (8, 9)  # Ada and Hopper: the first tensor cores that multiply e4m3
 _MULTIPLE = 16  # sizes that torch's product takes

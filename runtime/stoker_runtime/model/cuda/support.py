@@ -17,16 +17,26 @@ MAX_HEAD_DIM = 256
 logger = logging.getLogger(__name__)
 
 
-def is_usable(architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device) -> bool:
+def is_usable(
+    architecture: Architecture,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
     """Tell whether the kernels compute a model rightly on a CUDA device; a line in the log says why not."""
-    reason = _why_not(architecture, block_size, dtype, device)
+    reason = _why_not(architecture, block_size, dtype, kv_dtype, device)
     if reason is not None:
         logger.warning("steps are computed by PyTorch's operators, which is slower: %s", reason)
     return reason is None
 
 
 def _why_not(
-    architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device
+    architecture: Architecture,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
 ) -> str | None:
     group = architecture.num_heads // architecture.num_kv_heads
     if group > MAX_GROUP or architecture.head_dim > MAX_HEAD_DIM:
@@ -35,7 +45,7 @@ def _why_not(
     def check() -> str | None:
         from stoker_runtime.model.cuda.check import deviation
 
-        return deviation(architecture, block_size, dtype, device)
+        return deviation(architecture, block_size, dtype, kv_dtype, device)
 
     return _why_wrong(check, device)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage
-from stoker_runtime.model.quantized.weight import FP8, Fp8Weight, IntWeight, packed_words, unpacked
+from stoker_runtime.model.fp8 import FP8
+from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight, packed_words, unpacked
 
 # Where the eight columns that share a word lie in it, from the lowest bits up, is [0, 2, 4, 6, 1, 3, 5, 7];
 # this finds each column again.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max  # 448
+from stoker_runtime.model.fp8 import FP8, FP8_MAX, to_fp8
+
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
 
 
@@ -153,7 +153,7 @@ def fp8_rounded(weight: Tensor) -> Fp8Weight:
         part = weight[rows].float()
         scale = part.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / FP8_MAX
         scales[rows] = scale
-        codes[rows] = (part / scale.unsqueeze(1)).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+        codes[rows] = to_fp8(part / scale.unsqueeze(1))
     return Fp8Weight(codes, scales.unsqueeze(0), weight.shape[1], rounds_inputs=True)
 
 

@@ -32,12 +32,11 @@ from stoker_runtime.model.cuda.e4m3 import from_e4m3, to_e4m3
 from stoker_runtime.model.cuda.fp8_linear import Fp8Linear, are_right, round_rows, with_kernels
 from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear, dequantized, tile_inputs
 from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.fp8 import FP8, FP8_MAX
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.weight import (
-    FP8,
-    FP8_MAX,
     Fp8Weight,
     IntWeight,
     QuantizedWeight,
