@@ -65,7 +65,7 @@ def load_runner(config: EngineConfig) -> Runner:
 
 def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     path = Path(config.model)
-    architecture, source = _open(path)
+    architecture, source = open_model(path)
     dtype = _dtype(config, architecture, device)
     kv_dtype = _kv_dtype(config, dtype, device)
     with source:
@@ -170,7 +170,12 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", 0) if has_cuda and config.device != "cpu" else torch.device("cpu")
 
 
-def _open(path: Path) -> tuple[Architecture, WeightSource]:
+def open_model(path: Path) -> tuple[Architecture, WeightSource]:
+    """Read what a GGUF file or a folder of safetensors is, and find its weights.
+
+    Raises:
+        ModelError: see load_runner.
+    """
     if not path.exists():
         raise ModelError(f"{path} does not exist", reason="ModelNotFound")
     file = find_gguf(path)
