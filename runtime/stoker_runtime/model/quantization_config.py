@@ -43,6 +43,8 @@ def _gptq(fields: Mapping[str, Any]) -> GptqStorage:
     form = fields.get("checkpoint_format") or "gptq"
     if not isinstance(form, str) or form not in _ZERO_OFFSETS:
         raise unsupported(f"{_FIELD}.checkpoint_format = {form!r} (supported: {', '.join(_ZERO_OFFSETS)})")
+    if flag(fields, "is_marlin_format"):  # how older files say checkpoint_format = marlin
+        raise unsupported(f"{_FIELD}.is_marlin_format = true")
     if fields.get("dynamic"):
         raise unsupported(f"{_FIELD}.dynamic, other settings for some modules,")
     _refuse_quantized_head(fields)

@@ -20,6 +20,7 @@ from model_builders import FAMILIES, VOCAB_SIZE, write_model
 from runtime_builders import make_sampling
 from torch import Tensor
 
+from loadgen.checkpoints import Gptq, write_quantized
 from stoker_runtime.config import Dtype, EngineConfig, Quantization
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError
@@ -286,6 +287,29 @@ def test_a_quantized_model_stays_close_to_the_plain_one(tmp_path: Path) -> None:
         logits.append(logits_of(runner.decoder, runner.cache, plan((tokens(40, 1), 0, range(1, 4)))))
     plain, rounded = logits
     assert 0 < (plain - rounded).norm() < 0.1 * plain.norm()
+
+
+def test_weights_of_a_quantized_checkpoint_are_rounded_to_int8_as_plain_ones_are(tmp_path: Path) -> None:
+    kernels_for(torch.bfloat16).close()
+    write_model(tmp_path / "plain", "llama")
+    write_quantized(tmp_path / "plain", tmp_path / "small", Gptq(bits=8, group_size=32))
+    logits = []
+    ways: tuple[tuple[str, Quantization], ...] = (("plain", "none"), ("small", "none"), ("small", "int8"))
+    for folder, quantization in ways:
+        config = EngineConfig(
+            model=str(tmp_path / folder),
+            device="cpu",
+            dtype="bfloat16",
+            kv_cache_bytes=1 << 22,
+            quantization=quantization,
+        )
+        runner = loader.load_runner(config)
+        assert isinstance(runner, ModelRunner)
+        assert isinstance(runner.decoder, NativeDecoder)
+        logits.append(logits_of(runner.decoder, runner.cache, plan((tokens(40, 1), 0, range(1, 4)))))
+    plain, small, rounded = logits
+    assert 0 < (plain - small).norm() < 0.1 * plain.norm()
+    assert 0 < (small - rounded).norm() < 0.1 * plain.norm()
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,9 @@ def in_group(**weights: object) -> dict[str, Any]:
         pytest.param(GPTQ | {"group_size": 0}, "group_size", "InvalidModel", id="gptq-group-of-none"),
         pytest.param(GPTQ | {"group_size": None}, "group_size", "InvalidModel", id="gptq-no-group-size"),
         pytest.param(GPTQ | {"checkpoint_format": "marlin"}, "marlin", "UnsupportedModel", id="gptq-marlin"),
+        pytest.param(
+            GPTQ | {"is_marlin_format": True}, "is_marlin_format", "UnsupportedModel", id="gptq-older-marlin"
+        ),
         pytest.param(GPTQ | {"dynamic": {"-:x": {}}}, "dynamic", "UnsupportedModel", id="gptq-by-module"),
         pytest.param(GPTQ | {"lm_head": True}, "lm_head", "UnsupportedModel", id="gptq-head"),
         pytest.param(AWQ | {"bits": 8}, "bits = 8", "UnsupportedModel", id="awq-bits"),
