@@ -27,11 +27,14 @@ from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
 from stoker_runtime.model.cuda.feed import feed
+from stoker_runtime.model.cuda.fp8_linear import round_rows
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
+from stoker_runtime.model.cuda.quantized_linear import dequantized, multiply
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
 from stoker_runtime.model.cuda.store_blocks import store_blocks
+from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
 _TOKENS = 32
@@ -90,27 +93,47 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     cache = tuple(numbers(64, heads.num_kv_heads, heads.head_dim) for _ in range(2))
     query, out = numbers(_TOKENS, size), numbers(_TOKENS, size)
     qkv = numbers(_TOKENS, size + 2 * heads.num_kv_heads * heads.head_dim)
+    small_cache = tuple(part.to(torch.float8_e4m3fn) for part in cache)
     norm_weight = numbers(heads.num_heads + heads.num_kv_heads, heads.head_dim)
     tables = [numbers(64, heads.head_dim) for _ in range(2)]
     for weight in (None, norm_weight):
         rotation = Rotation(tables[0], tables[1], weight, norms_projections=False)
-        rotate_and_store(
-            qkv, rotation, integers(_TOKENS), integers(_TOKENS), (cache[0], cache[1]), heads, 1e-5, query
-        )
+        for keys, values in (cache, small_cache):
+            rotate_and_store(
+                qkv, rotation, integers(_TOKENS), integers(_TOKENS), (keys, values), heads, 1e-5, query
+            )
     scoring = Scoring(0.1)
     decodes = DecodeWork(
         integers(_TOKENS), integers(_TOKENS + 1), integers(64), integers(_TOKENS), integers(64), _TOKENS
     )
     partials = make_partials(64, heads, query.device)
-    attend_decodes(query, (cache[0], cache[1]), 16, decodes, partials, heads, scoring, out, 528)
     chunks = ChunkWork(*(integers(16) for _ in range(7)))
-    attend_chunks(query, (cache[0], cache[1]), 16, chunks, heads, scoring, out)
+    for keys, values in (cache, small_cache):
+        attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, 528)
+        attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
     pick(torch.zeros(4, 128256), torch.zeros(4, NUM_SETTINGS, dtype=torch.float64))
     feed(integers(_TOKENS), integers(_TOKENS))
     store_blocks(integers(64), integers(64), 32)
+    multiply_quantized(hidden)
     gate_and_multiply(numbers(_TOKENS, 2 * _INTERMEDIATE), "silu", numbers(_TOKENS, _INTERMEDIATE))
+
+
+def multiply_quantized(hidden: torch.Tensor) -> None:
+    """Launch the kernels over quantized weights, with few rows and many."""
+    scales = torch.zeros(_HIDDEN // 128, _HIDDEN)
+    words, zeros = torch.zeros(_HIDDEN // 8, _HIDDEN, dtype=torch.int32), scales.to(torch.uint8)
+    codes = torch.zeros(_HIDDEN, _HIDDEN, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for weight in (
+        IntWeight(words, zeros, scales.half(), 4, 128, None),
+        IntWeight(words.repeat(2, 1), zeros, scales.half(), 8, 128, None),
+        Fp8Weight(codes, scales[:1], _HIDDEN, rounds_inputs=False),
+    ):
+        for num_rows in (1, 64):
+            multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64)
+        dequantized(weight, hidden.dtype)
+    round_rows(hidden)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ def make_paged_cache(
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> PagedCache:
     """Scatter the blocks of requests with these contexts over a cache with some blocks to spare."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,13 +60,14 @@ def make_paged_cache(
         order = order[count:]
     shape = (num_blocks * block_size, heads.num_kv_heads, heads.head_dim)
     keys, values = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
-    cache = PagedCache(keys, values, block_size, tables)
     # Nobody may read what no request stored: it would poison the result.
     is_stored = torch.zeros(shape[0], dtype=torch.bool, device=device)
+    places = PagedCache(keys, values, block_size, tables)
     for request, context in enumerate(contexts):
-        is_stored[cache.slots(request, context)] = True
+        is_stored[places.slots(request, context)] = True
     keys[~is_stored] = values[~is_stored] = float("nan")
-    return cache
+    stored = kv_dtype or dtype
+    return PagedCache(keys.to(stored), values.to(stored), block_size, tables)
 
 
 def attend_span(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:

@@ -21,6 +21,7 @@ from stoker_runtime.config import (
     ASYNC_SCHEDULINGS,
     DEVICES,
     DTYPES,
+    KV_CACHE_DTYPES,
     LOG_LEVELS,
     QUANTIZATIONS,
     SPECULATIVES,
@@ -71,7 +72,7 @@ def cli() -> None:
     "--quantization",
     type=click.Choice(QUANTIZATIONS),
     default="none",
-    help="Of the weights when they are loaded; int8: CPUs with AVX512-BF16.",
+    help="Of the weights when they are loaded; int8: CPUs with AVX512-BF16, fp8: CUDA.",
 )
 @_option(
     "--max-model-len", type=int, help="Tokens of prompt and output in one request.  [default: the model's]"
@@ -113,6 +114,12 @@ def cli() -> None:
     "--kv-cache-memory",
     metavar="BYTES",
     help="Size of the KV cache, such as 2Gi.  [default: up to 512Mi on a CPU, --memory-fraction on CUDA]",
+)
+@_option(
+    "--kv-cache-dtype",
+    type=click.Choice(KV_CACHE_DTYPES),
+    default="auto",
+    help="Number format of keys and values; auto: --dtype, fp8: half as many bytes, on CUDA.",
 )
 @_option("--no-prefix-caching", is_flag=True, help="Compute every prompt from its first token.")
 @_option(

@@ -17,13 +17,15 @@ from stoker_runtime.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
+KvCacheDtype = Literal["auto", "fp8"]
 Speculative = Literal["none", "ngram"]
 AsyncScheduling = Literal["auto", "on", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+KV_CACHE_DTYPES: tuple[KvCacheDtype, ...] = get_args(KvCacheDtype)
 SPECULATIVES: tuple[Speculative, ...] = get_args(Speculative)
 ASYNC_SCHEDULINGS: tuple[AsyncScheduling, ...] = get_args(AsyncScheduling)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -61,6 +63,7 @@ class EngineConfig:
     device: Device = "auto"
     dtype: Dtype = "auto"
     quantization: Quantization = "none"  # of the weights, when they are loaded
+    kv_cache_dtype: KvCacheDtype = "auto"  # auto: that of the weights
     max_model_len: int = 0  # prompt + output tokens of one request; 0: the model's own limit
     max_num_seqs: int = 0  # requests in one step; 0: by device
     max_num_batched_tokens: int = 0  # tokens in one step; 0: by device
@@ -82,6 +85,7 @@ class EngineConfig:
         _one_of("--device", self.device, DEVICES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--quantization", self.quantization, QUANTIZATIONS)
+        _one_of("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("--speculative", self.speculative, SPECULATIVES)
         _one_of("--async-scheduling", self.async_scheduling, ASYNC_SCHEDULINGS)
         _one_of("--log-level", self.log_level, LOG_LEVELS)

@@ -47,6 +47,7 @@ def configured(options: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
 FULL_ENGINE = {
     "dtype": "bfloat16",
     "quantization": "int8",
+    "kvCacheDtype": "fp8",
     "speculative": "ngram",
     "maxModelLen": 4096,
     "maxNumSeqs": 32,
@@ -81,6 +82,7 @@ def test_engine_fields_reach_the_engine() -> None:
     _, engine = configured(options)
     assert (engine.dtype, engine.device) == ("bfloat16", "cpu")
     assert (engine.quantization, engine.speculative) == ("int8", "ngram")
+    assert engine.kv_cache_dtype == "fp8"
     assert (engine.max_model_len, engine.max_num_seqs, engine.max_num_batched_tokens) == (4096, 32, 512)
     assert engine.memory_fraction == pytest.approx(0.85)
 

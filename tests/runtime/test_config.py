@@ -30,6 +30,7 @@ from stoker_runtime.errors import ConfigError
         pytest.param({"memory_fraction": 0.0}, "--memory-fraction", id="no-memory"),
         pytest.param({"memory_fraction": 1.1}, "--memory-fraction", id="more-than-all-memory"),
         pytest.param({"memory_fraction": float("nan")}, "--memory-fraction", id="nan"),
+        pytest.param({"kv_cache_dtype": "int8"}, "--kv-cache-dtype", id="kv-dtype"),
         pytest.param({"kv_cache_bytes": -1}, "--kv-cache-memory", id="kv"),
         pytest.param({"num_threads": 0}, "--num-threads", id="threads"),
         pytest.param({"seed": -1}, "--seed", id="seed"),

@@ -117,10 +117,17 @@ class Engine(ApiModel):
         Field(description="Number format of weights and KV cache; auto follows the device and the model."),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8"] | None,
+        Literal["none", "int8", "fp8"] | None,
         Field(
-            description="Of the weights, when they are loaded. int8: on CPUs with AVX512-BF16, with less "
-            "memory and more speed for a small loss of quality."
+            description="Of the weights, when they are loaded, for less memory and a small loss of quality. "
+            "int8: on CPUs with AVX512-BF16; fp8: on GPUs; none: as the checkpoint has them."
+        ),
+    ] = None
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8"] | None,
+        Field(
+            description="Number format of keys and values. auto: that of dtype; fp8: on GPUs, twice as many "
+            "tokens in the same memory for a small loss of quality."
         ),
     ] = None
     speculative: Annotated[
@@ -241,6 +248,16 @@ class Spec(ApiModel):
             "!has(self.pod.resources) || !has(self.pod.resources.requests) || "
             "!(self.accelerator.resource in self.pod.resources.requests)",
             "spec.pod.resources.requests must not name the accelerator: set spec.accelerator.perPod instead",
+        ),
+        (
+            "!has(self.engine.quantization) || self.engine.quantization != 'fp8' || "
+            "self.accelerator.perPod > 0",
+            "spec.engine.quantization fp8 needs a GPU: set spec.accelerator.perPod, or use int8",
+        ),
+        (
+            "!has(self.engine.kvCacheDtype) || self.engine.kvCacheDtype != 'fp8' || "
+            "self.accelerator.perPod > 0",
+            "spec.engine.kvCacheDtype fp8 needs a GPU: set spec.accelerator.perPod, or use auto",
         ),
     )
 

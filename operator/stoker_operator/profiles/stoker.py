@@ -28,6 +28,7 @@ def serve_args(model: ModelDeployment, path: str) -> list[str]:
     ]
     optional = {
         "--quantization": spec.engine.quantization,
+        "--kv-cache-dtype": spec.engine.kv_cache_dtype,
         "--speculative": spec.engine.speculative,
         "--max-model-len": spec.engine.max_model_len,
         "--max-num-seqs": spec.engine.max_num_seqs,

@@ -178,6 +178,48 @@ class Scales:
 
 
 @dataclass(frozen=True, slots=True)
+class GptqStorage:
+    """Weights as AutoGPTQ packs them, four or eight bits each.
+
+    Args:
+        bits: of a code, 4 or 8.
+        group_size: inputs that share a scale; None for all of a module's.
+        zero_offset: what is added to stored zero points; files store them less one, unless they are gptq_v2.
+    """
+
+    bits: int
+    group_size: int | None
+    zero_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwqStorage:
+    """Weights as AutoAWQ packs them for its GEMM kernels, four bits each.
+
+    Args:
+        group_size: inputs that share a scale; None for all of a module's.
+    """
+
+    group_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Storage:
+    """Weights in float8_e4m3fn with scales beside them.
+
+    Args:
+        block: outputs and inputs that share a scale; None for one scale for all or for each output.
+        rounds_inputs: activations are meant to be fp8 as well, where the device has such products.
+    """
+
+    block: tuple[int, int] | None
+    rounds_inputs: bool
+
+
+Storage = GptqStorage | AwqStorage | Fp8Storage
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """Everything that shapes the computation, whatever file it came from."""
 
@@ -196,6 +238,7 @@ class Architecture:
     layers: tuple[LayerKind, ...]
     scales: Scales = Scales()
     experts: ExpertSettings | None = None
+    storage: Storage | None = None  # how the file's weights are quantized, when they are
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")

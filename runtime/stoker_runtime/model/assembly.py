@@ -12,8 +12,11 @@ from torch import Tensor
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, LayerKind
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
-from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.linear import Linear, Product
 from stoker_runtime.model.mlp import Experts, Mlp
+from stoker_runtime.model.quantized.linear import QuantizedLinear
+from stoker_runtime.model.quantized.source import QuantizedSource
+from stoker_runtime.model.quantized.weight import QuantizedWeight, fp8_rounded, stacked
 from stoker_runtime.model.weights import WeightSource
 
 # In some checkpoints, and always recomputed from the configuration.
@@ -61,8 +64,17 @@ class Assembly:
         self._source = source
         self.dtype = dtype
         self.device = device
+        self._keeps_quantized, self._rounds_to_fp8 = False, False
         self._used: set[str] = set()
         self.num_bytes = 0  # of the weights loaded so far
+
+    def keep_quantized(self, rounds_to_fp8: bool) -> None:
+        """Make the layers' linear modules QuantizedLinear instead of dequantizing them; comes first.
+
+        Args:
+            rounds_to_fp8: round what is stored in plain numbers; else it stays as it is.
+        """
+        self._keeps_quantized, self._rounds_to_fp8 = True, rounds_to_fp8
 
     def layers(self) -> Iterator[Layer]:
         """Load the layers one by one, so that whoever packs them holds one unpacked layer at a time.
@@ -195,10 +207,37 @@ class Assembly:
                     self._norm(key, arch.num_kv_heads * arch.head_dim),
                 )
 
-    def _linear(self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False) -> Linear:
+    def _linear(self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False) -> Product:
         """Load modules that read the same input as one, stacked by output row."""
         parts = {f"{prefix}.{name}": rows for name, rows in modules.items()}
-        return Linear(self._rows("weight", parts, num_inputs), self._rows("bias", parts) if bias else None)
+        biases = self._rows("bias", parts) if bias else None
+        kept = self._kept(parts, num_inputs) if self._keeps_quantized else None
+        if kept is not None:
+            return QuantizedLinear(kept, biases)
+        return Linear(self._rows("weight", parts, num_inputs), biases)
+
+    def _kept(self, parts: dict[str, int], num_inputs: int) -> tuple[QuantizedWeight, ...] | None:
+        """Quantized weights, as they are stored or rounded here; None where plain ones are to be loaded."""
+        weights: list[QuantizedWeight] = []
+        for module, rows in parts.items():
+            shape = (rows, num_inputs)
+            found = (
+                self._source.quantized(module, shape) if isinstance(self._source, QuantizedSource) else None
+            )
+            if found is None:
+                break
+            weights.append(found.to(self.device))
+            self._used.add(f"{module}.weight")
+        kept: tuple[QuantizedWeight, ...] | None = None
+        if len(weights) == len(parts):
+            kept = stacked(weights)
+        elif self._rounds_to_fp8:
+            plain = self._rows("weight", parts, num_inputs)
+            self.num_bytes -= plain.nbytes
+            kept = (fp8_rounded(plain),)
+        if kept is not None:
+            self.num_bytes += sum(weight.num_bytes for weight in kept)
+        return kept
 
     def _rows(self, kind: str, parts: dict[str, int], *trailing: int) -> Tensor:
         stacked = torch.empty(sum(parts.values()), *trailing, dtype=self.dtype, device=self.device)

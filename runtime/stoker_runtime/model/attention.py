@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.model.batch import Batch, Chunk, DecodeGroup
+from stoker_runtime.model.fp8 import FP8, to_fp8
 
 
 def attend(
@@ -25,7 +26,7 @@ def attend(
         query: already rotated.
         key: already rotated.
         value: as projected.
-        cache: one layer's keys and values by slot; changed in place.
+        cache: one layer's keys and values by slot, of the query's dtype or FP8; changed in place.
         batch: where each token goes and what it sees.
         window: of this layer; one of those that the batch was packed for.
         scale: of the scores; None for 1 / sqrt(D).
@@ -34,8 +35,7 @@ def attend(
         query [T, H, D], key and value [T, Hkv, D], cache 2 x [N * S, Hkv, D] -> [T, H * D]
     """
     keys, values = cache
-    keys.index_copy_(0, batch.slot_mapping, key)
-    values.index_copy_(0, batch.slot_mapping, value)
+    key, value = (_store(new, place, batch.slot_mapping) for new, place in ((key, keys), (value, values)))
     num_kv_heads = key.shape[1]
     # Query heads that share a KV head become rows (decode) or a batch axis (chunks): keys are never repeated.
     grouped = query.view(query.shape[0], num_kv_heads, -1, query.shape[2])  # [T, Hkv, G, D]
@@ -43,10 +43,29 @@ def attend(
     parts = [_decode(grouped[group.rows], keys, values, group, scale, cap) for group in reach.decode_groups]
     for chunk in reach.chunks:
         rows = chunk.rows
-        seen = (key[rows], value[rows]) if chunk.slots is None else (keys[chunk.slots], values[chunk.slots])
+        if chunk.slots is None:
+            seen = key[rows], value[rows]
+        else:
+            seen = _gathered(keys, chunk.slots, query.dtype), _gathered(values, chunk.slots, query.dtype)
         parts.append(_prefill(grouped[rows], *seen, chunk, scale, cap))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.reshape(query.shape[0], -1)
+
+
+def _store(new: Tensor, place: Tensor, slots: Tensor) -> Tensor:
+    """Store keys or values; returns what was stored, so that a chunk sees the same before and after."""
+    if place.dtype != FP8:
+        place.index_copy_(0, slots, new)
+        return new
+    stored = to_fp8(new)
+    place.view(torch.uint8).index_copy_(0, slots, stored.view(torch.uint8))  # not all devices move fp8
+    return stored.to(new.dtype)
+
+
+def _gathered(place: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+    if place.dtype != FP8:
+        return place.index_select(0, slots)
+    return place.view(torch.uint8).index_select(0, slots).view(FP8).to(dtype)
 
 
 def _decode(
@@ -60,8 +79,8 @@ def _decode(
     """[B, Hkv, G, D] over C gathered slots each -> [B, Hkv, G, D]."""
     num_requests = grouped.shape[0]
     shape = (num_requests, -1, *keys.shape[1:])
-    key = keys.index_select(0, group.slots).view(shape).transpose(1, 2)  # [B, Hkv, C, D]
-    value = values.index_select(0, group.slots).view(shape).transpose(1, 2)
+    key = _gathered(keys, group.slots, grouped.dtype).view(shape).transpose(1, 2)  # [B, Hkv, C, D]
+    value = _gathered(values, group.slots, grouped.dtype).view(shape).transpose(1, 2)
     if cap is not None:
         return _capped(grouped, key, value, group.mask, scale, cap)
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=group.mask, scale=scale)

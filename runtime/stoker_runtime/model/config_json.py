@@ -16,6 +16,7 @@ from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
 from stoker_runtime.model.config_values import flag, integer, number, unsupported
 from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
+from stoker_runtime.model.quantization_config import read_storage
 
 _GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
 
@@ -130,6 +131,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         layers=layers,
         scales=_scales(config, name, hidden_size),
         experts=_experts(config, name) if family.expert_names else None,
+        storage=read_storage(config),
     )
 
 
@@ -152,12 +154,6 @@ def _head_dim(family: Family, hidden_size: int, num_heads: int) -> int:
 
 
 def _refuse_what_changes_results(config: Mapping[str, Any], name: str, family: Family) -> None:
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = (
-            quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        )
-        raise unsupported(f"quantization_config ({method}); use the unquantized weights or a GGUF file: it")
     own = _OWN_FIELDS.get(name, ())
     for key, neutral in _NEUTRAL_VALUES.items():
         if key in config and key not in own and config[key] not in neutral:

@@ -29,7 +29,7 @@ class Decoder:
 
     def __init__(self, architecture: Architecture, assembly: Assembly) -> None:
         self.architecture = architecture
-        self._layers = [layer.packed() for layer in assembly.layers()]
+        self._layers = [layer.mapped(packed) for layer in assembly.layers()]
         frame = assembly.frame()
         self._embedding = frame.embedding
         self._norm = frame.norm
@@ -41,7 +41,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights, the activations and the KV cache."""
+        """Dtype of the weights, the activations and, unless it is fp8, the KV cache."""
         return self._embedding.dtype
 
     @property

@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.fp8 import FP8
 
-_NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
+_NUMPY_DTYPES = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: np.int16,
+    FP8: np.uint8,
+}
 
 
 def block_bytes(architecture: Architecture, block_size: int, dtype: torch.dtype) -> int:
@@ -20,6 +26,12 @@ def block_bytes(architecture: Architecture, block_size: int, dtype: torch.dtype)
 class KVCache:
     """Keys and values of every computed token.
 
+    Args:
+        architecture: of the model.
+        num_blocks: how many there are.
+        block_size: tokens in each.
+        dtype: of the activations, or FP8, whose scale is 1: keys and values lie well within its range.
+        device: where it is.
     Shapes:
         storage [L, 2, N, S, Hkv, D]
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from stoker_runtime.model.architecture import Architecture, LayerKind, RopeSettings
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import Batch
-from stoker_runtime.model.linear import Linear, PackedLinear, packed
+from stoker_runtime.model.linear import Product
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import rotate
 
@@ -76,9 +76,9 @@ class Layer:
 
     kind: LayerKind
     attention_norms: Norms
-    qkv: Linear | PackedLinear
+    qkv: Product
     qk_norms: HeadNorms | ProjectionNorms | None
-    output: Linear | PackedLinear
+    output: Product
     mlp_norms: Norms
     mlp: Mlp | Experts
 
@@ -102,9 +102,9 @@ class Layer:
         computed = self.mlp(_normed(hidden, self.mlp_norms.before, eps))
         return hidden.add(_normed(computed, self.mlp_norms.behind, eps), alpha=residual)
 
-    def packed(self) -> Layer:
-        """Return the same layer with packed weights, where packing works."""
-        return replace(self, qkv=packed(self.qkv), output=packed(self.output), mlp=self.mlp.packed())
+    def mapped(self, change: Callable[[Product], Product]) -> Layer:
+        """Return the same layer with each of its products changed."""
+        return replace(self, qkv=change(self.qkv), output=change(self.output), mlp=self.mlp.mapped(change))
 
     def _attend(
         self, hidden: Tensor, angles: Angles, cache: KVPair, batch: Batch, architecture: Architecture

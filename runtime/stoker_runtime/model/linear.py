@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 _BATCH_HINT = 16  # packed for this many rows; the layout serves every number of rows equally well
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+class Product(Protocol):
+    """x @ weight.T + bias, whatever form the weight is in: [T, in] -> [T, out]."""
+
+    def __call__(self, rows: Tensor, /) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +56,9 @@ class PackedLinear:
         return _packed_product(rows, self.weight, self.bias)
 
 
-def packed(linear: Linear | PackedLinear) -> Linear | PackedLinear:
+def packed(linear: Product) -> Product:
     """Return the product with its weight packed, where that works."""
-    if isinstance(linear, PackedLinear) or linear.weight.device.type != "cpu":
+    if not isinstance(linear, Linear) or linear.weight.device.type != "cpu":
         return linear
     if not packing_works(linear.weight.dtype):
         return linear

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace as replaced
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
@@ -19,13 +20,15 @@ from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.cuda.graphs import buckets
-from stoker_runtime.model.cuda.support import is_usable
+from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.pace import prefill_beside_decodes
+from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.runner import AnyDecoder, FeedingDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.tokenizer_files import read_eos_token_ids
@@ -63,9 +66,10 @@ def load_runner(config: EngineConfig) -> Runner:
 
 def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     path = Path(config.model)
-    architecture, source = _open(path)
+    architecture, source = open_model(path)
     dtype = _dtype(config, architecture, device)
     architecture = _rounded(architecture, dtype)
+    kv_dtype = _kv_dtype(config, dtype, device)
     with source:
         decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
@@ -75,7 +79,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             "lower it"
         )
     decoder.set_max_positions(limit)
-    num_blocks = _num_blocks(config, decoder)
+    num_blocks = _num_blocks(config, decoder, kv_dtype)
     capacity = num_blocks * config.block_size
     if capacity < config.max_model_len or capacity < 2:
         raise ModelError(
@@ -83,7 +87,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             "--kv-cache-memory or --memory-fraction, or lower --max-model-len",
             reason="OutOfMemory",
         )
-    cache = KVCache(architecture, num_blocks, config.block_size, dtype, device)
+    cache = KVCache(architecture, num_blocks, config.block_size, kv_dtype, device)
     if isinstance(decoder, NativeDecoder):
         # Its kernels have threads of their own; those of the few operators left would only spin beside them.
         torch.set_num_threads(1)
@@ -119,24 +123,47 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
 
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
     """Load the weights for whoever computes the steps: C++ or Triton kernels where they can, else PyTorch."""
-    is_quantized = config.quantization != "none"
-    is_possible = assembly.device.type == "cpu" and (assembly.dtype == torch.bfloat16 or not is_quantized)
-    if is_possible and is_computed(architecture, config.block_size, config.quantization):
+    quantization = config.quantization
+    if quantization == "fp8" and architecture.storage is not None:
+        raise ConfigError("--quantization is fp8, but the checkpoint is quantized already; use none")
+    is_possible = assembly.device.type == "cpu" and (
+        quantization == "none" or (quantization == "int8" and assembly.dtype == torch.bfloat16)
+    )
+    if is_possible and is_computed(architecture, config.block_size, quantization):
         kernels = find_kernels(assembly.dtype, config.num_threads)
         if kernels is not None:
-            return NativeDecoder(architecture, assembly, kernels, config.quantization)
-    if is_quantized:
+            return NativeDecoder(architecture, assembly, kernels, quantization)
+    if quantization == "int8":
         raise ConfigError(
-            f"--quantization is {config.quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
+            "--quantization is int8, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
             "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
         )
-    if assembly.device.type == "cuda" and is_usable(
-        architecture, config.block_size, assembly.dtype, assembly.device
-    ):
-        from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
-
-        return CudaDecoder(architecture, assembly)
+    if assembly.device.type == "cuda":
+        return _cuda_decoder(config, architecture, assembly)
+    if quantization == "fp8":
+        raise ConfigError("--quantization is fp8, which needs a CUDA device; use none, or int8 on a CPU")
     return Decoder(architecture, assembly)
+
+
+def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
+    """As _decoder, on a CUDA device. Quantized weights stay so where the kernels read them."""
+    rounds = config.quantization == "fp8"
+    dtype, device = assembly.dtype, assembly.device
+    kv_dtype = _kv_dtype(config, dtype, device)
+    is_usable_here = is_usable(architecture, config.block_size, dtype, kv_dtype, device)
+    if rounds or architecture.storage is not None:
+        if is_usable_here and computes_quantized(dtype, device):
+            assembly.keep_quantized(rounds_to_fp8=rounds)
+        elif rounds:
+            raise ConfigError(
+                "--quantization is fp8, which needs a CUDA device where Triton's kernels work (the log says "
+                "why they do not); use none"
+            )
+    if not is_usable_here:
+        return Decoder(architecture, assembly)
+    from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
+
+    return CudaDecoder(architecture, assembly)
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -146,7 +173,12 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", 0) if has_cuda and config.device != "cpu" else torch.device("cpu")
 
 
-def _open(path: Path) -> tuple[Architecture, WeightSource]:
+def open_model(path: Path) -> tuple[Architecture, WeightSource]:
+    """Read what a GGUF file or a folder of safetensors is, and find its weights.
+
+    Raises:
+        ModelError: see load_runner.
+    """
     if not path.exists():
         raise ModelError(f"{path} does not exist", reason="ModelNotFound")
     file = find_gguf(path)
@@ -154,7 +186,9 @@ def _open(path: Path) -> tuple[Architecture, WeightSource]:
         gguf = read_gguf(file)
         architecture = architecture_from_gguf(gguf)
         return architecture, GgufSource(gguf, architecture)
-    return read_config_json(path / "config.json"), SafetensorsSource(path)
+    architecture, files = read_config_json(path / "config.json"), SafetensorsSource(path)
+    storage = architecture.storage
+    return architecture, files if storage is None else QuantizedSource(files, storage)
 
 
 def _dtype(config: EngineConfig, architecture: Architecture, device: torch.device) -> torch.dtype:
@@ -177,26 +211,35 @@ def _rounded(architecture: Architecture, dtype: torch.dtype) -> Architecture:
     return replace(architecture, scales=replace(scales, embedding=factor))
 
 
+def _kv_dtype(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve --kv-cache-dtype."""
+    if config.kv_cache_dtype == "auto":
+        return dtype
+    if device.type == "cpu":
+        raise ConfigError("--kv-cache-dtype is fp8, which needs a CUDA device; use auto")
+    return FP8
+
+
 def has_fast_bfloat16() -> bool:
     """Tell whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _num_blocks(config: EngineConfig, decoder: AnyDecoder) -> int:
+def _num_blocks(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:
     """Decide the KV cache's size once the weights are in memory."""
-    per_block = block_bytes(decoder.architecture, config.block_size, decoder.dtype)
+    per_block = block_bytes(decoder.architecture, config.block_size, kv_dtype)
     if config.kv_cache_bytes:
         return config.kv_cache_bytes // per_block
     if decoder.device.type == "cpu":
         return config.cpu_kv_cache_bytes(available_memory_bytes()) // per_block
-    return _free_cuda_bytes(config, decoder) // per_block
+    return _free_cuda_bytes(config, decoder, kv_dtype) // per_block
 
 
-def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder) -> int:
+def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:
     """Compute the largest step once, then return what memory_fraction leaves beside weights and its peak."""
     longest = config.max_model_len or decoder.architecture.max_position
     torch.cuda.reset_peak_memory_stats(decoder.device)
-    scratch = KVCache(decoder.architecture, 1, config.block_size, decoder.dtype, decoder.device)
+    scratch = KVCache(decoder.architecture, 1, config.block_size, kv_dtype, decoder.device)
     run_step(decoder, scratch, largest_plan(config, longest))
     peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
     torch.cuda.empty_cache()
@@ -223,9 +266,7 @@ def largest_plan(config: EngineConfig, longest: int) -> StepPlan:
     table = [0] * -(-longest // config.block_size)
     return StepPlan(
         [
-            msgspec.structs.replace(
-                request, num_computed_tokens=longest - len(request.token_ids), block_ids=table
-            )
+            replaced(request, num_computed_tokens=longest - len(request.token_ids), block_ids=table)
             if len(request.token_ids) > 1
             else request
             for request in plan.requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.linear import Linear, PackedLinear, packed
+from stoker_runtime.model.linear import Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Mlp:
         gate_up [2 * intermediate, E], down [E, intermediate]
     """
 
-    gate_up: Linear | PackedLinear
-    down: Linear | PackedLinear
+    gate_up: Product
+    down: Product
     activation: Literal["silu", "gelu_tanh"]
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -30,9 +31,9 @@ class Mlp:
         activated = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
         return self.down(activated.mul_(up))
 
-    def packed(self) -> Mlp:
-        """Return the same with packed weights, where packing works."""
-        return replace(self, gate_up=packed(self.gate_up), down=packed(self.down))
+    def mapped(self, change: Callable[[Product], Product]) -> Mlp:
+        """Return the same with each product changed."""
+        return replace(self, gate_up=change(self.gate_up), down=change(self.down))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,6 @@ class Experts:
             out.index_add_(0, tokens, answered * weights[tokens, places].unsqueeze(-1))
         return out
 
-    def packed(self) -> Experts:
-        """Return the same with packed weights, where packing works."""
-        return replace(self, experts=tuple(expert.packed() for expert in self.experts))
+    def mapped(self, change: Callable[[Product], Product]) -> Experts:
+        """Return the same with each product changed."""
+        return replace(self, experts=tuple(expert.mapped(change) for expert in self.experts))

@@ -115,15 +115,28 @@ class SafetensorsSource:
 
     def copy_into(self, name: str, destination: Tensor) -> None:
         """See WeightSource.copy_into."""
-        if name not in self._places:
-            raise ModelError(f"tensor {name} is missing from {self._directory}")
-        tensor: Tensor = self._places[name].get_tensor(name)
+        tensor = self.read(name)
         _check_shape(name, tuple(tensor.shape), destination)
         if tensor.dtype not in _FLOATS:
             raise ModelError(
                 f"tensor {name} is {tensor.dtype}, which is not supported", reason="UnsupportedModel"
             )
         destination.copy_(tensor)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as it is stored.
+
+        Raises:
+            ModelError: no such tensor.
+        """
+        if name not in self._places:
+            raise ModelError(f"tensor {name} is missing from {self._directory}")
+        tensor: Tensor = self._places[name].get_tensor(name)
+        return tensor
+
+    def is_fp8(self, name: str) -> bool:
+        """Tell whether a tensor is stored in float8_e4m3fn, without reading it."""
+        return bool(self._places[name].get_slice(name).get_dtype() == "F8_E4M3")
 
 
 _GGUF_GLOBAL = {

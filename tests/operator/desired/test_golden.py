@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "engine": {
             "dtype": "bfloat16",
             "quantization": "none",
+            "kvCacheDtype": "auto",
             "speculative": "ngram",
             "maxModelLen": 8192,
             "maxNumSeqs": 64,

@@ -108,8 +108,7 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
         ),
         pytest.param({"rope_scaling": {"type": "mrope", "factor": 4.0}}, "'mrope'", id="rope-of-images"),
         pytest.param({"rope_scaling": {"type": "su"}}, "'su'", id="spelling-of-phi-elsewhere"),
-        pytest.param({"quantization_config": {"quant_method": "gptq"}}, "gptq", id="quantized"),
-        pytest.param({"quantization_config": "fp8"}, "fp8", id="quantized-by-name"),
+        pytest.param({"quantization_config": {"quant_method": "hqq"}}, "'hqq'", id="quantized"),
         pytest.param(
             {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention", id="layers"
         ),
@@ -378,6 +377,7 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param({"torch_dtype": 16}, "dtype", id="dtype-as-number"),
         pytest.param({"partial_rotary_factor": "half"}, "partial_rotary_factor", id="part-as-text"),
         pytest.param({"hidden_size": 2**70}, "hidden_size", id="beyond-any-size"),
+        pytest.param({"quantization_config": "fp8"}, "quantization_config", id="quantized-by-name"),
     ],
 )
 def test_broken_configurations_are_refused(fields: dict[str, Any], word: str) -> None:

@@ -25,11 +25,15 @@ from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.model import loader
 from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
+from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, PackedLinear, packed, packing_works
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.model.runner import ModelRunner, run_step
+from stoker_runtime.model.weights import SafetensorsSource
 from stoker_runtime.tokenizer_files import load_assets
 
 
@@ -148,6 +152,11 @@ def test_cuda_without_a_device_is_a_configuration_error(model: Path) -> None:
         load_runner(config(model, device="cuda"))
 
 
+def test_an_fp8_cache_on_a_cpu_is_a_configuration_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match="--kv-cache-dtype is fp8, which needs a CUDA device; use auto"):
+        load_runner(config(model, kv_cache_dtype="fp8"))
+
+
 def test_nothing_there_is_model_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_runner(config(tmp_path / "none"))
@@ -236,6 +245,46 @@ def test_bfloat16_cache_starts_with_zeros() -> None:
     assert cache.storage.shape == (2, 2, 3, 4, 2, 16)
     assert cache.num_bytes == 3 * block_bytes(architecture, 4, torch.bfloat16)
     assert not cache.storage.any()
+
+
+def test_an_fp8_cache_has_twice_the_blocks_of_a_bfloat16_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {}
+    for name, kv_dtype in (("plain", torch.bfloat16), ("fp8", FP8)):
+        monkeypatch.setattr(loader, "_kv_dtype", lambda *_, kv_dtype=kv_dtype: kv_dtype)
+        monkeypatch.setattr(loader, "_decoder", lambda _, *parts: Decoder(*parts))
+        ready = load_runner(config(model, dtype="bfloat16", kv_cache_bytes=1 << 20)).ready()
+        sizes[name] = ready.num_blocks
+        assert ready.kv_cache_bytes <= 1 << 20
+    assert sizes["fp8"] == 2 * sizes["plain"]
+
+
+def test_an_fp8_cache_answers_the_same_in_chunks_and_at_once(model: Path) -> None:
+    architecture = read_config_json(model / "config.json")
+    cpu = torch.device("cpu")
+    with SafetensorsSource(model) as source:
+        decoder = Decoder(architecture, Assembly(architecture, source, torch.float32, cpu))
+    decoder.set_max_positions(MAX_POSITION)
+    prompt = list(range(10, 40))
+    found: dict[str, torch.Tensor] = {}
+    for name, pieces, kv_dtype in (
+        ("at once", [30], FP8),
+        ("in chunks", [7, 20, 3], FP8),
+        ("one by one", [1] * 30, FP8),
+        ("plain", [30], torch.float32),
+    ):
+        cache = KVCache(architecture, 10, 4, kv_dtype, cpu)
+        computed = 0
+        for count in pieces:
+            part = scheduled("a", prompt[computed : computed + count], list(range(1, 9)), computed)
+            with torch.inference_mode():
+                found[name] = decoder(StepPlan([part]), cache)
+            computed += count
+    for name in ("in chunks", "one by one"):
+        torch.testing.assert_close(found[name], found["at once"], rtol=0, atol=1e-3)
+    difference = (found["plain"] - found["at once"]).norm() / found["plain"].norm()
+    assert 1e-3 < difference < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

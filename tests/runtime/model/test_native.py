@@ -23,13 +23,14 @@ from model_builders import FAMILIES, write_model
 from native_models import BLOCK_SIZE, DTYPES, TOLERANCE, Model, kernels_for, logits_of, plan, tokens
 from torch import Tensor
 
-from stoker_runtime.config import QUANTIZATIONS, EngineConfig
+from loadgen.checkpoints import Gptq, write_quantized
+from stoker_runtime.config import EngineConfig, Quantization
 from stoker_runtime.errors import ConfigError
 from stoker_runtime.model import loader
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import library, structs
-from stoker_runtime.model.native.decoder import is_computed
+from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import GROUP, Kernels, find_kernels
 from stoker_runtime.model.runner import ModelRunner
 
@@ -209,12 +210,36 @@ def test_a_quantized_model_stays_close_to_the_plain_one(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     shared = EngineConfig(model=str(tmp_path), device="cpu", dtype="bfloat16", kv_cache_bytes=1 << 22)
     logits = []
-    for quantization in QUANTIZATIONS:
+    quantizations: tuple[Quantization, ...] = ("none", "int8")
+    for quantization in quantizations:
         runner = loader.load_runner(replace(shared, quantization=quantization))
         assert isinstance(runner, ModelRunner)
         logits.append(logits_of(runner.decoder, runner.cache, plan((tokens(40, 1), 0, range(1, 4)))))
     plain, rounded = logits
     assert 0 < (plain - rounded).norm() < 0.1 * plain.norm()
+
+
+def test_weights_of_a_quantized_checkpoint_are_rounded_to_int8_as_plain_ones_are(tmp_path: Path) -> None:
+    kernels_for(torch.bfloat16).close()
+    write_model(tmp_path / "plain", "llama")
+    write_quantized(tmp_path / "plain", tmp_path / "small", Gptq(bits=8, group_size=32))
+    logits = []
+    ways: tuple[tuple[str, Quantization], ...] = (("plain", "none"), ("small", "none"), ("small", "int8"))
+    for folder, quantization in ways:
+        config = EngineConfig(
+            model=str(tmp_path / folder),
+            device="cpu",
+            dtype="bfloat16",
+            kv_cache_bytes=1 << 22,
+            quantization=quantization,
+        )
+        runner = loader.load_runner(config)
+        assert isinstance(runner, ModelRunner)
+        assert isinstance(runner.decoder, NativeDecoder)
+        logits.append(logits_of(runner.decoder, runner.cache, plan((tokens(40, 1), 0, range(1, 4)))))
+    plain, small, rounded = logits
+    assert 0 < (plain - small).norm() < 0.1 * plain.norm()
+    assert 0 < (small - rounded).norm() < 0.1 * plain.norm()
 
 
 @pytest.mark.parametrize(

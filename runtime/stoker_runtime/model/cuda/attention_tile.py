@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from stoker_runtime.model.cuda.e4m3 import from_e4m3
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -16,11 +18,22 @@ def cache_rows(blocks, positions, is_inside, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, slots, slot_stride, is_inside, HEAD_DIM: tl.constexpr, HEAD_PADDED: tl.constexpr):
-    """Load one KV head's rows, [tile, D], zeros where there are none."""
+def load_rows(
+    base,
+    slots,
+    slot_stride,
+    is_inside,
+    DTYPE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PADDED: tl.constexpr,
+):
+    """Load one KV head's rows, [tile, D], zeros where there are none; bytes are e4m3."""
     dims = tl.arange(0, HEAD_PADDED)
     mask = is_inside[:, None] & (dims < HEAD_DIM)[None, :]
-    return tl.load(base + slots[:, None] * slot_stride + dims[None, :], mask=mask, other=0.0)
+    rows = tl.load(base + slots[:, None] * slot_stride + dims[None, :], mask=mask, other=0)
+    if base.dtype.element_ty == tl.uint8:
+        rows = from_e4m3(rows, DTYPE)
+    return rows
 
 
 @triton.jit

@@ -12,9 +12,12 @@ from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import SPLIT_TOKENS, heads_of, scoring_of
 from stoker_runtime.model.cuda.step_layout import pack
+from stoker_runtime.model.quantized.linear import QuantizedLinear
+from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight, fp8_rounded
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _CHUNK_TOKENS = 40
@@ -23,7 +26,11 @@ _NUM_PROGRAMS = 8
 
 @torch.inference_mode()
 def deviation(
-    architecture: Architecture, block_size: int, dtype: torch.dtype, device: torch.device
+    architecture: Architecture,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
 ) -> str | None:
     """Attend a decode and a chunk in both ways, as the model's first layer would.
 
@@ -40,7 +47,7 @@ def deviation(
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     qkv = random(num_tokens, width, heads.head_dim)
-    keys, values = (random(num_slots, heads.num_kv_heads, heads.head_dim) for _ in range(2))
+    keys, values = (random(num_slots, heads.num_kv_heads, heads.head_dim).to(kv_dtype) for _ in range(2))
     plain_cache = (keys.clone(), values.clone())
     batch = pack_batch(plan, block_size, (scoring.window,), dtype, device)
     query, key, value = qkv.split([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)  # type: ignore[no-untyped-call]
@@ -63,8 +70,39 @@ def deviation(
     attend_chunks(rotated, cache, block_size, ChunkWork.of(views), heads, scoring, found)
     largest = (found.float() - expected.float()).abs().max().item()
     # written this way round, NaN counts as a difference
-    if not (largest <= _TOLERANCE[dtype] and torch.equal(keys, plain_cache[0])):
+    if not (
+        largest <= _TOLERANCE[dtype] and torch.equal(keys.view(torch.uint8), plain_cache[0].view(torch.uint8))
+    ):
         return f"attention differs by {largest}"
+    return None
+
+
+@torch.inference_mode()
+def product_deviation(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Multiply few and many rows with weights of 4 and 8 bits and of fp8.
+
+    Returns:
+        What differs from PyTorch's products; None when nothing does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    num_outputs, num_inputs, group_size = 72, 96, 32
+    weights: dict[str, QuantizedWeight] = {
+        "fp8": fp8_rounded(torch.randn(num_outputs, num_inputs, generator=generator))
+    }
+    for bits in (4, 8):
+        shape, groups = (num_inputs * bits // 32, num_outputs), (num_inputs // group_size, num_outputs)
+        words = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
+        zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
+        scales = torch.rand(groups, generator=generator) / 2**bits
+        weights[f"{bits} bits"] = IntWeight(words, zeros, scales, bits, group_size, None)
+    for name, weight in weights.items():
+        linear = QuantizedLinear((weight.to(device),))
+        for num_rows in (3, MANY_ROWS):
+            rows = torch.randn(num_rows, num_inputs, generator=generator).to(device, dtype)
+            expected = linear(rows).float()
+            largest = (KernelLinear(linear)(rows).float() - expected).abs().max() / expected.abs().max()
+            if not largest <= _TOLERANCE[dtype]:
+                return f"products with {name} differ by {largest.item()} of the largest"
     return None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.attention_tile import accumulate, cache_rows, load_rows, scaled_scores
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.cuda.stored import as_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,8 @@ def _attend_range(
         seen = first + tl.arange(0, TILE)
         is_inside = seen < context
         slots = cache_rows(table, seen, is_inside, BLOCK_SIZE)
-        key = load_rows(keys, slots, slot_stride, is_inside, HEAD_DIM, HEAD_PADDED)
-        value = load_rows(values, slots, slot_stride, is_inside, HEAD_DIM, HEAD_PADDED)
+        key = load_rows(keys, slots, slot_stride, is_inside, rows.dtype, HEAD_DIM, HEAD_PADDED)
+        value = load_rows(values, slots, slot_stride, is_inside, rows.dtype, HEAD_DIM, HEAD_PADDED)
         scores = scaled_scores(rows, key, scale, cap, HAS_CAP)
         if IS_MASKED:
             distance = positions[:, None] - seen[None, :]
@@ -180,7 +181,7 @@ def attend_chunks(
 
     Args:
         query: rotated.
-        cache: one layer's keys and values by slot, with those of this step.
+        cache: one layer's keys and values by slot, with those of this step; of the query's dtype or fp8.
         block_size: tokens per KV block.
         work: where the chunks are and what they see; its tiles have tokens_per_tile tokens.
         heads: of the model.
@@ -189,7 +190,7 @@ def attend_chunks(
     Shapes:
         query, out [T, H * D], cache 2 x [N * S, Hkv, D]
     """
-    keys, values = cache
+    keys, values = as_stored(cache)
     rows = tile_rows(heads, query.dtype)
     _chunks_kernel[(heads.num_kv_heads, work.tile_requests.shape[0])](
         query,
@@ -214,7 +215,8 @@ def attend_chunks(
         HEAD_DIM=heads.head_dim,
         HEAD_PADDED=triton.next_power_of_2(heads.head_dim),
         BLOCK_SIZE=block_size,
-        TILE=64 if rows == 128 else 32,
+        # bytes are decoded in registers, which hold half as many keys then
+        TILE=64 if rows == 128 and keys.dtype == query.dtype else 32,
         HAS_CAP=scoring.cap is not None,
         num_warps=4 if rows == 32 else 8,
         num_stages=2,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.attention_tile import accumulate, cache_rows, load_rows, scaled_scores
 from stoker_runtime.model.cuda.shapes import MAX_SPLITS, SPLIT_TOKENS, Heads, Scoring
+from stoker_runtime.model.cuda.stored import as_stored
 
 _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
 _SPLIT_TOKENS = tl.constexpr(SPLIT_TOKENS)
@@ -137,11 +138,10 @@ def _splits_kernel(
                 seen = first + tl.arange(0, TILE)
                 is_inside = seen < end
                 slots = cache_rows(table, seen, is_inside, BLOCK_SIZE)
-                key = load_rows(
-                    keys + kv_head * HEAD_DIM, slots, slot_stride, is_inside, HEAD_DIM, HEAD_PADDED
-                )
+                base = kv_head * HEAD_DIM
+                key = load_rows(keys + base, slots, slot_stride, is_inside, rows.dtype, HEAD_DIM, HEAD_PADDED)
                 value = load_rows(
-                    values + kv_head * HEAD_DIM, slots, slot_stride, is_inside, HEAD_DIM, HEAD_PADDED
+                    values + base, slots, slot_stride, is_inside, rows.dtype, HEAD_DIM, HEAD_PADDED
                 )
                 scores = scaled_scores(rows, key, scale, cap, HAS_CAP)
                 scores = tl.where((is_inside & (seen >= first_seen))[None, :], scores, float("-inf"))
@@ -200,7 +200,7 @@ def attend_decodes(
 
     Args:
         query: rotated; the first work.num_rows rows are read.
-        cache: one layer's keys and values by slot, with those of this step.
+        cache: one layer's keys and values by slot, with those of this step; of the query's dtype or fp8.
         block_size: tokens per KV block.
         work: what each row sees.
         partials: room for all splits of `work`.
@@ -211,7 +211,7 @@ def attend_decodes(
     Shapes:
         query, out [>= B, H * D], cache 2 x [N * S, Hkv, D]
     """
-    keys, values = cache
+    keys, values = as_stored(cache)
     window = scoring.window or 2**30
     _splits_kernel[(num_programs,)](
         query,
@@ -235,7 +235,7 @@ def attend_decodes(
         HEAD_DIM=heads.head_dim,
         HEAD_PADDED=triton.next_power_of_2(heads.head_dim),
         BLOCK_SIZE=block_size,
-        TILE=32 if heads.head_dim > 128 or query.dtype == torch.float32 else 64,
+        TILE=32 if heads.head_dim > 128 or query.dtype == torch.float32 or keys.dtype == torch.uint8 else 64,
         HAS_CAP=scoring.cap is not None,
         num_warps=4,
         num_stages=3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from stoker_runtime.model.cuda.block_tables import BlockTables
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, make_partials
 from stoker_runtime.model.cuda.feed import feed
+from stoker_runtime.model.cuda.fp8_linear import fp8_products_work, with_kernels
 from stoker_runtime.model.cuda.graphs import Recorder, Run, bucket_for
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
@@ -74,7 +76,9 @@ class CudaDecoder:
     def __init__(self, architecture: Architecture, assembly: Assembly) -> None:
         self.architecture = architecture
         self.dtype, self.device = assembly.dtype, assembly.device
-        self._loaded = list(assembly.layers())
+        has_fp8 = fp8_products_work(self.dtype, self.device)
+        change = partial(with_kernels, has_fp8_products=has_fp8)
+        self._loaded = [layer.mapped(change) for layer in assembly.layers()]
         self._frame = assembly.frame()
         self.num_bytes = assembly.num_bytes
         self.picker: Picker = CudaPicker()

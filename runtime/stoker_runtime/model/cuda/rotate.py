@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stoker_runtime.model.cuda.e4m3 import to_e4m3
 from stoker_runtime.model.cuda.shapes import Heads
+from stoker_runtime.model.cuda.stored import as_stored
 
 _HEADS_PER_PROGRAM = 16
 _NO_NORM, _HEAD_NORM, _PROJECTION_NORM = 0, 1, 2
@@ -106,14 +108,18 @@ def _rotate_kernel(
     turned = row.to(raw.dtype)
     query_where = token * num_heads * HEAD_DIM + where
     tl.store(query + query_where, turned, mask=mask & (heads < num_heads)[:, None])
+    if keys.dtype.element_ty == tl.uint8:
+        stored_key, stored_value = to_e4m3(turned), to_e4m3(raw)
+    else:
+        stored_key, stored_value = turned, raw
     slot = tl.load(slots + token).to(tl.int64)
     if slot >= 0:  # a padding row stores nothing
         key_where = slot * slot_stride + where - num_heads * HEAD_DIM
         is_key = (heads >= num_heads)[:, None] & is_turned
-        tl.store(keys + key_where, turned, mask=mask & is_key)
+        tl.store(keys + key_where, stored_key, mask=mask & is_key)
         value_where = slot * slot_stride + where - num_turned * HEAD_DIM
         is_value = (heads >= num_turned)[:, None]
-        tl.store(values + value_where, raw, mask=mask & is_value)
+        tl.store(values + value_where, stored_value, mask=mask & is_value)
 
 
 def rotate_and_store(
@@ -133,14 +139,14 @@ def rotate_and_store(
         rotation: of the layer.
         positions: of the tokens.
         slots: where the cache keeps each token; -1 for padding rows, which store nothing.
-        cache: one layer's keys and values by slot; changed in place.
+        cache: one layer's keys and values by slot, of the projection's dtype or fp8; changed in place.
         heads: of the model.
         eps: of the norms.
         query: overwritten with the rotated queries.
     Shapes:
         qkv [T, (H + 2 Hkv) * D], positions and slots [T] int32, cache 2 x [N * S, Hkv, D], query [T, H * D]
     """
-    keys, values = cache
+    keys, values = as_stored(cache)
     num_programs = triton.cdiv(heads.num_heads + 2 * heads.num_kv_heads, _HEADS_PER_PROGRAM)
     weight, cosines, sines = rotation.norm_weight, rotation.cosines, rotation.sines
     norm = _NO_NORM

@@ -16,7 +16,7 @@ from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly, Frame
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
-from stoker_runtime.model.linear import Linear, PackedLinear
+from stoker_runtime.model.linear import Linear, Product
 from stoker_runtime.model.mlp import Mlp
 from stoker_runtime.model.native import structs
 from stoker_runtime.model.native.library import GROUP, Kernels
@@ -172,8 +172,10 @@ class NativeDecoder:
         struct.cosines, struct.sines = self._keep(rope.cos), self._keep(rope.sin)
         struct.rotary_dim = settings.rotary_dim
 
-    def _pack(self, linear: Linear | PackedLinear, is_pair: bool = False) -> structs.Linear:
-        assert isinstance(linear, Linear), "an assembly's layers are not packed"
+    def _pack(self, linear: Product, is_pair: bool = False) -> structs.Linear:
+        assert isinstance(linear, Linear), (
+            "a CPU's assembly keeps nothing quantized, and its layers are not packed"
+        )
         struct, kept = self._kernels.packed(linear, is_pair, self._is_quantized)
         self._kept += kept
         return struct

@@ -16,6 +16,7 @@ from stoker_runtime.model.cuda import shapes
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
 from stoker_runtime.model.cuda.shapes import MAX_SPLITS, SPLIT_TOKENS, Heads, Scoring
+from stoker_runtime.model.fp8 import FP8
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -113,6 +114,7 @@ def expected_rows(
     contexts=st.lists(lengths, min_size=1, max_size=4),
     block_size=st.sampled_from([1, 3, 16, 32]),
     dtype=dtypes,
+    kv_dtype=st.sampled_from([None, FP8]),
 )
 def test_decodes_equal_the_reference(
     device: torch.device,
@@ -121,8 +123,9 @@ def test_decodes_equal_the_reference(
     contexts: list[int],
     block_size: int,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype | None,
 ) -> None:
-    cache = make_paged_cache(contexts, block_size, heads, dtype, device, seed=sum(contexts))
+    cache = make_paged_cache(contexts, block_size, heads, dtype, device, sum(contexts), kv_dtype)
     query = random_query(len(contexts), heads, dtype, device)
     found = decode(query, cache, contexts, heads, scoring)
     spans = [(context - 1, 1) for context in contexts]
@@ -143,6 +146,7 @@ def test_decodes_equal_the_reference(
     ),
     block_size=st.sampled_from([1, 3, 16, 32]),
     dtype=dtypes,
+    kv_dtype=st.sampled_from([None, FP8]),
 )
 def test_chunks_equal_the_reference(
     device: torch.device,
@@ -151,9 +155,10 @@ def test_chunks_equal_the_reference(
     spans: list[tuple[int, int]],
     block_size: int,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype | None,
 ) -> None:
     contexts = [computed + count for computed, count in spans]
-    cache = make_paged_cache(contexts, block_size, heads, dtype, device, seed=sum(contexts))
+    cache = make_paged_cache(contexts, block_size, heads, dtype, device, sum(contexts), kv_dtype)
     query = random_query(sum(count for _, count in spans), heads, dtype, device)
     found = chunks(query, cache, spans, heads, scoring)
     assert_close(found, expected_rows(query, cache, spans, heads, scoring), dtype)

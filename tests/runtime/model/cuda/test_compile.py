@@ -39,8 +39,11 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_chunks_kernel",
         "_combine_kernel",
         "_feed_kernel",
+        "_dequantize_kernel",
         "_pick_kernel",
+        "_product_kernel",
         "_rotate_kernel",
+        "_round_rows_kernel",
         "_splits_kernel",
         "_store_blocks_kernel",
     }

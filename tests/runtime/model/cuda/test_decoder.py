@@ -21,6 +21,8 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import check, support
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.graphs import buckets
+from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.runner import run_step
 
@@ -85,6 +87,23 @@ def test_a_mix_equals_the_reference_in_every_other_family(family: str, make_cuda
     engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
     record(engine, 8)
     assert_a_mix_equals_the_reference(engine, family, max_tokens=1, count=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_mix_over_an_fp8_cache_equals_the_plain_decoder(
+    family: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, family)
+    found: list[dict[str, list[int]]] = []
+    monkeypatch.setattr(loader, "_kv_dtype", lambda *_: FP8)
+    monkeypatch.setattr(loader, "buckets", lambda _: [])
+    requests = [make_request(prompt, max_tokens=3) for prompt in prompts(3, 30)]
+    for kind in (CudaDecoder, Decoder):
+        monkeypatch.setattr(loader, "_decoder", lambda _, *parts, kind=kind: kind(*parts))
+        engine = make_engine(tmp_path, device=device.type, num_blocks=64, block_size=8, budget=24)
+        assert engine._runner.cache.storage.dtype == FP8  # type: ignore[attr-defined]
+        found.append(run_to_end(engine, {2 * i: [request] for i, request in enumerate(requests)}))
+    assert found[0] == found[1]
 
 
 def test_recorded_steps_equal_others(
@@ -228,15 +247,16 @@ def architecture(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 64) 
 
 def test_the_check_at_start_passes(device: torch.device) -> None:
     for dtype in (torch.float32, torch.float16):
-        assert check.deviation(architecture(), 16, dtype, device) is None
-        assert support.is_usable(architecture(), 5, dtype, device)
+        for kv_dtype in (dtype, FP8):
+            assert check.deviation(architecture(), 16, dtype, kv_dtype, device) is None
+        assert support.is_usable(architecture(), 5, dtype, dtype, device)
 
 
 def test_kernels_that_compute_wrongly_are_not_used(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(check, "attend_chunks", lambda *_: None)
-    assert not support.is_usable(architecture(), 16, torch.float32, device)
+    assert not support.is_usable(architecture(), 16, torch.float32, torch.float32, device)
     assert "compute wrongly on this device" in caplog.text
 
 
@@ -247,7 +267,7 @@ def test_kernels_that_cannot_run_are_not_used(
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(check, "rotate_and_store", fail)
-    assert not support.is_usable(architecture(), 16, torch.float32, device)
+    assert not support.is_usable(architecture(), 16, torch.float32, torch.float32, device)
     assert "RuntimeError: Failed to find C compiler" in caplog.text
 
 
@@ -256,7 +276,7 @@ def test_without_triton_steps_are_computed_by_pytorch(
 ) -> None:
     monkeypatch.setattr(support, "find_spec", lambda _: None)
     with caplog.at_level(logging.WARNING):
-        assert not support.is_usable(architecture(), 16, torch.float32, torch.device("cpu"))
+        assert not support.is_usable(architecture(), 16, torch.float32, torch.float32, torch.device("cpu"))
     assert "Triton is not installed" in caplog.text
 
 
@@ -264,14 +284,14 @@ def test_an_interpreter_on_a_cuda_device_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert not support.is_usable(architecture(), 16, torch.float32, torch.device("cuda"))
+    assert not support.is_usable(architecture(), 16, torch.float32, torch.float32, torch.device("cuda"))
     assert "TRITON_INTERPRET=1" in caplog.text
 
 
 @pytest.mark.parametrize(("num_heads", "head_dim"), [(33, 64), (4, 320)])
 def test_shapes_without_a_tile_are_not_computed(num_heads: int, head_dim: int) -> None:
     odd = architecture(num_heads, 1, head_dim)
-    assert not support.is_usable(odd, 16, torch.float32, torch.device("cpu"))
+    assert not support.is_usable(odd, 16, torch.float32, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,206 @@
+"""Products with quantized weights: few rows read the codes themselves, many rows a weight made for them.
+
+A step of few rows is bound by reading weights, so its kernel reads the codes and nothing larger; scales
+multiply the sums of a group, not its weights. From MANY_ROWS on a step is bound by arithmetic, which
+PyTorch's products do best: the weight is dequantized once for all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stoker_runtime.model.cuda.e4m3 import from_e4m3
+from stoker_runtime.model.quantized.linear import QuantizedLinear
+from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight
+
+MANY_ROWS = 65  # one tile of the kernel has 64
+_TILE_OUTPUTS, _TILE_INPUTS = 64, 64
+_FEWEST_INPUTS = 16  # of a product on tensor cores
+
+
+@triton.jit
+def _integer_codes(words, inputs, outputs, mask, num_outputs, BITS: tl.constexpr):
+    """Codes of a tile, [inputs, outputs] int32."""
+    PER_WORD: tl.constexpr = 32 // BITS
+    where = (inputs // PER_WORD).to(tl.int64)[:, None] * num_outputs + outputs[None, :]
+    word = tl.load(words + where, mask=mask, other=0)
+    return (word >> ((inputs % PER_WORD) * BITS)[:, None]) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def _fp8_codes(codes, inputs, outputs, mask, num_inputs, DTYPE: tl.constexpr):
+    """Numbers of a tile, [inputs, outputs]."""
+    where = outputs.to(tl.int64)[None, :] * num_inputs + inputs[:, None]
+    return from_e4m3(tl.load(codes + where, mask=mask, other=0), DTYPE)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _product_kernel(
+    rows,
+    codes,
+    zeros,
+    scales,
+    out,
+    num_rows,
+    num_outputs,
+    num_inputs,
+    group_size,
+    BITS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_OUTPUTS: tl.constexpr,
+    TILE_INPUTS: tl.constexpr,
+):
+    outputs = tl.program_id(0) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
+    tokens = (tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)).to(tl.int64)
+    is_output, is_token = outputs < num_outputs, tokens < num_rows
+    summed = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
+    for first in range(0, num_inputs, TILE_INPUTS):
+        inputs = first + tl.arange(0, TILE_INPUTS)
+        is_input = inputs < num_inputs
+        row_where = tokens[:, None] * num_inputs + inputs[None, :]
+        row = tl.load(rows + row_where, mask=is_token[:, None] & is_input[None, :], other=0.0)
+        mask = is_input[:, None] & is_output[None, :]
+        of_group = (first // group_size) * num_outputs + outputs
+        if BITS == 0:
+            weight = _fp8_codes(codes, inputs, outputs, mask, num_inputs, row.dtype)
+        else:
+            zero = tl.load(zeros + of_group, mask=is_output, other=0).to(tl.int32)
+            code = _integer_codes(codes, inputs, outputs, mask, num_outputs, BITS)
+            weight = (code - zero[None, :]).to(row.dtype)
+        scale = tl.load(scales + of_group, mask=is_output, other=0.0).to(tl.float32)
+        summed += tl.dot(row, weight, input_precision="ieee") * scale[None, :]
+    where = tokens[:, None] * num_outputs + outputs[None, :]
+    mask = is_token[:, None] & is_output[None, :]
+    tl.store(out + where, summed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _dequantize_kernel(
+    codes,
+    zeros,
+    scales,
+    out,
+    num_outputs,
+    num_inputs,
+    group_size,
+    BITS: tl.constexpr,
+    TILE_OUTPUTS: tl.constexpr,
+    TILE_INPUTS: tl.constexpr,
+):
+    inputs = tl.program_id(0) * TILE_INPUTS + tl.arange(0, TILE_INPUTS)
+    outputs = tl.program_id(1) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
+    mask = (inputs < num_inputs)[:, None] & (outputs < num_outputs)[None, :]
+    of_groups = (inputs // group_size)[:, None] * num_outputs + outputs[None, :]
+    if BITS == 0:
+        value = _fp8_codes(codes, inputs, outputs, mask, num_inputs, tl.float32)
+    else:
+        zero = tl.load(zeros + of_groups, mask=mask, other=0).to(tl.int32)
+        value = (_integer_codes(codes, inputs, outputs, mask, num_outputs, BITS) - zero).to(tl.float32)
+    value *= tl.load(scales + of_groups, mask=mask, other=0.0).to(tl.float32)
+    where = outputs.to(tl.int64)[None, :] * num_inputs + inputs[:, None]
+    tl.store(out + where, value.to(out.dtype.element_ty), mask=mask)
+
+
+def tile_inputs(weight: QuantizedWeight) -> int | None:
+    """Inputs of a tile, which may not reach into another group; None where groups are too odd for a tile."""
+    if weight.group_size >= weight.shape[1]:
+        return _TILE_INPUTS
+    power = weight.group_size & -weight.group_size  # the largest power of two that divides it
+    return None if power < _FEWEST_INPUTS else min(power, _TILE_INPUTS)
+
+
+def multiply(rows: Tensor, weight: QuantizedWeight, size: int) -> Tensor:
+    """Return rows @ weight.T by reading the codes.
+
+    Args:
+        rows: a contiguous tensor, in the weight's order of inputs.
+        weight: on the same device.
+        size: tile_inputs of the weight.
+    Shapes:
+        rows [T, in] -> [T, out]
+    """
+    codes, zeros, bits = _parts(weight)
+    (num_outputs, num_inputs), num_rows = weight.shape, rows.shape[0]
+    out = rows.new_empty(num_rows, num_outputs)
+    tile_rows = min(64, max(16, triton.next_power_of_2(num_rows)))
+    grid = (triton.cdiv(num_outputs, _TILE_OUTPUTS), triton.cdiv(num_rows, tile_rows))
+    _product_kernel[grid](
+        rows,
+        codes,
+        zeros,
+        weight.scales,
+        out,
+        num_rows,
+        num_outputs,
+        num_inputs,
+        weight.group_size,
+        BITS=bits,
+        TILE_ROWS=tile_rows,
+        TILE_OUTPUTS=_TILE_OUTPUTS,
+        TILE_INPUTS=size,
+        num_warps=4,
+        num_stages=3,
+    )
+    return out
+
+
+def dequantized(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Return the weight that the codes stand for, [out, in], its inputs in the weight's order."""
+    codes, zeros, bits = _parts(weight)
+    num_outputs, num_inputs = weight.shape
+    out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=codes.device)
+    grid = (triton.cdiv(num_inputs, _TILE_INPUTS), triton.cdiv(num_outputs, _TILE_OUTPUTS))
+    _dequantize_kernel[grid](
+        codes,
+        zeros,
+        weight.scales,
+        out,
+        num_outputs,
+        num_inputs,
+        weight.group_size,
+        BITS=bits,
+        TILE_OUTPUTS=_TILE_OUTPUTS,
+        TILE_INPUTS=_TILE_INPUTS,
+        num_warps=4,
+    )
+    return out
+
+
+def _parts(weight: QuantizedWeight) -> tuple[Tensor, Tensor, int]:
+    """Codes, zero points and bits as the kernels take them; fp8 has no zero points, and 0 bits."""
+    if isinstance(weight, IntWeight):
+        return weight.words, weight.zeros, weight.bits
+    codes = weight.codes.view(torch.uint8)
+    return codes, codes, 0
+
+
+class KernelLinear:
+    """x @ weight.T + bias over the kernels; takes a QuantizedLinear's place.
+
+    Args:
+        linear: its weights are on the device.
+    """
+
+    def __init__(self, linear: QuantizedLinear) -> None:
+        self._linear = linear
+        self._tiles = [tile_inputs(weight) for weight in linear.weights]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return rows @ weight.T + bias: [T, in] -> [T, out]."""
+        bias = self._linear.bias
+        weights = zip(self._linear.weights, self._tiles, strict=True)
+        parts = [_product(rows, weight, size) for weight, size in weights]
+        product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return product if bias is None else product.add_(bias)
+
+
+def _product(rows: Tensor, weight: QuantizedWeight, size: int | None) -> Tensor:
+    if isinstance(weight, IntWeight) and weight.order is not None:
+        rows = rows.index_select(1, weight.order)
+    if size is None or rows.shape[0] >= MANY_ROWS:
+        return F.linear(rows, dequantized(weight, rows.dtype))
+    return multiply(rows.contiguous(), weight, size)
