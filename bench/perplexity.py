@@ -17,6 +17,7 @@ from torch import Tensor
 from loadgen.models import smollm2
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.gguf_file import find_gguf
 from stoker_runtime.messages import SamplingParams
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.model.runner import ModelRunner
@@ -28,6 +29,7 @@ WAYS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, int8 weights": {"dtype": "bfloat16", "quantization": "int8"},
+    "bfloat16, gguf weights": {"dtype": "bfloat16", "quantization": "gguf"},
 }
 
 
@@ -57,8 +59,10 @@ def main(
         raise click.UsageError(f"the text has {len(token_ids)} tokens, fewer than one window")
     rows = [token_ids[i * window_tokens : (i + 1) * window_tokens] for i in range(windows)]
     config = EngineConfig(model=str(path), device="cpu", num_threads=num_threads, kv_cache_bytes=2 << 30)
-    runners = {name: _runner(replace(config, **way)) for name, way in WAYS.items()}  # type: ignore[arg-type]
-    scores = {name: Score() for name in WAYS}
+    # A model in safetensors has no blocks to keep.
+    ways = {name: way for name, way in WAYS.items() if way.get("quantization") != "gguf" or find_gguf(path)}
+    runners = {name: _runner(replace(config, **way)) for name, way in ways.items()}  # type: ignore[arg-type]
+    scores = {name: Score() for name in ways}
     for position in range(window_tokens - 1):
         _score(runners, scores, rows, position)
     reference = _perplexity(scores["float32"])

@@ -17,7 +17,7 @@ from stoker_runtime.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "gguf"]
 Speculative = Literal["none", "ngram"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 

@@ -117,10 +117,10 @@ class Engine(ApiModel):
         Field(description="Number format of weights and KV cache; auto follows the device and the model."),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8"] | None,
+        Literal["none", "int8", "gguf"] | None,
         Field(
-            description="Of the weights, when they are loaded. int8: on CPUs with AVX512-BF16, with less "
-            "memory and more speed for a small loss of quality."
+            description="Of the weights. int8: rounded when they are loaded; gguf: as a GGUF file has them. "
+            "Both on CPUs with AVX512-BF16, with less memory and more speed for a small loss of quality."
         ),
     ] = None
     speculative: Annotated[

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, LayerKind
+from stoker_runtime.model.blocks import BlockLinear, BlockTensor
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.mlp import Experts, Mlp
@@ -25,7 +26,7 @@ class Frame:
     """What a model has besides its layers.
 
     Args:
-        embedding: of the tokens.
+        embedding: of the tokens; in blocks if the assembly keeps them.
         norm: of what the last layer leaves.
         lm_head: rows of the vocabulary.
         rope_divisors: of the rotations' frequencies, where a file carries them, [D / 2] float32.
@@ -33,10 +34,16 @@ class Frame:
         embedding [V, E], norm [E]
     """
 
-    embedding: Tensor
+    embedding: Tensor | BlockTensor
     norm: Tensor
-    lm_head: Linear
+    lm_head: Linear | BlockLinear
     rope_divisors: Tensor | None
+
+    @property
+    def table(self) -> Tensor:
+        """The embedding of an assembly that keeps no blocks."""
+        assert isinstance(self.embedding, Tensor), "blocks are for the C++ kernels"
+        return self.embedding
 
 
 class Assembly:
@@ -75,19 +82,20 @@ class Assembly:
             ModelError: as for layers, or a tensor is in the files but in no place of this architecture.
         """
         arch = self._architecture
-        embedding = self._rows("weight", {"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
+        embedding = self._product({"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
         norm = self._norm("model.norm", arch.hidden_size)
         if arch.tied_embeddings:
             self._used.add("lm_head.weight")  # some checkpoints store the copy as well
-            lm_head = Linear(embedding)
+            lm_head = embedding
         else:
-            lm_head = Linear(self._rows("weight", {"lm_head": arch.vocab_size}, arch.hidden_size))
+            lm_head = self._product({"lm_head": arch.vocab_size}, arch.hidden_size)
         divisors = None
         if _ROPE_DIVISORS in self._source.names:
             divisors = torch.empty(arch.head_dim // 2)
             self._copy(_ROPE_DIVISORS, divisors)
         self._refuse_unused()
-        return Frame(embedding, norm, lm_head, divisors)
+        table = embedding.weight if isinstance(embedding, Linear) else embedding.parts[0]
+        return Frame(table, norm, lm_head, divisors)
 
     def _layer(self, prefix: str, kind: LayerKind) -> Layer:
         arch = self._architecture
@@ -174,9 +182,13 @@ class Assembly:
                     self._norm(key, arch.num_kv_heads * arch.head_dim),
                 )
 
-    def _linear(self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False) -> Linear:
+    def _linear(
+        self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False
+    ) -> Linear | BlockLinear:
         """Load modules that read the same input as one, stacked by output row."""
-        parts = {f"{prefix}.{name}": rows for name, rows in modules.items()}
+        return self._product({f"{prefix}.{name}": rows for name, rows in modules.items()}, num_inputs, bias)
+
+    def _product(self, parts: dict[str, int], num_inputs: int, bias: bool = False) -> Linear | BlockLinear:
         return Linear(self._rows("weight", parts, num_inputs), self._rows("bias", parts) if bias else None)
 
     def _rows(self, kind: str, parts: dict[str, int], *trailing: int) -> Tensor:

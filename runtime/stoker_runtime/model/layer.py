@@ -12,7 +12,7 @@ from torch import Tensor
 from stoker_runtime.model.architecture import Architecture, LayerKind, RopeSettings
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import Batch
-from stoker_runtime.model.linear import Linear, PackedLinear, packed
+from stoker_runtime.model.linear import AnyLinear, packed
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import rotate
 
@@ -76,9 +76,9 @@ class Layer:
 
     kind: LayerKind
     attention_norms: Norms
-    qkv: Linear | PackedLinear
+    qkv: AnyLinear
     qk_norms: HeadNorms | ProjectionNorms | None
-    output: Linear | PackedLinear
+    output: AnyLinear
     mlp_norms: Norms
     mlp: Mlp | Experts
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stoker_runtime.model.blocks import BlockLinear
+
 logger = logging.getLogger(__name__)
 
 _BATCH_HINT = 16  # packed for this many rows; the layout serves every number of rows equally well
@@ -49,9 +51,12 @@ class PackedLinear:
         return _packed_product(rows, self.weight, self.bias)
 
 
-def packed(linear: Linear | PackedLinear) -> Linear | PackedLinear:
+AnyLinear = Linear | PackedLinear | BlockLinear
+
+
+def packed(linear: AnyLinear) -> AnyLinear:
     """Return the product with its weight packed, where that works."""
-    if isinstance(linear, PackedLinear) or linear.weight.device.type != "cpu":
+    if not isinstance(linear, Linear) or linear.weight.device.type != "cpu":
         return linear
     if not packing_works(linear.weight.dtype):
         return linear

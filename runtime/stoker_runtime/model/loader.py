@@ -17,10 +17,13 @@ from stoker_runtime.machine import available_memory_bytes
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
+from stoker_runtime.model.block_assembly import BlockAssembly
+from stoker_runtime.model.blocks import KEPT_TYPES
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.cuda.graphs import buckets
 from stoker_runtime.model.cuda.support import is_usable
 from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
@@ -66,7 +69,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     architecture, source = _open(path)
     dtype = _dtype(config, architecture, device)
     with source:
-        decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
+        decoder = _decoder(config, architecture, _assembly(config, architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
     if limit > architecture.max_position:
         raise ConfigError(
@@ -113,6 +116,27 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             prefill_beside_decodes=beside,
         ),
     )
+
+
+def _assembly(
+    config: EngineConfig,
+    architecture: Architecture,
+    source: WeightSource,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Assembly:
+    if config.quantization != "gguf":
+        return Assembly(architecture, source, dtype, device)
+    if not isinstance(source, GgufSource):
+        raise ConfigError(
+            f"--quantization is gguf, but {config.model} is not a GGUF file; name one, or use int8 or none"
+        )
+    if not source.has_blocks:
+        types = ", ".join(FORMATS[type_id].name for type_id in sorted(KEPT_TYPES))
+        raise ConfigError(
+            f"--quantization is gguf, but {config.model} has no weights of {types}; use int8 or none"
+        )
+    return BlockAssembly(architecture, source, dtype, device)
 
 
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.linear import Linear, PackedLinear, packed
+from stoker_runtime.model.linear import AnyLinear, packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Mlp:
         gate_up [2 * intermediate, E], down [E, intermediate]
     """
 
-    gate_up: Linear | PackedLinear
-    down: Linear | PackedLinear
+    gate_up: AnyLinear
+    down: AnyLinear
     activation: Literal["silu", "gelu_tanh"]
 
     def __call__(self, rows: Tensor) -> Tensor:
