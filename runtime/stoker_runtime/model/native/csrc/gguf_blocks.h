@@ -67,7 +67,7 @@ inline void each_value(const StokerPart& part, int64_t num_inputs, int64_t row, 
 }
 
 // Bytes that are asked for ahead: panels of 4 bits are short, and the CPU's own guesses begin anew at each.
-constexpr int kAhead = 1024;
+constexpr int kAhead = 2048;
 using TileSums = float[kMaxQuantizedRows][kPanel];
 
 template <class Type, int R>
