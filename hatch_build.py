@@ -27,12 +27,14 @@ FLAGS = (
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 )
 # Source, object, flags of its own: what asks the CPU runs everywhere, a variant where its instructions exist.
+BF16 = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-DSTOKER_BF16")
 UNITS = (
     ("library.cpp", "library.o", ()),
     ("pool.cpp", "pool.o", ()),
     ("pick.cpp", "pick.o", ("-march=x86-64-v4",)),
     ("step.cpp", "f32.o", ("-march=x86-64-v4",)),
-    ("step.cpp", "bf16.o", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-DSTOKER_BF16")),
+    ("step.cpp", "bf16.o", BF16),
+    ("integer_pack.cpp", "integer_pack.o", BF16),
 )
 
 

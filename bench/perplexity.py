@@ -23,6 +23,7 @@ from loadgen.models import smollm2
 from loadgen.schemes import SCHEMES, plain_decoder
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
+from stoker_runtime.gguf_file import find_gguf
 from stoker_runtime.messages import SamplingParams
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.loader import load_runner
@@ -35,6 +36,7 @@ WAYS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, int8 weights": {"dtype": "bfloat16", "quantization": "int8"},
+    "bfloat16, gguf weights": {"dtype": "bfloat16", "quantization": "gguf"},
 }
 
 
@@ -89,8 +91,10 @@ def main(
 
 def _way_scores(model: Path, rows: list[list[int]], num_threads: int) -> dict[str, Score]:
     config = EngineConfig(model=str(model), device="cpu", num_threads=num_threads, kv_cache_bytes=2 << 30)
-    runners = {name: _runner(replace(config, **way)) for name, way in WAYS.items()}  # type: ignore[arg-type]
-    scores = {name: Score() for name in WAYS}
+    # A model in safetensors has no blocks to keep.
+    ways = {name: way for name, way in WAYS.items() if way.get("quantization") != "gguf" or find_gguf(model)}
+    runners = {name: _runner(replace(config, **way)) for name, way in ways.items()}  # type: ignore[arg-type]
+    scores = {name: Score() for name in ways}
     for position in range(len(rows[0]) - 1):
         _score(runners, scores, rows, position)
     return scores

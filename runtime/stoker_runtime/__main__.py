@@ -72,7 +72,7 @@ def cli() -> None:
     "--quantization",
     type=click.Choice(QUANTIZATIONS),
     default="none",
-    help="Of the weights when they are loaded; int8: CPUs with AVX512-BF16, fp8: CUDA.",
+    help="Of the weights; int8 and gguf (a GGUF file's own): CPUs with AVX512-BF16, fp8: CUDA.",
 )
 @_option(
     "--max-model-len", type=int, help="Tokens of prompt and output in one request.  [default: the model's]"

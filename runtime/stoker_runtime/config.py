@@ -17,7 +17,7 @@ from stoker_runtime.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["none", "int8", "fp8"]
+Quantization = Literal["none", "int8", "fp8", "gguf"]
 KvCacheDtype = Literal["auto", "fp8"]
 Speculative = Literal["none", "ngram"]
 AsyncScheduling = Literal["auto", "on", "off"]

@@ -12,7 +12,7 @@ from stoker_operator.api import ModelDeployment, parse
 from stoker_operator.profiles import STOKER
 from stoker_runtime import __main__ as runtime
 from stoker_runtime import termination
-from stoker_runtime.config import EngineConfig, ServerConfig
+from stoker_runtime.config import QUANTIZATIONS, EngineConfig, ServerConfig
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.messages import EngineStats
 from stoker_runtime.server.metrics import Metrics
@@ -85,6 +85,13 @@ def test_engine_fields_reach_the_engine() -> None:
     assert engine.kv_cache_dtype == "fp8"
     assert (engine.max_model_len, engine.max_num_seqs, engine.max_num_batched_tokens) == (4096, 32, 512)
     assert engine.memory_fraction == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_every_quantization_can_be_asked_for(quantization: str) -> None:
+    spec = modeldeployment(engine={"quantization": quantization}, accelerator={"perPod": 0})
+    _, engine = configured(parsed(STOKER.serve_args(spec, "/model")))
+    assert engine.quantization == quantization
 
 
 def test_shutdown_fits_into_the_grace_period() -> None:

@@ -117,10 +117,11 @@ class Engine(ApiModel):
         Field(description="Number format of weights and KV cache; auto follows the device and the model."),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8", "fp8"] | None,
+        Literal["none", "int8", "fp8", "gguf"] | None,
         Field(
-            description="Of the weights, when they are loaded, for less memory and a small loss of quality. "
-            "int8: on CPUs with AVX512-BF16; fp8: on GPUs; none: as the checkpoint has them."
+            description="Of the weights, for less memory and a small loss of quality. int8: on CPUs with "
+            "AVX512-BF16; gguf: likewise, as a GGUF file has them; fp8: on GPUs; none: as the "
+            "checkpoint has them."
         ),
     ] = None
     kv_cache_dtype: Annotated[

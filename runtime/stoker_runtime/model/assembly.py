@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, LayerKind
+from stoker_runtime.model.blocks import BlockLinear, BlockTensor
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product
 from stoker_runtime.model.mlp import Experts, Mlp
@@ -33,7 +34,7 @@ class Frame:
     """What a model has besides its layers.
 
     Args:
-        embedding: of the tokens.
+        embedding: of the tokens; in blocks if the assembly keeps them.
         norm: of what the last layer leaves.
         lm_head: rows of the vocabulary.
         rope_divisors: of the rotations' frequencies, where a file carries them, [D / 2] float32.
@@ -41,10 +42,16 @@ class Frame:
         embedding [V, E], norm [E]
     """
 
-    embedding: Tensor
+    embedding: Tensor | BlockTensor
     norm: Tensor
-    lm_head: Linear
+    lm_head: Linear | BlockLinear
     rope_divisors: Tensor | None
+
+    @property
+    def table(self) -> Tensor:
+        """The embedding of an assembly that keeps no blocks."""
+        assert isinstance(self.embedding, Tensor), "blocks are for the C++ kernels"
+        return self.embedding
 
 
 class Assembly:
@@ -92,17 +99,18 @@ class Assembly:
             ModelError: as for layers, or a tensor is in the files but in no place of this architecture.
         """
         arch = self._architecture
-        embedding = self._rows("weight", {"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
+        embedding = self._product({"model.embed_tokens": arch.vocab_size}, arch.hidden_size)
         norm = self._norm("model.norm", arch.hidden_size)
-        lm_head = Linear(self._head(embedding))
+        lm_head = self._head(embedding)
         divisors = None
         if _ROPE_DIVISORS in self._source.names:
             divisors = torch.empty(arch.head_dim // 2)
             self._copy(_ROPE_DIVISORS, divisors)
         self._refuse_unused()
-        return Frame(embedding, norm, lm_head, divisors)
+        table = embedding.weight if isinstance(embedding, Linear) else embedding.parts[0]
+        return Frame(table, norm, lm_head, divisors)
 
-    def _head(self, embedding: Tensor) -> Tensor:
+    def _head(self, embedding: Linear | BlockLinear) -> Linear | BlockLinear:
         """Load what gives the logits: its own rows, or the embeddings where they are tied.
 
         Some checkpoints of tied models store a copy as well. One that differs says that they are not tied and
@@ -111,15 +119,16 @@ class Assembly:
         arch = self._architecture
         if arch.tied_embeddings and _HEAD not in self._source.names:
             return embedding
-        rows = self._rows("weight", {"lm_head": arch.vocab_size}, arch.hidden_size)
+        num_bytes = self.num_bytes
+        head = self._product({"lm_head": arch.vocab_size}, arch.hidden_size)
         if not arch.tied_embeddings:
-            return rows
-        if not torch.equal(rows, embedding):
+            return head
+        if not _is_copy(head, embedding):
             logger.warning(
                 "tie_word_embeddings is true, but %s is no copy of the embeddings: it is used", _HEAD
             )
-            return rows
-        self.num_bytes -= rows.nbytes
+            return head
+        self.num_bytes = num_bytes
         return embedding
 
     def _layer(self, prefix: str, kind: LayerKind) -> Layer:
@@ -210,11 +219,13 @@ class Assembly:
     def _linear(self, prefix: str, modules: dict[str, int], num_inputs: int, bias: bool = False) -> Product:
         """Load modules that read the same input as one, stacked by output row."""
         parts = {f"{prefix}.{name}": rows for name, rows in modules.items()}
-        biases = self._rows("bias", parts) if bias else None
         kept = self._kept(parts, num_inputs) if self._keeps_quantized else None
-        if kept is not None:
-            return QuantizedLinear(kept, biases)
-        return Linear(self._rows("weight", parts, num_inputs), biases)
+        if kept is None:
+            return self._product(parts, num_inputs, bias)
+        return QuantizedLinear(kept, self._rows("bias", parts) if bias else None)
+
+    def _product(self, parts: dict[str, int], num_inputs: int, bias: bool = False) -> Linear | BlockLinear:
+        return Linear(self._rows("weight", parts, num_inputs), self._rows("bias", parts) if bias else None)
 
     def _kept(self, parts: dict[str, int], num_inputs: int) -> tuple[QuantizedWeight, ...] | None:
         """Quantized weights, as they are stored or rounded here; None where plain ones are to be loaded."""
@@ -267,3 +278,12 @@ class Assembly:
                 f"{len(unused)} tensors have no place in {self._architecture.name}, the first is {unused[0]}",
                 reason="UnsupportedModel",
             )
+
+
+def _is_copy(head: Linear | BlockLinear, embedding: Linear | BlockLinear) -> bool:
+    if isinstance(head, Linear) and isinstance(embedding, Linear):
+        return torch.equal(head.weight, embedding.weight)
+    if isinstance(head, BlockLinear) and isinstance(embedding, BlockLinear):
+        (own,), (table,) = head.parts, embedding.parts
+        return own.type_id == table.type_id and torch.equal(own.blocks, table.blocks)
+    return False

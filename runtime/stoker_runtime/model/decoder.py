@@ -31,7 +31,7 @@ class Decoder:
         self.architecture = architecture
         self._layers = [layer.mapped(packed) for layer in assembly.layers()]
         frame = assembly.frame()
-        self._embedding = frame.embedding
+        self._embedding = frame.table
         self._norm = frame.norm
         self._lm_head = packed(frame.lm_head)
         self._rope_divisors = frame.rope_divisors

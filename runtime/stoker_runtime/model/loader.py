@@ -18,10 +18,13 @@ from stoker_runtime.machine import available_memory_bytes
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
+from stoker_runtime.model.block_assembly import BlockAssembly
+from stoker_runtime.model.blocks import KEPT_TYPES
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.cuda.graphs import buckets
 from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
@@ -71,7 +74,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     architecture = _rounded(architecture, dtype)
     kv_dtype = _kv_dtype(config, dtype, device)
     with source:
-        decoder = _decoder(config, architecture, Assembly(architecture, source, dtype, device))
+        decoder = _decoder(config, architecture, _assembly(config, architecture, source, dtype, device))
     limit = config.max_model_len or architecture.max_position
     if limit > architecture.max_position:
         raise ConfigError(
@@ -121,21 +124,42 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     )
 
 
+def _assembly(
+    config: EngineConfig,
+    architecture: Architecture,
+    source: WeightSource,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Assembly:
+    if config.quantization != "gguf":
+        return Assembly(architecture, source, dtype, device)
+    if not isinstance(source, GgufSource):
+        raise ConfigError(
+            f"--quantization is gguf, but {config.model} is not a GGUF file; name one, or use int8 or none"
+        )
+    if not source.has_blocks:
+        types = ", ".join(FORMATS[type_id].name for type_id in sorted(KEPT_TYPES))
+        raise ConfigError(
+            f"--quantization is gguf, but {config.model} has no weights of {types}; use int8 or none"
+        )
+    return BlockAssembly(architecture, source, dtype, device)
+
+
 def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembly) -> AnyDecoder:
     """Load the weights for whoever computes the steps: C++ or Triton kernels where they can, else PyTorch."""
     quantization = config.quantization
     if quantization == "fp8" and architecture.storage is not None:
         raise ConfigError("--quantization is fp8, but the checkpoint is quantized already; use none")
     is_possible = assembly.device.type == "cpu" and (
-        quantization == "none" or (quantization == "int8" and assembly.dtype == torch.bfloat16)
+        quantization == "none" or (quantization in ("int8", "gguf") and assembly.dtype == torch.bfloat16)
     )
     if is_possible and is_computed(architecture, config.block_size, quantization):
         kernels = find_kernels(assembly.dtype, config.num_threads)
         if kernels is not None:
             return NativeDecoder(architecture, assembly, kernels, quantization)
-    if quantization == "int8":
+    if quantization in ("int8", "gguf"):
         raise ConfigError(
-            "--quantization is int8, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
+            f"--quantization is {quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
             "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
         )
     if assembly.device.type == "cuda":

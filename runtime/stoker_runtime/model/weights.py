@@ -7,6 +7,7 @@ no second copy of the model ever exists. Names are Hugging Face's, for both kind
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.gguf_file import GgufFile
+from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,11 +52,9 @@ class WeightSource(Protocol):
         ...
 
 
-def _check_shape(name: str, shape: tuple[int, ...], destination: Tensor) -> None:
-    if shape != tuple(destination.shape):
-        raise ModelError(
-            f"tensor {name} has shape {list(shape)}, the configuration makes it {list(destination.shape)}"
-        )
+def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        raise ModelError(f"tensor {name} has shape {list(shape)}, the configuration makes it {list(wanted)}")
 
 
 class SafetensorsSource:
@@ -116,7 +116,7 @@ class SafetensorsSource:
     def copy_into(self, name: str, destination: Tensor) -> None:
         """See WeightSource.copy_into."""
         tensor = self.read(name)
-        _check_shape(name, tuple(tensor.shape), destination)
+        _check_shape(name, tuple(tensor.shape), tuple(destination.shape))
         if tensor.dtype not in _FLOATS:
             raise ModelError(
                 f"tensor {name} is {tensor.dtype}, which is not supported", reason="UnsupportedModel"
@@ -201,12 +201,28 @@ class GgufSource:
         """Every tensor in the file."""
         return frozenset(self._tensors)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any tensor is of KEPT_TYPES."""
+        return any(tensor.type_id in KEPT_TYPES for tensor in self._tensors.values())
+
+    def blocks(self, name: str, shape: tuple[int, int]) -> BlockTensor | None:
+        """Return a matrix as it is stored; None where it is not of KEPT_TYPES.
+
+        Its bytes are the file's, mapped into memory: they count as used only once they are read.
+
+        Raises:
+            ModelError: no such tensor, another shape, or the file is cut short.
+        """
+        tensor = self._find(name, shape)
+        if tensor.type_id not in KEPT_TYPES:
+            return None
+        stored = self._stored(tensor, FORMATS[tensor.type_id]).view(shape[0], -1)
+        return BlockTensor(tensor.type_id, self._halves_apart(name, stored))
+
     def copy_into(self, name: str, destination: Tensor) -> None:
         """See WeightSource.copy_into."""
-        if name not in self._tensors:
-            raise ModelError(f"tensor {name} is missing from {self._gguf.path}")
-        tensor = self._tensors[name]
-        _check_shape(name, tensor.shape, destination)
+        tensor = self._find(name, tuple(destination.shape))
         form = FORMATS.get(tensor.type_id)
         if form is None:
             kind = UNSUPPORTED_NAMES.get(tensor.type_id, f"type {tensor.type_id}")
@@ -215,30 +231,52 @@ class GgufSource:
                 f"tensor {tensor.name} is {kind}, which is not supported (supported: {supported})",
                 reason="UnsupportedModel",
             )
-        target = destination
-        parts = name.split(".")
-        num_heads = self._interleaved_heads.get(parts[-2]) if len(parts) > 1 else None
-        if num_heads:
-            target = torch.empty(destination.shape, dtype=torch.float32)
-        self._dequantize(tensor.name, tensor.offset, form, target)
-        if num_heads:
-            rows, *rest = target.shape
-            paired = target.view(num_heads, rows // num_heads // 2, 2, *rest).transpose(1, 2)
-            destination.copy_(paired.reshape(destination.shape))
+        if self._num_interleaved(name) == 0:
+            self._dequantize(tensor, form, destination)
+            return
+        target = torch.empty(destination.shape, dtype=torch.float32)
+        self._dequantize(tensor, form, target)
+        destination.copy_(self._halves_apart(name, target))
 
-    def _dequantize(self, name: str, offset: int, form: BlockFormat, target: Tensor) -> None:
-        if target.shape[-1] % form.num_values:
+    def _find(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
+        if name not in self._tensors:
+            raise ModelError(f"tensor {name} is missing from {self._gguf.path}")
+        tensor = self._tensors[name]
+        _check_shape(name, tensor.shape, shape)
+        return tensor
+
+    def _num_interleaved(self, name: str) -> int:
+        """Heads in whose rows the halves of rotary pairs alternate; 0 where they do not."""
+        parts = name.split(".")
+        return self._interleaved_heads.get(parts[-2], 0) if len(parts) > 1 else 0
+
+    def _halves_apart(self, name: str, rows: Tensor) -> Tensor:
+        """Return rows of values or of blocks with the halves of each head one behind the other."""
+        num_heads = self._num_interleaved(name)
+        if num_heads == 0:
+            return rows
+        count, *rest = rows.shape
+        paired = rows.view(num_heads, count // num_heads // 2, 2, *rest).transpose(1, 2)
+        return paired.reshape(rows.shape)
+
+    def _stored(self, tensor: GgufTensor, form: BlockFormat) -> Tensor:
+        """Return a tensor's bytes."""
+        if tensor.shape[-1] % form.num_values:
             raise ModelError(
-                f"tensor {name}: {target.shape[-1]} columns do not fill blocks of {form.num_values}"
+                f"tensor {tensor.name}: {tensor.shape[-1]} columns do not fill blocks of {form.num_values}"
             )
-        num_bytes = target.numel() // form.num_values * form.num_bytes
-        stored = self._data[offset : offset + num_bytes]
+        num_bytes = math.prod(tensor.shape) // form.num_values * form.num_bytes
+        stored = self._data[tensor.offset : tensor.offset + num_bytes]
         if stored.numel() != num_bytes:
-            raise ModelError(f"{self._gguf.path} is cut short: tensor {name} ends beyond the file")
-        if offset % 4:  # a file with an alignment of its own; float views need aligned bytes
+            raise ModelError(f"{self._gguf.path} is cut short: tensor {tensor.name} ends beyond the file")
+        return stored
+
+    def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
+        stored = self._stored(tensor, form)
+        if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()
         rows = target.view(-1, target.shape[-1])
-        bytes_per_row = num_bytes // rows.shape[0]
+        bytes_per_row = stored.numel() // rows.shape[0]
         step = max(1, _CHUNK_VALUES // rows.shape[1])
         for first in range(0, rows.shape[0], step):
             part = rows[first : first + step]

@@ -44,6 +44,7 @@ def test_suspended_model_wants_no_replicas() -> None:
     [
         pytest.param({"model": {}}, "spec.model.source", id="missing"),
         pytest.param({"engine": {"dtype": "int3"}}, "spec.engine.dtype", id="not-allowed"),
+        pytest.param({"engine": {"quantization": "int4"}}, "spec.engine.quantization", id="no-such-way"),
         pytest.param({"engine": {"speed": 11}}, "spec.engine.speed", id="unknown"),
         pytest.param({"replicas": -1}, "spec.replicas", id="out-of-range"),
     ],

@@ -225,7 +225,7 @@ class CudaDecoder:
 
     def _hidden(self, step: StepTensors, cache: KVCache) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the residual stream, what the last layer adds to it, and the norm of that."""
-        hidden = F.embedding(feed(step.token_ids, self._sampled), self._frame.embedding)
+        hidden = F.embedding(feed(step.token_ids, self._sampled), self._frame.table)
         if self.architecture.scales.embedding != 1:
             hidden = hidden * self.architecture.scales.embedding
         scratch = make_scratch(self.architecture, hidden.shape[0], hidden)

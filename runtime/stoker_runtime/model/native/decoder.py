@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,14 +16,18 @@ from stoker_runtime.config import Quantization
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly, Frame
+from stoker_runtime.model.blocks import BlockLinear, BlockTensor
+from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product
 from stoker_runtime.model.mlp import Mlp
 from stoker_runtime.model.native import structs
-from stoker_runtime.model.native.library import GROUP, Kernels
+from stoker_runtime.model.native.library import GROUP, Kernels, fits_panels
 from stoker_runtime.model.native.picker import NativePicker
 from stoker_runtime.model.rope import Rope
+
+logger = logging.getLogger(__name__)
 
 _LANES = 16  # kLanes of csrc/element.h
 _MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/attention.h
@@ -53,7 +59,7 @@ class NativeDecoder:
         architecture: one that `is_computed`.
         assembly: has its weights, in the kernels' dtype.
         kernels: compute the steps.
-        quantization: of the weights; int8 beside bfloat16 only.
+        quantization: of the weights; beside bfloat16 only. With gguf the assembly keeps blocks.
 
     Raises:
         ModelError: see Assembly.
@@ -68,11 +74,14 @@ class NativeDecoder:
         self.dtype = kernels.dtype
         self._kernels = kernels
         self._is_quantized = quantization == "int8"
-        self._kept: list[Tensor] = []  # what the structs point to
+        self._kept: list[object] = []  # what the structs point to
+        self._tally = _Tally()
         self._layers = (structs.Layer * architecture.num_layers)(*self._packed_layers(assembly))
         frame = assembly.frame()
         self._rope_divisors = frame.rope_divisors
         self._model = self._describe(frame)
+        if quantization == "gguf":
+            logger.info("GGUF weights: %s", self._tally)
         self.num_bytes = assembly.num_bytes
         self.picker = NativePicker(kernels)
 
@@ -114,6 +123,13 @@ class NativeDecoder:
 
     def _describe(self, frame: Frame) -> structs.Model:
         arch, scales = self.architecture, self.architecture.scales
+        lm_head = self._pack(frame.lm_head)
+        table, blocks = None, None
+        if isinstance(frame.embedding, Tensor):
+            table = self._keep(frame.embedding)
+        else:
+            is_tied = isinstance(frame.lm_head, BlockLinear) and frame.lm_head.parts[0] is frame.embedding
+            blocks = lm_head.parts if is_tied else self._pack_table(frame.embedding)
         return structs.Model(
             num_layers=arch.num_layers,
             hidden_size=arch.hidden_size,
@@ -131,10 +147,11 @@ class NativeDecoder:
             attention_cap=scales.attention_cap or 0.0,
             logits_divisor=scales.logits,
             logits_cap=scales.logits_cap or 0.0,
-            embedding=self._keep(frame.embedding),
+            embedding=table,
             norm=self._keep(frame.norm),
-            lm_head=self._pack(frame.lm_head),
+            lm_head=lm_head,
             layers=ctypes.addressof(self._layers),
+            embedding_part=blocks,
         )
 
     def _packed_layers(self, assembly: Assembly) -> list[structs.Layer]:
@@ -173,12 +190,28 @@ class NativeDecoder:
         struct.rotary_dim = settings.rotary_dim
 
     def _pack(self, linear: Product, is_pair: bool = False) -> structs.Linear:
-        assert isinstance(linear, Linear), (
-            "a CPU's assembly keeps nothing quantized, and its layers are not packed"
-        )
+        if isinstance(linear, BlockLinear):
+            return self._pack_blocks(linear, is_pair)
+        assert isinstance(linear, Linear), "no layer of a CPU's assembly is packed"
         struct, kept = self._kernels.packed(linear, is_pair, self._is_quantized)
         self._kept += kept
+        self._tally.num_plain += 1
         return struct
+
+    def _pack_blocks(self, linear: BlockLinear, is_pair: bool) -> structs.Linear:
+        joined = linear.joined()
+        if fits_panels(joined, is_pair):
+            struct, kept = self._kernels.packed_blocks(joined, is_pair)
+            self._tally.kept.update(FORMATS[part.type_id].name for part in linear.parts)
+        else:  # halves of a pair, or parts of a panel, of several types
+            rounded = Linear(linear.weight(), linear.bias)
+            struct, kept = self._kernels.packed(rounded, is_pair, is_quantized=True)
+            self._tally.num_rounded += len(linear.parts)
+        self._kept += kept
+        return struct
+
+    def _pack_table(self, embedding: BlockTensor) -> int:
+        return self._pack_blocks(BlockLinear((embedding,)), is_pair=False).parts  # type: ignore[no-any-return]
 
     def _keep(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -186,6 +219,22 @@ class NativeDecoder:
         tensor = tensor.contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+class _Tally:
+    """What became of a GGUF file's matrices, for the log."""
+
+    def __init__(self) -> None:
+        self.kept: Counter[str] = Counter()  # tensors by type
+        self.num_rounded = 0
+        self.num_plain = 0
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{count} {name}" for name, count in sorted(self.kept.items()))
+        return (
+            f"{self.kept.total()} matrices stay in their blocks ({types}), {self.num_rounded} of mixed types "
+            f"are rounded to int8, {self.num_plain} products are bfloat16"
+        )
 
 
 def _head_norms(

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.errors import ConfigError
+from stoker_runtime.model.blocks import BlockLinear
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 
 PATH = Path(__file__).parent / "libstoker_cpu.so"
 GROUP = 32  # inputs that share a scale in a quantized weight: kGroup of csrc/quantized.h
+PANEL = 32  # outputs that lie side by side in a packed weight: kPanel of csrc/product.h
 _LINE_BYTES = 64
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 _SUPPORTED_BIT = {torch.float32: 1, torch.bfloat16: 2}
@@ -60,6 +62,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.stoker_quantized_bytes.argtypes = [c_int64, c_int64, c_int32]
     library.stoker_bf16_pack_quantized.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
     library.stoker_bf16_pack_quantized.restype = None
+    library.stoker_bf16_blocks_bytes.argtypes = [c_int32, c_int64, c_int64, c_int32]
+    library.stoker_bf16_blocks_bytes.restype = c_int64
+    library.stoker_bf16_pack_blocks.argtypes = [c_int32, c_void_p, c_int64, c_int64, c_int32, c_void_p]
+    library.stoker_bf16_pack_blocks.restype = None
     library.stoker_finite.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p]
     library.stoker_finite.restype = None
     library.stoker_pick.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p]
@@ -143,6 +149,39 @@ class Kernels:
         struct = structs.Linear(memory.data_ptr(), address, num_inputs, num_outputs, is_quantized)
         return struct, (memory,) if bias is None else (memory, bias)
 
+    def packed_blocks(
+        self, linear: BlockLinear, is_pair: bool = False
+    ) -> tuple[structs.Linear, tuple[object, ...]]:
+        """Pack a weight that keeps its blocks; beside bfloat16 alone.
+
+        Args:
+            linear: one that `fits_panels`, joined.
+            is_pair: see packed.
+
+        Returns:
+            The struct, and what it points to.
+        """
+        parts = (structs.Part * len(linear.parts))()
+        kept: list[object] = [parts]
+        num_outputs = 0
+        for struct, part in zip(parts, linear.parts, strict=True):
+            blocks, shape = part.blocks.contiguous(), part.shape
+            memory = self._memory.take(self._library.stoker_bf16_blocks_bytes(part.type_id, *shape, is_pair))
+            self._library.stoker_bf16_pack_blocks(
+                part.type_id, blocks.data_ptr(), *shape, is_pair, memory.data_ptr()
+            )
+            struct.packed, struct.type = memory.data_ptr(), part.type_id
+            struct.first_panel = num_outputs // PANEL
+            num_outputs += shape[0]
+            kept.append(memory)
+        address = None if linear.bias is None else linear.bias.data_ptr()
+        where = ctypes.addressof(parts)
+        num_inputs = linear.parts[0].shape[1]
+        return (
+            structs.Linear(None, address, num_inputs, num_outputs, True, len(parts), where),
+            (*kept, linear.bias),
+        )
+
     def product(self, linear: structs.Linear, rows: Tensor) -> Tensor:
         """Return rows @ weight.T + bias: [T, in] -> [T, out]."""
         out = torch.empty(rows.shape[0], linear.num_outputs, dtype=self.dtype)
@@ -177,6 +216,12 @@ class Kernels:
         ):
             raise MemoryError(f"memory to pick {len(picks)} tokens")
         return list(token_ids)
+
+
+def fits_panels(linear: BlockLinear, is_pair: bool) -> bool:
+    """Tell whether a joined weight's parts fill panels of their own, as `Kernels.packed_blocks` needs."""
+    whole = all(part.shape[0] % PANEL == 0 for part in linear.parts[:-1])
+    return len(linear.parts) == 1 or (whole and not is_pair)
 
 
 class HugePages:

@@ -5,6 +5,16 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_float, c_int32, c_void_p
 
 
+class Part(Structure):
+    """Rows of a weight in a GGUF file's blocks."""
+
+    _fields_ = (
+        ("packed", c_void_p),
+        ("type", c_int32),
+        ("first_panel", c_int32),
+    )
+
+
 class Linear(Structure):
     """A packed weight and its bias."""
 
@@ -14,6 +24,8 @@ class Linear(Structure):
         ("num_inputs", c_int32),
         ("num_outputs", c_int32),
         ("is_quantized", c_int32),
+        ("num_parts", c_int32),
+        ("parts", c_void_p),
     )
 
 
@@ -62,6 +74,7 @@ class Model(Structure):
         ("norm", c_void_p),
         ("lm_head", Linear),
         ("layers", c_void_p),
+        ("embedding_part", c_void_p),
     )
 
 
@@ -112,4 +125,4 @@ class Pick(Structure):
     )
 
 
-ALL = (Linear, Layer, Model, Sequence, Step, Cache, Pick)  # in the order of stoker_struct_sizes
+ALL = (Linear, Layer, Model, Sequence, Step, Cache, Pick, Part)  # in the order of stoker_struct_sizes

@@ -7,13 +7,22 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
+// Rows of a weight that keep the blocks of a GGUF file, see gguf_types.h.
+struct StokerPart {
+  const void* packed;
+  int32_t type;  // GGML's number of it
+  int32_t first_panel;
+};
+
 // A weight that `stoker_*_pack` wrote, and its bias (elements) or null.
 struct StokerLinear {
   const void* packed;
   const void* bias;
   int32_t num_inputs;
   int32_t num_outputs;
-  int32_t is_quantized;  // to 8 bits, see quantized.h; the same for all of a model's
+  int32_t is_quantized;  // to 8 bits, see quantized.h, or in parts
+  int32_t num_parts;
+  const StokerPart* parts;  // in place of `packed`, or null
 };
 
 struct StokerLayer {
@@ -54,6 +63,7 @@ struct StokerModel {
   const void* norm;
   StokerLinear lm_head;
   const StokerLayer* layers;
+  const StokerPart* embedding_part;  // in place of `embedding`, or null
 };
 
 // One request's share of a step: rows first_row .. of the step's tokens.
@@ -96,8 +106,8 @@ struct StokerContext;
 // Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, and weights of 8 bits beside it, too.
 int32_t stoker_supported();
 // Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache,
-// pick.
-void stoker_struct_sizes(int32_t sizes[7]);
+// pick, part.
+void stoker_struct_sizes(int32_t sizes[8]);
 
 // Null where so many threads cannot be started.
 StokerContext* stoker_create(int32_t num_threads);
@@ -114,6 +124,11 @@ void stoker_bf16_pack(const void* weight, int64_t num_outputs, int64_t num_input
 // The same, quantized to 8 bits in groups of 32 inputs; num_inputs is a multiple of 32.
 void stoker_bf16_pack_quantized(const float* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
                                 void* packed);
+
+// Rearrange rows of blocks as a GGUF file has them, of GGML's types 2, 3, 8, 12 and 14, and the bytes that this takes.
+int64_t stoker_bf16_blocks_bytes(int32_t type, int64_t num_outputs, int64_t num_inputs, int32_t is_pair);
+void stoker_bf16_pack_blocks(int32_t type, const void* blocks, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
+                             void* packed);
 
 // rows [num_rows, inputs] @ weight.T + bias -> out [num_rows, outputs]; what the self-check calls.
 void stoker_f32_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);

@@ -28,6 +28,12 @@ struct QuantizedRow {
   int8_t* values;
   float* scales;
   int32_t* offsets;  // -128 times the sum of the group's values
+  int32_t* firsts;   // the sum of the first half of them
+
+  // The row from a group on.
+  QuantizedRow from(int64_t group) const {
+    return {values + group * kGroup, scales + group, offsets + group, firsts + group};
+  }
 };
 
 // [rows, size]; size is a multiple of kGroup.
@@ -35,21 +41,23 @@ struct QuantizedRows {
   int8_t* values = nullptr;
   float* scales = nullptr;
   int32_t* offsets = nullptr;
+  int32_t* firsts = nullptr;
   int64_t size = 0;
 
   static size_t bytes(int64_t count, int64_t size) {
-    return count * size + count * (size / kGroup) * (sizeof(float) + sizeof(int32_t));
+    return count * size + count * (size / kGroup) * (sizeof(float) + 2 * sizeof(int32_t));
   }
   // Take memory of `bytes` for rows of at most `size_` elements.
   void place(char* memory, int64_t count, int64_t size_) {
     size = size_;
     scales = reinterpret_cast<float*>(memory);
     offsets = reinterpret_cast<int32_t*>(scales + count * (size / kGroup));
-    values = reinterpret_cast<int8_t*>(offsets + count * (size / kGroup));
+    firsts = offsets + count * (size / kGroup);
+    values = reinterpret_cast<int8_t*>(firsts + count * (size / kGroup));
   }
   QuantizedRow operator[](int64_t row) const {
     const int64_t groups = size / kGroup;
-    return {values + row * size, scales + row * groups, offsets + row * groups};
+    return {values + row * size, scales + row * groups, offsets + row * groups, firsts + row * groups};
   }
 };
 
@@ -70,7 +78,8 @@ inline void quantize(const Stored* x, int64_t size, const QuantizedRow& row) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(a));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + kLanes), _mm512_cvtsepi32_epi8(b));
     row.scales[group] = is_finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-    row.offsets[group] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    row.firsts[group] = _mm512_reduce_add_epi32(a);
+    row.offsets[group] = -128 * (row.firsts[group] + _mm512_reduce_add_epi32(b));
   }
 }
 

@@ -17,7 +17,7 @@
 #include "product.h"
 #include "rows.h"
 #ifdef STOKER_BF16
-#include "quantized.h"
+#include "gguf_blocks.h"
 #endif
 
 namespace STOKER_ELEMENT {
@@ -124,7 +124,7 @@ class Step {
       rows.size = linear.num_inputs;
       each_row(num_rows, phase, [&](int row) { quantize(in[row], linear.num_inputs, rows[row]); });
       each(num_panels, phase, [&](int panel) {
-        task(panel, [&](const auto& finish) { multiply_quantized_panel(linear, panel, rows, num_rows, finish); });
+        task(panel, [&](const auto& finish) { multiply_integer_panel(linear, panel, rows, num_rows, finish); });
       });
       return;
     }
@@ -196,7 +196,7 @@ void Step::allocate() {
   size_t total = 0;
 #ifdef STOKER_BF16
   const int64_t widest = std::max<int64_t>({model_.hidden_size, model_.num_heads * head_dim, model_.intermediate_size});
-  const size_t for_quantized = model_.lm_head.is_quantized ? QuantizedRows::bytes(step_.num_tokens, widest) : 0;
+  const size_t for_quantized = has_integer_products(model_) ? QuantizedRows::bytes(step_.num_tokens, widest) : 0;
   total += Arena::aligned(for_quantized);
 #endif
   for (const auto& [rows, size] : wanted) total += Arena::aligned(bytes(size));
@@ -287,8 +287,16 @@ void Step::work() {
 
 void Step::embed(int row) {
   const int size = model_.hidden_size;
-  const Stored* from = elements(model_.embedding) + static_cast<int64_t>(step_.token_ids[row]) * size;
   const __m512 scale = _mm512_set1_ps(model_.embedding_scale);
+#ifdef STOKER_BF16
+  if (model_.embedding_part != nullptr) {
+    each_value(*model_.embedding_part, size, step_.token_ids[row], [&](int64_t i, __m512 x) {
+      Element::store(hidden_[row] + i, _mm512_mul_ps(Element::round(x), scale), lanes(kLanes));
+    });
+    return;
+  }
+#endif
+  const Stored* from = elements(model_.embedding) + static_cast<int64_t>(step_.token_ids[row]) * size;
   for (int i = 0; i < size; i += kLanes) {
     const __mmask16 mask = lanes(size - i);
     Element::store(hidden_[row] + i, _mm512_mul_ps(Element::load(from + i, mask), scale), mask);
@@ -480,7 +488,7 @@ void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, con
     quantized.place(memory.data(), num_rows, size);
     for (int row = 0; row < num_rows; ++row) quantize(elements(rows) + row * size, size, quantized[row]);
     each_panel([&](int panel) {
-      multiply_quantized_panel(*linear, panel, quantized, num_rows, finish_panel(panel));
+      multiply_integer_panel(*linear, panel, quantized, num_rows, finish_panel(panel));
     });
     return;
   }
@@ -489,13 +497,6 @@ void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, con
     multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows, finish_panel(panel));
   });
 }
-
-#ifdef STOKER_BF16
-void stoker_bf16_pack_quantized(const float* weight, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
-                                void* packed) {
-  pack_quantized(weight, num_outputs, num_inputs, is_pair != 0, static_cast<char*>(packed));
-}
-#endif
 
 int32_t STOKER_NAME(step)(StokerContext* context, const StokerModel* model, const StokerStep* step,
                           const StokerCache* cache, float* logits) {
