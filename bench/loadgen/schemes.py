@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from loadgen.checkpoints import Awq, Fp8, Gptq, Layout
-from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8
@@ -23,7 +22,7 @@ from stoker_runtime.model.layer import Layer
 from stoker_runtime.model.linear import Product
 from stoker_runtime.model.loader import open_model
 from stoker_runtime.model.quantization_config import read_storage
-from stoker_runtime.model.quantized.layouts import awq_weight, fp8_weight, gptq_weight
+from stoker_runtime.model.quantized.layouts import stored_weight
 from stoker_runtime.model.quantized.weight import QuantizedWeight, fp8_rounded
 from stoker_runtime.model.weights import WeightSource
 
@@ -88,14 +87,8 @@ class RoundedSource:
 
     def _rounded(self, module: str, weight: Tensor) -> QuantizedWeight:
         tensors, shape = self._layout.module(weight), (weight.shape[0], weight.shape[1])
-        match self._storage:
-            case GptqStorage():
-                return gptq_weight(module, tensors, shape, self._storage)
-            case AwqStorage():
-                return awq_weight(module, tensors, shape, self._storage)
-            case Fp8Storage():
-                return fp8_weight(module, tensors, shape, self._storage)
-        raise AssertionError("a layout's configuration says how it stores weights")
+        assert self._storage is not None, "a layout's configuration says how it stores weights"
+        return stored_weight(self._storage, module, tensors, shape)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 _NUM_DECODES = 8
 _CONTEXT = 127  # tokens before each decode's
 _CHUNK = 32  # prompt tokens that are timed
-_STRETCH = (
-    1.8  # of a step of so many decodes, by the prompt tokens that join it; 99 in 100 steps stay below 2.5
-)
+_STRETCH = 1.8  # of a step of so many decodes, by the prompt tokens that join it
 _LEAST, _MOST = 16, 64  # what is believed of a measurement on a machine that may be busy
 _LONG_S = 0.2  # a step that takes so long is timed once
 _NUM_RUNS = 5

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import VOCAB_SIZE, k_blocks, make_model, smollm2_path, write_gguf, write_model
+from native_models import tokens
 from runtime_builders import make_sampling
 from torch import Tensor
 
@@ -214,10 +215,6 @@ def request(token_ids: list[int], computed: int, blocks: range) -> ScheduledRequ
 def logits_of(runner: ModelRunner, *steps: list[ScheduledRequest]) -> Tensor:
     with torch.inference_mode():
         return torch.cat([runner.decoder(StepPlan(step), runner.cache) for step in steps])
-
-
-def tokens(count: int, seed: int) -> list[int]:
-    return [(seed * 37 + 11 * i + i * i) % VOCAB_SIZE for i in range(count)]
 
 
 # The first match of a tensor's name decides. Values and downward projections often have more bits.

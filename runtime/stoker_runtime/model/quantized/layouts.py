@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage
+from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage, Storage
 from stoker_runtime.model.fp8 import FP8
-from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight, packed_words, unpacked
+from stoker_runtime.model.quantized.weight import (
+    Fp8Weight,
+    IntWeight,
+    QuantizedWeight,
+    packed_words,
+    unpacked,
+)
 
 # Where the eight columns that share a word lie in it, from the lowest bits up, is [0, 2, 4, 6, 1, 3, 5, 7];
 # this finds each column again.
@@ -154,3 +160,16 @@ def _checked(
     if tensor.dtype not in dtypes:
         raise ModelError(f"tensor {module}.{name} is {tensor.dtype}, {dtypes[0]} is needed")
     return tensor
+
+
+def stored_weight(
+    storage: Storage, module: str, tensors: Mapping[str, Tensor], shape: tuple[int, int]
+) -> QuantizedWeight:
+    """Return a module's weight, stored in whichever of the three ways; arguments and errors are theirs."""
+    match storage:
+        case GptqStorage():
+            return gptq_weight(module, tensors, shape, storage)
+        case AwqStorage():
+            return awq_weight(module, tensors, shape, storage)
+        case Fp8Storage():
+            return fp8_weight(module, tensors, shape, storage)

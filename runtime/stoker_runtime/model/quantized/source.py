@@ -8,8 +8,8 @@ from typing import Self
 
 from torch import Tensor
 
-from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage, Storage
-from stoker_runtime.model.quantized.layouts import awq_weight, fp8_weight, gptq_weight
+from stoker_runtime.model.architecture import Fp8Storage, Storage
+from stoker_runtime.model.quantized.layouts import stored_weight
 from stoker_runtime.model.quantized.weight import QuantizedWeight
 from stoker_runtime.model.weights import SafetensorsSource
 
@@ -87,10 +87,4 @@ class QuantizedSource:
         tensors: Mapping[str, Tensor] = {
             part: self._files.read(name) for part, name in names.items() if name in self._files.names
         }
-        match self._storage:
-            case GptqStorage():
-                return gptq_weight(module, tensors, shape, self._storage)
-            case AwqStorage():
-                return awq_weight(module, tensors, shape, self._storage)
-            case Fp8Storage():
-                return fp8_weight(module, tensors, shape, self._storage)
+        return stored_weight(self._storage, module, tensors, shape)
