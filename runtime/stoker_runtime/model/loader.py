@@ -126,7 +126,7 @@ def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembl
     if is_quantized:
         raise ConfigError(
             f"--quantization is {config.quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
-            "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
+            "a model whose sizes are multiples of 32, and --block-size 16; use none"
         )
     if assembly.device.type == "cuda" and is_usable(
         architecture, config.block_size, assembly.dtype, assembly.device

@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "context.h"
 #include "element.h"
+#include "experts.h"
 #include "kv.h"
 #include "product.h"
 #include "rows.h"
@@ -22,31 +23,8 @@
 namespace STOKER_ELEMENT {
 
 constexpr int kRowsPerTask = 4;
-constexpr int kPhasesPerLayer = 15;
+constexpr int kPhasesPerLayer = 9 + 1 + kMixturePhases + 1;  // of attention and of a mixture; an MLP has fewer
 constexpr int kPhasesBesides = 4;
-
-// [rows, size] with row_stride(size) elements from row to row.
-struct Rows {
-  Stored* data;
-  ptrdiff_t stride;
-
-  Stored* operator[](int64_t row) const { return data + row * stride; }
-};
-
-// Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv).
-struct Tile {
-  int sequence;
-  int head;
-  int first;
-  int count;
-};
-
-// Where a row's key and value go.
-struct Slot {
-  int block;
-  int offset;
-  int position;
-};
 
 const Stored* elements(const void* p) { return static_cast<const Stored*>(p); }
 
@@ -65,12 +43,14 @@ class Step {
   void work();
   void attention(const StokerLayer& layer, int index, int& phase);
   void mlp(const StokerLayer& layer, int& phase);
+  void mixture(const StokerLayer& layer, const Rows& in, int& phase);
   void embed(int row);
   void store_heads(const StokerLayer& layer, const LayerCache& cache, int row);
   void normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys);
   void attend_tile(const StokerLayer& layer, const LayerCache& cache, const Tile& tile);
   const Rows& normalize(const void* weight, int& phase);
   void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
+  void add_row(int row, const void* norm);
 
   // Hand out tasks 0 .. count - 1 of a phase to whoever is free, then wait for all of them.
   template <class Task>
@@ -98,13 +78,17 @@ class Step {
       rows.size = linear.num_inputs;
       each_row(num_rows, phase, [&](int row) { quantize(in[row], linear.num_inputs, rows[row]); });
       each(num_panels, phase, [&](int panel) {
-        task(panel, [&](const auto& finish) { multiply_quantized_panel(linear, panel, rows, num_rows, finish); });
+        task(panel, [&](const auto& finish) {
+          multiply_quantized_panel(linear, panel, [&](int row) { return rows[row]; }, num_rows, finish);
+        });
       });
       return;
     }
 #endif
     each(num_panels, phase, [&](int panel) {
-      task(panel, [&](const auto& finish) { multiply_panel(linear, panel, in.data, in.stride, num_rows, finish); });
+      task(panel, [&](const auto& finish) {
+        multiply_panel(linear, panel, [&](int row) { return in[row]; }, num_rows, finish);
+      });
     });
   }
 
@@ -133,6 +117,7 @@ class Step {
   std::vector<int> fresh_blocks_;  // written for the first time
   std::vector<Tile> tiles_;
   Rows hidden_, normed_, heads_, attended_, activated_, added_;
+  Mixture mixture_;
 #ifdef STOKER_BF16
   QuantizedRows quantized_;  // of whatever a quantized product reads
 #endif
@@ -147,7 +132,8 @@ Step::Step(StokerContext& context, const StokerModel& model, const StokerStep& s
       logits_(logits),
       num_shared_(model.num_heads / model.num_kv_heads),
       next_task_(new std::atomic<int>[model.num_layers * kPhasesPerLayer + kPhasesBesides]()),
-      slots_(step.num_tokens) {
+      slots_(step.num_tokens),
+      mixture_(experts_of(model), model.hidden_size, step.num_tokens, model.lm_head.is_quantized) {
   allocate();
   plan();
 }
@@ -163,7 +149,7 @@ void Step::allocate() {
       {&activated_, model_.intermediate_size},
   };
   const auto bytes = [&](int64_t size) { return row_stride(size) * step_.num_tokens * sizeof(Stored); };
-  size_t total = 0;
+  size_t total = mixture_.bytes();
 #ifdef STOKER_BF16
   const int64_t widest = std::max<int64_t>({model_.hidden_size, model_.num_heads * head_dim, model_.intermediate_size});
   const size_t for_quantized = model_.lm_head.is_quantized ? QuantizedRows::bytes(step_.num_tokens, widest) : 0;
@@ -171,6 +157,7 @@ void Step::allocate() {
 #endif
   for (const auto& [rows, size] : wanted) total += Arena::aligned(bytes(size));
   context_.arena.reset(total);
+  mixture_.place(context_.arena);
   for (const auto& [rows, size] : wanted) {
     *rows = {static_cast<Stored*>(context_.arena.take(bytes(size))), row_stride(size)};
   }
@@ -289,16 +276,27 @@ void Step::attend_tile(const StokerLayer& layer, const LayerCache& cache, const 
 
 void Step::mlp(const StokerLayer& layer, int& phase) {
   const Rows& in = normalize(layer.mlp_before, phase);
+  if (layer.experts != nullptr) {
+    mixture(layer, in, phase);
+    return;
+  }
   each_panel(layer.gate_up, in, step_.num_tokens, true, phase, [&](int panel, const auto& multiply_rows) {
     const int column = panel * kLanes;
     const __mmask16 mask = lanes(model_.intermediate_size - column);
     multiply_rows([&](int row, __m512 gate, __m512 up) {
-      gate = Element::round(gate);
-      gate = Element::round(model_.has_gelu ? gelu_tanh(gate) : silu(gate));
-      Element::store(activated_[row] + column, _mm512_mul_ps(gate, Element::round(up)), mask);
+      Element::store(activated_[row] + column, activated(gate, up, model_.has_gelu), mask);
     });
   });
   add_to_hidden(layer.down, activated_, layer.mlp_behind, phase);
+}
+
+void Step::mixture(const StokerLayer& layer, const Rows& in, int& phase) {
+  mixture_.compute(*layer.experts, in, model_.has_gelu,
+                   [&](int count, const auto& task) { each(count, phase, task); });
+  each_row(step_.num_tokens, phase, [&](int row) {
+    mixture_.combine(row, added_[row]);
+    add_row(row, layer.mlp_behind);
+  });
 }
 
 // Returns the rows that the next product reads: normalised, or as they are where the family has no norm there.
@@ -321,10 +319,13 @@ void Step::add_to_hidden(const StokerLinear& linear, const Rows& in, const void*
   }
   each_output(linear, in, step_.num_tokens, phase,
               [&](int row, int column, __mmask16 mask, __m512 x) { Element::store(added_[row] + column, x, mask); });
-  each_row(step_.num_tokens, phase, [&](int row) {
-    rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
-    add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
-  });
+  each_row(step_.num_tokens, phase, [&](int row) { add_row(row, norm); });
+}
+
+// Add what is in added_ to the residual stream, normalised where the family has a norm there.
+void Step::add_row(int row, const void* norm) {
+  if (norm) rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
+  add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
 }
 
 }  // namespace STOKER_ELEMENT
@@ -368,13 +369,15 @@ void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, con
     quantized.place(memory.data(), num_rows, size);
     for (int row = 0; row < num_rows; ++row) quantize(elements(rows) + row * size, size, quantized[row]);
     each_panel([&](int panel) {
-      multiply_quantized_panel(*linear, panel, quantized, num_rows, finish_panel(panel));
+      multiply_quantized_panel(
+          *linear, panel, [&](int row) { return quantized[row]; }, num_rows, finish_panel(panel));
     });
     return;
   }
 #endif
   each_panel([&](int panel) {
-    multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows, finish_panel(panel));
+    const auto row_at = [&](int64_t row) { return elements(rows) + row * linear->num_inputs; };
+    multiply_panel(*linear, panel, row_at, num_rows, finish_panel(panel));
   });
 }
 
