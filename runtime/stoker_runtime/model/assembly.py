@@ -118,17 +118,23 @@ class Assembly:
         assert names is not None, "a family without names has no sparse layers"
         assert settings is not None, "as the architecture's readers see to"
         module, size = f"{prefix}.{names.module}", settings.intermediate_size
-        gate_up = {names.gate: size, names.up: size}
+        hidden_size, count = self._architecture.hidden_size, settings.num_experts
+        gate_up, down = self._empty(count, 2 * size, hidden_size), self._empty(count, hidden_size, size)
+        for index in range(count):
+            expert = f"{module}.experts.{index}"
+            parts = {f"{expert}.{name}": size for name in (names.gate, names.up)}
+            self._fill(gate_up[index], "weight", parts)
+            self._fill(down[index], "weight", {f"{expert}.{names.down}": hidden_size})
+        activation = self._architecture.family.activation
         return Experts(
-            router=self._rows(
-                "weight", {f"{module}.gate": settings.num_experts}, self._architecture.hidden_size
-            ),
+            router=self._rows("weight", {f"{module}.gate": count}, hidden_size),
             experts=tuple(
-                self._mlp(f"{module}.experts.{index}", gate_up, names.down, size)
-                for index in range(settings.num_experts)
+                Mlp(Linear(first), Linear(second), activation)
+                for first, second in zip(gate_up, down, strict=True)
             ),
             num_per_token=settings.num_per_token,
             normalizes_weights=settings.normalizes_weights,
+            stacks=(gate_up, down),
         )
 
     def _mlp(self, prefix: str, gate_up: dict[str, int], down: str, size: int) -> Mlp:
@@ -180,16 +186,22 @@ class Assembly:
         return Linear(self._rows("weight", parts, num_inputs), self._rows("bias", parts) if bias else None)
 
     def _rows(self, kind: str, parts: dict[str, int], *trailing: int) -> Tensor:
-        stacked = torch.empty(sum(parts.values()), *trailing, dtype=self.dtype, device=self.device)
+        stacked = self._empty(sum(parts.values()), *trailing)
+        self._fill(stacked, kind, parts)
+        return stacked
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _fill(self, stacked: Tensor, kind: str, parts: dict[str, int]) -> None:
         first = 0
         for module, rows in parts.items():
             self._copy(f"{module}.{kind}", stacked[first : first + rows])
             first += rows
         self.num_bytes += stacked.nbytes
-        return stacked
 
     def _vector(self, name: str, size: int) -> Tensor:
-        vector = torch.empty(size, dtype=self.dtype, device=self.device)
+        vector = self._empty(size)
         self._copy(name, vector)
         self.num_bytes += vector.nbytes
         return vector

@@ -44,18 +44,24 @@ class Experts:
         experts: all of them.
         num_per_token: how many each token goes through.
         normalizes_weights: the weights of a token's experts are made to add up to 1.
+        stacks: of gate_up and down of all experts, which hold views of them; None once they are packed.
     Shapes:
-        router [N, E]
+        router [N, E]; stacks [N, 2 * intermediate, E] and [N, E, intermediate]
     """
 
     router: Tensor
     experts: tuple[Mlp, ...]
     num_per_token: int
     normalizes_weights: bool
+    stacks: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the experts add: [T, E] -> [T, E]."""
-        probabilities = F.linear(rows, self.router).softmax(dim=-1, dtype=torch.float32)
+        return self.answer(rows, F.linear(rows, self.router))
+
+    def answer(self, rows: Tensor, scores: Tensor) -> Tensor:
+        """Return the same, given what the router says: rows [T, E], scores [T, N] -> [T, E]."""
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
         weights, chosen = probabilities.topk(self.num_per_token, dim=-1)  # [T, K]
         if self.normalizes_weights:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -69,4 +75,6 @@ class Experts:
 
     def packed(self) -> Experts:
         """Return the same with packed weights, where packing works."""
-        return replace(self, experts=tuple(expert.packed() for expert in self.experts))
+        experts = tuple(expert.packed() for expert in self.experts)
+        is_view = any(isinstance(expert.gate_up, Linear) for expert in experts)
+        return replace(self, experts=experts, stacks=self.stacks if is_view else None)

@@ -97,14 +97,12 @@ class CudaDecoder:
     def record(self, cache: KVCache, sizes: Sequence[int]) -> None:
         """Record steps of decodes alone, in place of what was recorded before.
 
-        A model with experts is not recorded: which of them a step computes is decided on the host.
-
         Args:
             cache: where it is used, the recordings replay.
             sizes: numbers of decodes, ascending; a step takes the smallest that holds it.
         """
         self._recordings = None
-        if not sizes or any(kind.is_sparse for kind in self.architecture.layers):
+        if not sizes:
             return
         largest = sizes[-1]
         max_blocks = -(-self._max_positions // cache.block_size)
