@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -142,7 +143,7 @@ def make_mixture(
     generator = torch.Generator().manual_seed(count)
 
     def random(*shape: int) -> Tensor:
-        weight = torch.randn(*shape, generator=generator) * 1.5 / float(shape[-1]) ** 0.5
+        weight = torch.randn(*shape, generator=generator) * (1.5 / math.sqrt(shape[-1]))
         return weight.to(device, dtype)
 
     gate_up, down = random(count, 2 * size, hidden_size), random(count, hidden_size, size)

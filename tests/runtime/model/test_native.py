@@ -333,6 +333,26 @@ def test_a_quantized_model_stays_close_to_the_plain_one(family: str, tmp_path: P
     assert 0 < (plain - rounded).norm() < 0.1 * plain.norm()
 
 
+def test_a_quantized_mixture_does_not_depend_on_chunks_or_neighbours_in_any_bit(tmp_path: Path) -> None:
+    kernels_for(torch.bfloat16).close()
+    write_model(tmp_path, "mixtral")
+    config = EngineConfig(
+        model=str(tmp_path), device="cpu", dtype="bfloat16", kv_cache_bytes=1 << 22, quantization="int8"
+    )
+    runner = loader.load_runner(config)
+    assert isinstance(runner, ModelRunner)
+    prompt, blocks, neighbour = tokens(60, 1), range(4), (tokens(30, 2), 0, range(4, 6))
+    (alone,) = logits_of(runner.decoder, runner.cache, plan((prompt, 0, blocks)))
+    in_chunks = logits_of(
+        runner.decoder,
+        runner.cache,
+        plan((prompt[:17], 0, blocks), neighbour),
+        plan(neighbour, (prompt[17:59], 17, blocks)),
+        plan(neighbour, (prompt[59:], 59, blocks)),
+    )
+    assert torch.equal(in_chunks[-1], alone)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def _experts_deviation(
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return (torch.randn(*shape, generator=generator) / float(shape[-1]) ** 0.5).to(device, dtype)
+        return (torch.randn(*shape, generator=generator) / math.sqrt(shape[-1])).to(device, dtype)
 
     gate_up, down = random(count, 2 * size, hidden_size), random(count, hidden_size, size)
     activation = architecture.family.activation

@@ -90,9 +90,9 @@ def test_a_mix_equals_the_reference_in_every_other_family(family: str, make_cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("family", MIXTURES)
 def test_preempted_mixtures_equal_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
-    engine = make_cuda_engine(family, num_blocks=5, block_size=8, budget=24, prefix_caching=False)
+    engine = make_cuda_engine(family, num_blocks=7, block_size=8, budget=24, prefix_caching=False)
     record(engine, 8)
-    requests = [make_request(prompt, max_tokens=8) for prompt in prompts(3, 16)]
+    requests = [make_request(prompt, max_tokens=12) for prompt in prompts(4, 20)]
     outputs = run_to_end(engine, {0: requests})
     assert engine.step().stats.num_preemptions > 0
     for request in requests:
