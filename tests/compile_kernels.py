@@ -10,6 +10,7 @@ and which of a device's special instructions it uses.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.fp8_linear import round_rows
 from stoker_runtime.model.cuda.norms import add_and_norm
@@ -34,10 +36,13 @@ from stoker_runtime.model.cuda.quantized_linear import dequantized, multiply
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
 from stoker_runtime.model.cuda.store_blocks import store_blocks
+from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
 _TOKENS = 32
+_EXPERTS = 4
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -136,6 +141,17 @@ def multiply_quantized(hidden: torch.Tensor) -> None:
     round_rows(hidden)
 
 
+def launch_mixtures(dtype: torch.dtype) -> None:
+    """Launch the mixtures' kernels once for each size of a tile, at sizes that fill tiles and that do not."""
+    for num_rows, size in itertools.product((4, 64, 128, 256), (768, 1008)):
+        gate_up = torch.zeros(_EXPERTS, 2 * size, 2048, dtype=dtype)
+        down = torch.zeros(_EXPERTS, 2048, size, dtype=dtype)
+        experts = (Mlp(Linear(one), Linear(two), "silu") for one, two in zip(gate_up, down, strict=True))
+        mixture = Experts(gate_up[:, 0], tuple(experts), 2, True, (gate_up, down))
+        rows, scores = torch.zeros(num_rows, 2048, dtype=dtype), torch.zeros(num_rows, _EXPERTS, dtype=dtype)
+        answer(mixture, rows, scores, torch.zeros(num_rows, dtype=torch.int32))
+
+
 def main() -> None:
     """Compile everything for the device that the arguments name."""
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
@@ -143,6 +159,7 @@ def main() -> None:
     compiled = compile_instead_of_launching()
     for head_dim in (int(size) for size in sys.argv[3:]):
         launch_all(dtype, Heads(32, 8, head_dim))
+    launch_mixtures(dtype)
     for kernel in compiled:
         report = {
             "name": kernel.name,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.rotate import Rotation
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.rope import rotate
 
 
@@ -125,3 +129,50 @@ def rotate_reference(
             part = rotate(part, cos, sin)
         turned.append(part)
     return turned[0], turned[1], value
+
+
+def make_mixture(
+    counts: tuple[int, int],
+    sizes: tuple[int, int],
+    activation: Literal["silu", "gelu_tanh"],
+    normalizes_weights: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Experts:
+    """A random mixture: counts are its experts and those of a row, sizes its rows' and its experts'."""
+    count, num_per_token = counts
+    hidden_size, size = sizes
+    generator = torch.Generator().manual_seed(count)
+
+    def random(*shape: int) -> Tensor:
+        weight = torch.randn(*shape, generator=generator) * (1.5 / math.sqrt(shape[-1]))
+        return weight.to(device, dtype)
+
+    gate_up, down = random(count, 2 * size, hidden_size), random(count, hidden_size, size)
+    experts = (Mlp(Linear(one), Linear(two), activation) for one, two in zip(gate_up, down, strict=True))
+    router = random(count, hidden_size)
+    return Experts(router, tuple(experts), num_per_token, normalizes_weights, (gate_up, down))
+
+
+def choose_reference(scores: Tensor, num_per_token: int, normalizes_weights: bool) -> tuple[Tensor, Tensor]:
+    """Experts of each row, ascending, of equal ones the first, and their weights in float64: both [T, K]."""
+    probabilities = scores.double().softmax(dim=-1)
+    ordered = probabilities.float().sort(dim=-1, descending=True, stable=True).indices
+    experts = ordered[:, :num_per_token].sort(dim=-1).values
+    weights = probabilities.gather(1, experts)
+    return experts, weights / weights.sum(dim=-1, keepdim=True) if normalizes_weights else weights
+
+
+def mixture_reference(mixture: Experts, rows: Tensor, scores: Tensor) -> Tensor:
+    """What a mixture adds, in float64: rows [T, E], scores [T, N] -> [T, E]."""
+    chosen, weights = choose_reference(scores, mixture.num_per_token, mixture.normalizes_weights)
+    out = torch.zeros_like(rows, dtype=torch.float64)
+    for row, (experts, of_row) in enumerate(zip(chosen.tolist(), weights, strict=True)):
+        for index, weight in zip(experts, of_row, strict=True):
+            expert = mixture.experts[index]
+            assert isinstance(expert.gate_up, Linear)
+            assert isinstance(expert.down, Linear)
+            gate, up = F.linear(rows[row].double(), expert.gate_up.weight.double()).chunk(2)
+            activated = F.silu(gate) if expert.activation == "silu" else F.gelu(gate, approximate="tanh")
+            out[row] += weight * F.linear(activated * up, expert.down.weight.double())
+    return out

@@ -185,6 +185,20 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "decoder_sparse_step": 2,
         },
     ),
+    "qwen3-moe-normalized": (  # the first layer has none by name; more experts than fit one vector
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_experts": 40,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 32,
+            "mlp_only_layers": [0],
+            "norm_topk_prob": True,
+        },
+    ),
     "gemma2": (  # caps low enough to matter
         "Gemma2ForCausalLM",
         "Gemma2Config",
@@ -210,6 +224,7 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
+MIXTURES = tuple(family for family in FAMILIES if family == "mixtral" or "moe" in family)
 
 
 def smollm2_path() -> Path:

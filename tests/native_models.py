@@ -50,7 +50,8 @@ class Model:
         **fields: object,
     ) -> None:
         kernels_for(dtype).close()
-        write_model(folder, family, 0, **fields)
+        if not (folder / "config.json").exists():
+            write_model(folder, family, 0, **fields)
         name: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
         config = EngineConfig(
             model=str(folder), device="cpu", dtype=name, num_threads=num_threads, kv_cache_bytes=1 << 22

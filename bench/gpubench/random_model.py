@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Llama model."""
+    """Sizes of a Llama model, or with experts of a Mixtral model, whose intermediate_size is an expert's."""
 
     hidden_size: int = 4096
     intermediate_size: int = 14336
@@ -23,6 +23,8 @@ class Shape:
     num_kv_heads: int = 8
     vocab_size: int = 128256
     max_position: int = 8192
+    num_experts: int = 0
+    num_experts_per_token: int = 2
 
     @property
     def head_dim(self) -> int:
@@ -31,9 +33,17 @@ class Shape:
 
     def config(self, dtype: str) -> dict[str, Any]:
         """What config.json says."""
+        family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        mixture: dict[str, Any] = {}
+        if self.num_experts:
+            family = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+            mixture = {
+                "num_local_experts": self.num_experts,
+                "num_experts_per_tok": self.num_experts_per_token,
+            }
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            **family,
+            **mixture,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -88,13 +98,21 @@ def _layer(shape: Shape, index: int) -> dict[str, tuple[int, ...]]:
         "self_attn.k_proj": (kv_heads, hidden),
         "self_attn.v_proj": (kv_heads, hidden),
         "self_attn.o_proj": (hidden, heads),
-        "mlp.gate_proj": (shape.intermediate_size, hidden),
-        "mlp.up_proj": (shape.intermediate_size, hidden),
-        "mlp.down_proj": (hidden, shape.intermediate_size),
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
     }
-    return {f"model.layers.{index}.{name}.weight": size for name, size in sizes.items()}
+    return {f"model.layers.{index}.{name}.weight": size for name, size in (sizes | _mlp(shape)).items()}
+
+
+def _mlp(shape: Shape) -> dict[str, tuple[int, ...]]:
+    up, down = (shape.intermediate_size, shape.hidden_size), (shape.hidden_size, shape.intermediate_size)
+    if not shape.num_experts:
+        return {"mlp.gate_proj": up, "mlp.up_proj": up, "mlp.down_proj": down}
+    sizes: dict[str, tuple[int, ...]] = {"block_sparse_moe.gate": (shape.num_experts, shape.hidden_size)}
+    for expert in range(shape.num_experts):
+        prefix = f"block_sparse_moe.experts.{expert}"
+        sizes |= {f"{prefix}.w1": up, f"{prefix}.w3": up, f"{prefix}.w2": down}
+    return sizes
 
 
 def _random(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import Architecture, LayerKind
+from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, LayerKind
 from stoker_runtime.model.blocks import BlockLinear, BlockTensor
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product
@@ -159,19 +159,36 @@ class Assembly:
         names, settings = self._architecture.family.expert_names, self._architecture.experts
         assert names is not None, "a family without names has no sparse layers"
         assert settings is not None, "as the architecture's readers see to"
-        module, size = f"{prefix}.{names.module}", settings.intermediate_size
-        gate_up = {names.gate: size, names.up: size}
+        module, stacks = f"{prefix}.{names.module}", None
+        modules = [f"{module}.experts.{index}" for index in range(settings.num_experts)]
+        if self._keeps_quantized:  # weights of their own layouts, which do not stack
+            size = settings.intermediate_size
+            experts = [
+                self._mlp(one, {names.gate: size, names.up: size}, names.down, size) for one in modules
+            ]
+        else:
+            stacks = self._expert_stacks(modules, names, settings)
+            activation = self._architecture.family.activation
+            experts = [Mlp(Linear(up), Linear(down), activation) for up, down in zip(*stacks, strict=True)]
         return Experts(
-            router=self._rows(
-                "weight", {f"{module}.gate": settings.num_experts}, self._architecture.hidden_size
-            ),
-            experts=tuple(
-                self._mlp(f"{module}.experts.{index}", gate_up, names.down, size)
-                for index in range(settings.num_experts)
-            ),
+            router=self._rows("weight", {f"{module}.gate": len(modules)}, self._architecture.hidden_size),
+            experts=tuple(experts),
             num_per_token=settings.num_per_token,
             normalizes_weights=settings.normalizes_weights,
+            stacks=stacks,
         )
+
+    def _expert_stacks(
+        self, modules: Sequence[str], names: ExpertNames, settings: ExpertSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Load gate and up, and down, of all experts: [N, 2 * intermediate, E] and [N, E, intermediate]."""
+        count, size, hidden_size = len(modules), settings.intermediate_size, self._architecture.hidden_size
+        gate_up, down = self._empty(count, 2 * size, hidden_size), self._empty(count, hidden_size, size)
+        for index, module in enumerate(modules):
+            parts = {f"{module}.{name}": size for name in (names.gate, names.up)}
+            self._fill(gate_up[index], "weight", parts)
+            self._fill(down[index], "weight", {f"{module}.{names.down}": hidden_size})
+        return gate_up, down
 
     def _mlp(self, prefix: str, gate_up: dict[str, int], down: str, size: int) -> Mlp:
         hidden_size, activation = self._architecture.hidden_size, self._architecture.family.activation
@@ -251,16 +268,22 @@ class Assembly:
         return kept
 
     def _rows(self, kind: str, parts: dict[str, int], *trailing: int) -> Tensor:
-        stacked = torch.empty(sum(parts.values()), *trailing, dtype=self.dtype, device=self.device)
+        stacked = self._empty(sum(parts.values()), *trailing)
+        self._fill(stacked, kind, parts)
+        return stacked
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _fill(self, stacked: Tensor, kind: str, parts: dict[str, int]) -> None:
         first = 0
         for module, rows in parts.items():
             self._copy(f"{module}.{kind}", stacked[first : first + rows])
             first += rows
         self.num_bytes += stacked.nbytes
-        return stacked
 
     def _vector(self, name: str, size: int) -> Tensor:
-        vector = torch.empty(size, dtype=self.dtype, device=self.device)
+        vector = self._empty(size)
         self._copy(name, vector)
         self.num_bytes += vector.nbytes
         return vector

@@ -102,6 +102,11 @@ class Layer:
         computed = self.mlp(_normed(hidden, self.mlp_norms.before, eps))
         return hidden.add(_normed(computed, self.mlp_norms.behind, eps), alpha=residual)
 
+    @property
+    def has_single_experts(self) -> bool:
+        """Whether its experts are multiplied one after the other, which the host must count."""
+        return isinstance(self.mlp, Experts) and self.mlp.stacks is None
+
     def mapped(self, change: Callable[[Product], Product]) -> Layer:
         """Return the same layer with each of its products changed."""
         return replace(self, qkv=change(self.qkv), output=change(self.output), mlp=self.mlp.mapped(change))

@@ -160,7 +160,7 @@ def _decoder(config: EngineConfig, architecture: Architecture, assembly: Assembl
     if quantization in ("int8", "gguf"):
         raise ConfigError(
             f"--quantization is {quantization}, which needs a CPU with AVX512-BF16, --dtype bfloat16, "
-            "a dense model whose sizes are multiples of 32, and --block-size 16; use none"
+            "a model whose sizes are multiples of 32, and --block-size 16; use none"
         )
     if assembly.device.type == "cuda":
         return _cuda_decoder(config, architecture, assembly)

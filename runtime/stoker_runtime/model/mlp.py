@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.linear import Product
+from stoker_runtime.model.linear import Linear, Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,25 @@ class Experts:
         experts: all of them.
         num_per_token: how many each token goes through.
         normalizes_weights: the weights of a token's experts are made to add up to 1.
+        stacks: of gate_up and down of all experts, which hold views of them; None where those are packed or
+            quantized.
     Shapes:
-        router [N, E]
+        router [N, E]; stacks [N, 2 * intermediate, E] and [N, E, intermediate]
     """
 
     router: Tensor
     experts: tuple[Mlp, ...]
     num_per_token: int
     normalizes_weights: bool
+    stacks: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the experts add: [T, E] -> [T, E]."""
-        probabilities = F.linear(rows, self.router).softmax(dim=-1, dtype=torch.float32)
+        return self.answer(rows, F.linear(rows, self.router))
+
+    def answer(self, rows: Tensor, scores: Tensor) -> Tensor:
+        """Return the same, given what the router says: rows [T, E], scores [T, N] -> [T, E]."""
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
         weights, chosen = probabilities.topk(self.num_per_token, dim=-1)  # [T, K]
         if self.normalizes_weights:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -70,4 +77,6 @@ class Experts:
 
     def mapped(self, change: Callable[[Product], Product]) -> Experts:
         """Return the same with each product changed."""
-        return replace(self, experts=tuple(expert.mapped(change) for expert in self.experts))
+        experts = tuple(expert.mapped(change) for expert in self.experts)
+        is_view = all(isinstance(expert.gate_up, Linear) for expert in experts)
+        return replace(self, experts=experts, stacks=self.stacks if is_view else None)

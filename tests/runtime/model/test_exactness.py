@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_builders import FAMILIES, VOCAB_SIZE, make_engine, reference, run_to_end, write_model
+from model_builders import FAMILIES, MIXTURES, VOCAB_SIZE, make_engine, reference, run_to_end, write_model
 from runtime_builders import make_request
 
 from stoker_runtime.engine.engine import Engine
@@ -106,19 +106,20 @@ def test_prefix_hits_equal_the_reference(
     assert_equals_reference(family, requests, outputs)
 
 
+@pytest.mark.parametrize("family", ["llama3", *MIXTURES])
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 7, 16, 64])
 def test_any_chunk_size_equals_the_reference(
-    budget: int, block_size: int, model_directory: ModelDirectory
+    budget: int, family: str, block_size: int, model_directory: ModelDirectory
 ) -> None:
     engine = make_engine(
-        model_directory("llama3"),
+        model_directory(family),
         num_blocks=256 // block_size,
         block_size=block_size,
         budget=budget,
         max_num_seqs=min(budget, 3),
     )
     requests = [make_request(prompt, max_tokens=6) for prompt in prompts(4)]
-    assert_equals_reference("llama3", requests, run_to_end(engine, {0: requests}))
+    assert_equals_reference(family, requests, run_to_end(engine, {0: requests}))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen3-window"])

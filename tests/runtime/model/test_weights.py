@@ -35,6 +35,8 @@ from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.linear import Linear, packed, packing_works
+from stoker_runtime.model.mlp import Experts
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource
 
 TYPES = gguf.GGMLQuantizationType
@@ -321,6 +323,20 @@ def test_directory_without_usable_weights_is_refused(files: list[str], reason: s
     with pytest.raises(ModelError) as caught:
         build(tmp_path)
     assert caught.value.reason == reason
+
+
+def test_the_weights_of_a_mixture_are_in_memory_once(tmp_path: Path) -> None:
+    write_model(tmp_path, "mixtral")
+    with SafetensorsSource(tmp_path) as source:
+        architecture = read_config_json(tmp_path / "config.json")
+        layer = next(Assembly(architecture, source, torch.float32, CPU).layers())
+    assert isinstance(layer.mlp, Experts)
+    assert layer.mlp.stacks is not None
+    for index, expert in enumerate(layer.mlp.experts):
+        for linear, stack in zip((expert.gate_up, expert.down), layer.mlp.stacks, strict=True):
+            assert isinstance(linear, Linear)
+            assert linear.weight.data_ptr() == stack[index].data_ptr()
+    assert (layer.mlp.mapped(packed).stacks is None) == packing_works(torch.float32)
 
 
 def open_gguf(path: Path) -> None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.messages import SamplingParams
-from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.architecture import Architecture, ExpertSettings
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import SPLIT_TOKENS, heads_of, scoring_of
 from stoker_runtime.model.cuda.step_layout import pack
+from stoker_runtime.model.linear import Linear
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight, fp8_rounded
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _CHUNK_TOKENS = 40
 _NUM_PROGRAMS = 8
+_MOST_EXPERTS = 16
+_WIDEST_TILE = 256
 
 
 @torch.inference_mode()
@@ -32,11 +39,60 @@ def deviation(
     kv_dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    """Attend a decode and a chunk in both ways, as the model's first layer would.
+    """Attend a decode and a chunk in both ways, as the model's first layer would; ask experts if it has any.
 
     Returns:
         What differs; None when they agree.
     """
+    found = _attention_deviation(architecture, block_size, dtype, kv_dtype, device)
+    if found is None and architecture.experts is not None:
+        found = _experts_deviation(architecture.experts, architecture, dtype, device)
+    return found
+
+
+def _experts_deviation(
+    settings: ExpertSettings, architecture: Architecture, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    count = max(settings.num_per_token, min(settings.num_experts, _MOST_EXPERTS))
+    hidden_size, size = (_less(size) for size in (architecture.hidden_size, settings.intermediate_size))
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) / math.sqrt(shape[-1])).to(device, dtype)
+
+    gate_up, down = random(count, 2 * size, hidden_size), random(count, hidden_size, size)
+    activation = architecture.family.activation
+    experts = (
+        Mlp(Linear(first), Linear(second), activation) for first, second in zip(gate_up, down, strict=True)
+    )
+    mixture = Experts(
+        random(count, hidden_size),
+        tuple(experts),
+        settings.num_per_token,
+        settings.normalizes_weights,
+        (gate_up, down),
+    )
+    rows = random(_CHUNK_TOKENS, hidden_size) * hidden_size**0.5
+    # No two of a row are equal, so that both ways have to choose the same experts.
+    scores = torch.rand(_CHUNK_TOKENS, count, generator=generator).argsort(dim=-1).to(device, dtype) / 8
+    slots = torch.zeros(_CHUNK_TOKENS, dtype=torch.int32, device=device)
+    difference = answer(mixture, rows, scores, slots).float() - mixture.answer(rows, scores).float()
+    largest = difference.abs().max().item()
+    return None if largest <= _TOLERANCE[dtype] else f"experts differ by {largest}"
+
+
+def _less(size: int) -> int:
+    """Return a smaller size that leaves the same over in the last tile."""
+    return size if size <= 2 * _WIDEST_TILE else _WIDEST_TILE + size % _WIDEST_TILE
+
+
+def _attention_deviation(
+    architecture: Architecture,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+) -> str | None:
     heads, scoring = heads_of(architecture), scoring_of(architecture, architecture.layers[0])
     plan, num_slots = _plan(block_size)
     generator = torch.Generator().manual_seed(0)

@@ -109,8 +109,6 @@ class CudaDecoder:
     def record(self, cache: KVCache, sizes: Sequence[int]) -> None:
         """Record steps of decodes alone, in place of what was recorded before.
 
-        A model with experts is not recorded: which of them a step computes is decided on the host.
-
         Args:
             cache: where it is used, the recordings replay.
             sizes: numbers of decodes, ascending; a step takes the smallest that holds it.
@@ -118,7 +116,7 @@ class CudaDecoder:
         self._recordings = None
         if sizes and sizes[-1] > len(self._sampled):
             self._sampled = torch.zeros(sizes[-1], dtype=torch.int32, device=self.device)
-        if not sizes or any(kind.is_sparse for kind in self.architecture.layers):
+        if not sizes or any(layer.has_single_experts for layer in self._loaded):
             return
         largest = sizes[-1]
         max_blocks = self._make_room(largest, cache.block_size)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, attend_decodes
+from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import Heads, Scoring, heads_of, scoring_of
@@ -63,7 +65,7 @@ def make_scratch(architecture: Architecture, num_tokens: int, like: Tensor) -> S
 
 
 class CudaLayer:
-    """One transformer layer in some nine launches."""
+    """One transformer layer in some nine launches; with a mixture some fourteen."""
 
     def __init__(
         self, layer: Layer, architecture: Architecture, ropes: Mapping[RopeSettings, Rope], num_programs: int
@@ -110,7 +112,7 @@ class CudaLayer:
         delta = layer.output(scratch.attended)
         before = layer.mlp_norms.before
         normed = add_and_norm(hidden, delta, norms.behind, before, eps, alpha, scratch.normed)
-        return self._mlp(normed, scratch), layer.mlp_norms.behind
+        return self._mlp(normed, step, scratch), layer.mlp_norms.behind
 
     def _attend(self, qkv: Tensor, step: StepTensors, cache: KVCache, index: int, scratch: Scratch) -> None:
         pair, query, out = cache.layer(index), scratch.query, scratch.attended
@@ -123,10 +125,12 @@ class CudaLayer:
         if step.chunks is not None:
             attend_chunks(query, pair, size, step.chunks, heads, scoring, out)
 
-    def _mlp(self, rows: Tensor, scratch: Scratch) -> Tensor:
+    def _mlp(self, rows: Tensor, step: StepTensors, scratch: Scratch) -> Tensor:
         mlp = self._layer.mlp
         if not isinstance(mlp, Mlp):
-            return mlp(rows)
+            if self._layer.has_single_experts:
+                return mlp(rows)
+            return answer(mlp, rows, F.linear(rows, mlp.router), step.slots)
         gate_and_multiply(mlp.gate_up(rows), mlp.activation, scratch.activated)
         return mlp.down(scratch.activated)
 

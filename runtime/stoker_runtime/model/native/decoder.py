@@ -21,7 +21,7 @@ from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product
-from stoker_runtime.model.mlp import Mlp
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.native import structs
 from stoker_runtime.model.native.library import GROUP, Kernels, fits_panels
 from stoker_runtime.model.native.picker import NativePicker
@@ -34,16 +34,14 @@ _MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/attention.h
 
 
 def is_computed(architecture: Architecture, block_size: int, quantization: Quantization) -> bool:
-    """Tell whether the library computes such a model: no mixtures, and sizes that fill its vectors."""
-    sizes = (
-        architecture.hidden_size,
-        architecture.intermediate_size,
-        architecture.num_heads * architecture.head_dim,
-    )
+    """Tell whether the library computes such a model: one whose sizes fill its vectors."""
+    sizes = {architecture.hidden_size, architecture.num_heads * architecture.head_dim}
+    for layer in architecture.layers:
+        experts = architecture.experts if layer.is_sparse else None
+        sizes.add(architecture.intermediate_size if experts is None else experts.intermediate_size)
     unit = 2 if quantization == "none" else GROUP
     return (
-        not any(layer.is_sparse for layer in architecture.layers)
-        and architecture.head_dim % _LANES == 0
+        architecture.head_dim % _LANES == 0
         and architecture.head_dim <= _MAX_HEAD_DIM
         and block_size % _LANES == 0
         and all(size % unit == 0 for size in sizes)
@@ -165,14 +163,10 @@ class NativeDecoder:
         return [layer.result() for layer in packed]
 
     def _layer(self, layer: Layer) -> structs.Layer:
-        mlp = layer.mlp
-        assert isinstance(mlp, Mlp), "mixtures are not computed here"
         query_norm, key_norm = _head_norms(layer.qk_norms, self.architecture.num_heads)
-        return structs.Layer(
+        struct = structs.Layer(
             qkv=self._pack(layer.qkv),
             output=self._pack(layer.output),
-            gate_up=self._pack(mlp.gate_up, is_pair=True),
-            down=self._pack(mlp.down),
             attention_before=self._keep(layer.attention_norms.before),
             attention_behind=self._keep(layer.attention_norms.behind),
             mlp_before=self._keep(layer.mlp_norms.before),
@@ -180,6 +174,34 @@ class NativeDecoder:
             query_norm=self._keep(query_norm),
             key_norm=self._keep(key_norm),
             window=layer.kind.window or 0,
+        )
+        if isinstance(layer.mlp, Mlp):
+            struct.gate_up = self._pack(layer.mlp.gate_up, is_pair=True)
+            struct.down = self._pack(layer.mlp.down)
+        else:
+            experts = self._experts(layer.mlp)
+            self._kept.append(experts)
+            struct.experts = ctypes.addressof(experts)
+        return struct
+
+    def _experts(self, mixture: Experts) -> structs.Experts:
+        count = len(mixture.experts)
+        gate_up, down = (structs.Linear * count)(), (structs.Linear * count)()
+        for index, expert in enumerate(mixture.experts):
+            gate_up[index] = self._pack(expert.gate_up, is_pair=True)
+            down[index] = self._pack(expert.down)
+        self._kept += [gate_up, down]
+        # Never quantized: few weights, and they decide which of the others are used.
+        router, kept = self._kernels.packed(Linear(mixture.router))
+        self._kept += kept
+        return structs.Experts(
+            router=router,
+            gate_up=ctypes.addressof(gate_up),
+            down=ctypes.addressof(down),
+            num_experts=count,
+            num_per_token=mixture.num_per_token,
+            intermediate_size=down[0].num_inputs,
+            normalizes_weights=mixture.normalizes_weights,
         )
 
     def _set_rope(

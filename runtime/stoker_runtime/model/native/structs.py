@@ -29,6 +29,20 @@ class Linear(Structure):
     )
 
 
+class Experts(Structure):
+    """A mixture in place of a layer's MLP."""
+
+    _fields_ = (
+        ("router", Linear),
+        ("gate_up", c_void_p),
+        ("down", c_void_p),
+        ("num_experts", c_int32),
+        ("num_per_token", c_int32),
+        ("intermediate_size", c_int32),
+        ("normalizes_weights", c_int32),
+    )
+
+
 class Layer(Structure):
     """One layer's weights."""
 
@@ -37,6 +51,7 @@ class Layer(Structure):
         ("output", Linear),
         ("gate_up", Linear),
         ("down", Linear),
+        ("experts", c_void_p),
         ("attention_before", c_void_p),
         ("attention_behind", c_void_p),
         ("mlp_before", c_void_p),
@@ -125,4 +140,14 @@ class Pick(Structure):
     )
 
 
-ALL = (Linear, Layer, Model, Sequence, Step, Cache, Pick, Part)  # in the order of stoker_struct_sizes
+ALL = (
+    Linear,
+    Experts,
+    Layer,
+    Model,
+    Sequence,
+    Step,
+    Cache,
+    Pick,
+    Part,
+)  # in the order of stoker_struct_sizes

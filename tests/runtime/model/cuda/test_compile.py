@@ -35,23 +35,27 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
     kernels = compiled(tmp_path, capability, "bfloat16", "128")
     assert {kernel["name"] for kernel in kernels} == {
         "_activation_kernel",
+        "_add_answers_kernel",
         "_add_norm_kernel",
         "_chunks_kernel",
         "_combine_kernel",
         "_feed_kernel",
         "_dequantize_kernel",
+        "_experts_kernel",
+        "_group_kernel",
         "_pick_kernel",
         "_product_kernel",
         "_rotate_kernel",
         "_round_rows_kernel",
+        "_route_kernel",
         "_splits_kernel",
         "_store_blocks_kernel",
     }
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY, kernel
         assert kernel["spilled"] == 0, kernel
-        if kernel["name"] in ("_splits_kernel", "_chunks_kernel"):
-            # the cache is read ahead, and tensor cores multiply
+        if kernel["name"] in ("_splits_kernel", "_chunks_kernel", "_experts_kernel"):
+            # caches and experts are read ahead, and tensor cores multiply
             assert "cp.async" in kernel["instructions"], kernel
         if kernel["name"] == "_chunks_kernel":
             assert product in kernel["instructions"], kernel

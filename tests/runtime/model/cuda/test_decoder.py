@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from model_builders import FAMILIES, VOCAB_SIZE, make_engine, reference, run_to_end, write_model
+from model_builders import FAMILIES, MIXTURES, VOCAB_SIZE, make_engine, reference, run_to_end, write_model
 from runtime_builders import make_request, make_sampling
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.model import loader
-from stoker_runtime.model.architecture import Architecture, Family, LayerKind
+from stoker_runtime.model.architecture import Architecture, ExpertSettings, Family, LayerKind
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import check, support
 from stoker_runtime.model.cuda.decoder import CudaDecoder
@@ -28,7 +28,7 @@ from stoker_runtime.model.runner import run_step
 
 MakeEngine = Callable[..., Engine]
 # one of each: rope's scaling, windows, both norms of queries and keys, norms behind, caps, experts
-FEW = ("llama3", "qwen3-window", "olmo2", "gemma2", "qwen3-moe")
+FEW = ("llama3", "qwen3-window", "olmo2", "gemma2", "mixtral", "qwen3-moe")
 
 
 @pytest.fixture
@@ -106,8 +106,33 @@ def test_a_mix_over_an_fp8_cache_equals_the_plain_decoder(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MIXTURES)
+def test_preempted_mixtures_equal_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine(family, num_blocks=7, block_size=8, budget=24, prefix_caching=False)
+    record(engine, 8)
+    requests = [make_request(prompt, max_tokens=12) for prompt in prompts(4, 20)]
+    outputs = run_to_end(engine, {0: requests})
+    assert engine.step().stats.num_preemptions > 0
+    for request in requests:
+        assert reference(family).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MIXTURES)
+def test_prefix_hits_of_mixtures_equal_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
+    shared = prompts(2, 40)[1]
+    requests = [make_request(shared, max_tokens=2), make_request([*shared, 5], max_tokens=3)]
+    for request in requests:
+        outputs = run_to_end(engine, {0: [request]})
+        assert reference(family).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
+    assert engine.step().stats.prefix_hits > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_recorded_steps_equal_others(
-    device: torch.device, make_cuda_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+    family: str, device: torch.device, make_cuda_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[bool, list[torch.Tensor]] = {}
     plain = CudaDecoder.__call__
@@ -119,7 +144,7 @@ def test_recorded_steps_equal_others(
             seen.append(logits.clone())
             return logits
 
-        engine = make_cuda_engine("llama", num_blocks=32, block_size=8, budget=24)
+        engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
         if is_recorded:
             record(engine, 4)  # 3 requests run in a recording of 4
         monkeypatch.setattr(CudaDecoder, "__call__", spy)
@@ -227,7 +252,9 @@ def one_token_plan() -> StepPlan:
     return StepPlan([request])
 
 
-def architecture(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 64) -> Architecture:
+def architecture(
+    num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 64, experts: ExpertSettings | None = None
+) -> Architecture:
     return Architecture(
         name="Some",
         family=Family(),
@@ -242,7 +269,11 @@ def architecture(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 64) 
         tied_embeddings=False,
         stored_dtype=None,
         layers=(LayerKind(None, 30),),
+        experts=experts,
     )
+
+
+SOME_EXPERTS = ExpertSettings(num_experts=20, num_per_token=3, intermediate_size=530, normalizes_weights=True)
 
 
 def test_the_check_at_start_passes(device: torch.device) -> None:
@@ -258,6 +289,17 @@ def test_kernels_that_compute_wrongly_are_not_used(
     monkeypatch.setattr(check, "attend_chunks", lambda *_: None)
     assert not support.is_usable(architecture(), 16, torch.float32, torch.float32, device)
     assert "compute wrongly on this device" in caplog.text
+
+
+def test_the_check_at_start_asks_experts(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixture = architecture(experts=SOME_EXPERTS)
+    for dtype in (torch.float32, torch.float16):
+        assert check.deviation(mixture, 16, dtype, dtype, device) is None
+    monkeypatch.setattr(check, "answer", lambda _mixture, rows, *_: torch.zeros_like(rows))
+    assert not support.is_usable(mixture, 16, torch.float32, torch.float32, device)
+    assert "experts differ by" in caplog.text
 
 
 def test_kernels_that_cannot_run_are_not_used(
@@ -295,8 +337,9 @@ def test_shapes_without_a_tile_are_not_computed(num_heads: int, head_dim: int) -
 
 
 @pytest.mark.gpu
-def test_the_loader_takes_the_kernels_on_a_cuda_device(tmp_path: Path) -> None:
-    write_model(tmp_path, "llama")
+@pytest.mark.parametrize("family", ["llama", *MIXTURES])
+def test_the_loader_takes_the_kernels_on_a_cuda_device(family: str, tmp_path: Path) -> None:
+    write_model(tmp_path, family)
     engine = make_engine(tmp_path, device="cuda")
     assert decoder_of(engine)._recordings is not None
-    assert_a_mix_equals_the_reference(engine, "llama", max_tokens=8)
+    assert_a_mix_equals_the_reference(engine, family, max_tokens=8)

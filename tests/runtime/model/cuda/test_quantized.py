@@ -321,6 +321,34 @@ def test_a_model_over_the_kernels_generates_what_its_dequantized_weights_do(
         assert Reference(model).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
 
 
+def test_experts_that_stay_quantized_answer_one_after_the_other(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, "mixtral")
+    kept: list[bool] = []
+    outputs = []
+
+    def decoder(kind: type[CudaDecoder] | type[Decoder]) -> CudaDecoder | Decoder:
+        architecture, source, assembly = kept_assembly(tmp_path, device, rounds_to_fp8=True)
+        with source:
+            return kind(architecture, assembly)
+
+    for kind in (CudaDecoder, Decoder):
+        monkeypatch.setattr(loader, "_decoder", lambda *_, kind=kind: decoder(kind))
+        monkeypatch.setattr(loader, "buckets", lambda _: [1, 2])
+        engine = make_engine(tmp_path, device=device.type, num_blocks=32, block_size=8, budget=24)
+        found: Any = engine._runner.decoder  # type: ignore[attr-defined]
+        if isinstance(found, CudaDecoder):
+            found.record(engine._runner.cache, [1, 2])  # type: ignore[attr-defined]
+            assert found._recordings is None
+            kept += [isinstance(expert.down, KernelLinear) for expert in found._loaded[0].mlp.experts]  # type: ignore[union-attr]
+        requests = [make_request([5, 80, 3, 9, 120][: 2 + i], max_tokens=3) for i in range(2)]
+        outputs.append(list(run_to_end(engine, {0: requests[:1], 1: requests[1:]}).values()))
+    assert kept
+    assert all(kept)
+    assert outputs[0] == outputs[1]
+
+
 def test_weights_that_stay_quantized_take_less_memory(tmp_path: Path) -> None:
     write_model(tmp_path / "plain", "llama")
     write_quantized(tmp_path / "plain", tmp_path / "small", Gptq(group_size=32))

@@ -25,11 +25,23 @@ struct StokerLinear {
   const StokerPart* parts;  // in place of `packed`, or null
 };
 
+// A mixture in place of a layer's MLP: see experts.h. Its products have no biases; its router is never quantized.
+struct StokerExperts {
+  StokerLinear router;          // one output for each expert
+  const StokerLinear* gate_up;  // [num_experts], packed as pairs
+  const StokerLinear* down;     // [num_experts]
+  int32_t num_experts;          // the same for all of a model's mixtures, as is what follows
+  int32_t num_per_token;
+  int32_t intermediate_size;
+  int32_t normalizes_weights;  // those of a token's experts add up to 1
+};
+
 struct StokerLayer {
   StokerLinear qkv;
   StokerLinear output;
-  StokerLinear gate_up;  // packed as pairs, see packing.h
+  StokerLinear gate_up;  // packed as pairs, see product.h
   StokerLinear down;
+  const StokerExperts* experts;  // in place of gate_up and down; null where a layer has one MLP
   const void* attention_before;  // RMSNorm weights [E]; null where the family has none
   const void* attention_behind;
   const void* mlp_before;
@@ -105,9 +117,9 @@ struct StokerContext;
 
 // Bit 0: float32 can be computed on this CPU; bit 1: bfloat16, and weights of 8 bits beside it, too.
 int32_t stoker_supported();
-// Sizes of the structs above, for the caller to compare with its own: linear, layer, model, sequence, step, cache,
-// pick, part.
-void stoker_struct_sizes(int32_t sizes[8]);
+// Sizes of the structs above, for the caller to compare with its own: linear, experts, layer, model, sequence, step,
+// cache, pick, part.
+void stoker_struct_sizes(int32_t sizes[9]);
 
 // Null where so many threads cannot be started.
 StokerContext* stoker_create(int32_t num_threads);

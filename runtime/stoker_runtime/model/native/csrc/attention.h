@@ -27,6 +27,14 @@ struct AttentionSettings {
   int window;  // 0: none
 };
 
+// Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv).
+struct Tile {
+  int sequence;
+  int head;
+  int first;
+  int count;
+};
+
 // Row r: its query, its position in the request, and where its result goes.
 struct QueryRow {
   const Stored* query;

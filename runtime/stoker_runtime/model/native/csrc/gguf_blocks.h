@@ -99,9 +99,9 @@ inline const StokerPart& part_of(const StokerLinear& linear, int panel) {
   return linear.parts[index];
 }
 
-// One panel for all rows; `finish` as in multiply_panel.
-template <class Finish>
-inline void multiply_blocks_panel(const StokerLinear& linear, int panel, const QuantizedRows& rows, int num_rows,
+// One panel for all rows; `row_at` and `finish` as in multiply_quantized_panel.
+template <class RowAt, class Finish>
+inline void multiply_blocks_panel(const StokerLinear& linear, int panel, const RowAt& row_at, int num_rows,
                                   const Finish& finish) {
   const StokerPart& part = part_of(linear, panel);
   const char* packed = static_cast<const char*>(part.packed) +
@@ -111,7 +111,7 @@ inline void multiply_blocks_panel(const StokerLinear& linear, int panel, const Q
     const int begin = static_cast<int>(static_cast<int64_t>(num_rows) * tile / num_tiles);
     const int end = static_cast<int>(static_cast<int64_t>(num_rows) * (tile + 1) / num_tiles);
     QuantizedRow tile_rows[kMaxQuantizedRows];
-    for (int row = begin; row < end; ++row) tile_rows[row - begin] = rows[row];
+    for (int row = begin; row < end; ++row) tile_rows[row - begin] = row_at(row);
     alignas(64) TileSums sums;
     multiply_tile(part.type, sums, tile_rows, end - begin, packed, linear.num_inputs);
     for (int row = begin; row < end; ++row) {
@@ -121,19 +121,21 @@ inline void multiply_blocks_panel(const StokerLinear& linear, int panel, const Q
 }
 
 // One panel of a weight whose rows are quantized, be it by quantized.h or by who wrote a GGUF file.
-template <class Finish>
-inline void multiply_integer_panel(const StokerLinear& linear, int panel, const QuantizedRows& rows, int num_rows,
+template <class RowAt, class Finish>
+inline void multiply_integer_panel(const StokerLinear& linear, int panel, const RowAt& row_at, int num_rows,
                                    const Finish& finish) {
   if (linear.parts != nullptr) {
-    multiply_blocks_panel(linear, panel, rows, num_rows, finish);
+    multiply_blocks_panel(linear, panel, row_at, num_rows, finish);
   } else {
-    multiply_quantized_panel(linear, panel, rows, num_rows, finish);
+    multiply_quantized_panel(linear, panel, row_at, num_rows, finish);
   }
 }
 
 inline bool has_integer_products(const StokerModel& model) {
   const auto is_one = [](const StokerLayer& layer) {
-    return layer.qkv.is_quantized || layer.output.is_quantized || layer.gate_up.is_quantized || layer.down.is_quantized;
+    if (layer.qkv.is_quantized || layer.output.is_quantized) return true;
+    if (layer.experts != nullptr) return layer.experts->gate_up->is_quantized || layer.experts->down->is_quantized;
+    return layer.gate_up.is_quantized || layer.down.is_quantized;
   };
   return model.lm_head.is_quantized || std::any_of(model.layers, model.layers + model.num_layers, is_one);
 }

@@ -13,6 +13,13 @@
 
 namespace STOKER_ELEMENT {
 
+// Where a row's key and value go.
+struct Slot {
+  int block;
+  int offset;
+  int position;
+};
+
 struct LayerCache {
   Stored* keys;
   Stored* values;

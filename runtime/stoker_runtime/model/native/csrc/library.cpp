@@ -18,11 +18,11 @@ int32_t stoker_supported() {
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? 3 : 1;
 }
 
-void stoker_struct_sizes(int32_t sizes[8]) {
-  const size_t all[] = {sizeof(StokerLinear),   sizeof(StokerLayer), sizeof(StokerModel),
-                        sizeof(StokerSequence), sizeof(StokerStep),  sizeof(StokerCache),
-                        sizeof(StokerPick),     sizeof(StokerPart)};
-  for (int i = 0; i < 8; ++i) sizes[i] = static_cast<int32_t>(all[i]);
+void stoker_struct_sizes(int32_t sizes[9]) {
+  const size_t all[] = {sizeof(StokerLinear),   sizeof(StokerExperts), sizeof(StokerLayer),
+                        sizeof(StokerModel),    sizeof(StokerSequence), sizeof(StokerStep),
+                        sizeof(StokerCache),    sizeof(StokerPick),    sizeof(StokerPart)};
+  for (int i = 0; i < 9; ++i) sizes[i] = static_cast<int32_t>(all[i]);
 }
 
 StokerContext* stoker_create(int32_t num_threads) {

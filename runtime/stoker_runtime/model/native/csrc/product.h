@@ -53,9 +53,10 @@ inline ptrdiff_t row_stride(int64_t num_elements) {
   return (num_elements + kPanel - 1) / kPanel * kPanel + kPanel;
 }
 
-// One panel for all rows of a step. `finish(row, first_column_vector, second_column_vector)` gets each result.
-template <class Finish>
-inline void multiply_panel(const StokerLinear& linear, int panel, const Stored* rows, ptrdiff_t stride, int num_rows,
+// One panel for all rows of a step, which begin at `row_at(row)`. `finish(row, first_column_vector,
+// second_column_vector)` gets each result.
+template <class RowAt, class Finish>
+inline void multiply_panel(const StokerLinear& linear, int panel, const RowAt& row_at, int num_rows,
                            const Finish& finish) {
   const int num_words = linear.num_inputs / kPerWord;
   const Word* packed = static_cast<const Word*>(linear.packed) + static_cast<ptrdiff_t>(panel) * num_words * kPanel;
@@ -71,7 +72,7 @@ inline void multiply_panel(const StokerLinear& linear, int panel, const Stored* 
       const Word* ahead[2] = {b[0] + kWordsAhead * kPanel, b[1] + kWordsAhead * kPanel};
       for (int r = 0; r < R; ++r) {
         sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-        a[r] = reinterpret_cast<const Word*>(rows + (begin + r) * stride);
+        a[r] = reinterpret_cast<const Word*>(row_at(begin + r));
       }
       multiply(sums, a, b, ahead, kPanel, num_words);
       for (int r = 0; r < R; ++r) finish(begin + r, sums[r][0], sums[r][1]);

@@ -112,9 +112,9 @@ template <int R>
   }
 }
 
-// One panel for all rows; `finish` as in multiply_panel.
-template <class Finish>
-inline void multiply_quantized_panel(const StokerLinear& linear, int panel, const QuantizedRows& rows, int num_rows,
+// One panel for all rows; `row_at(row)` is a QuantizedRow, `finish` as in multiply_panel.
+template <class RowAt, class Finish>
+inline void multiply_quantized_panel(const StokerLinear& linear, int panel, const RowAt& row_at, int num_rows,
                                      const Finish& finish) {
   const int64_t num_groups = linear.num_inputs / kGroup;
   const char* packed = static_cast<const char*>(linear.packed) + panel * num_groups * kGroupBytes;
@@ -128,7 +128,7 @@ inline void multiply_quantized_panel(const StokerLinear& linear, int panel, cons
       QuantizedRow tile_rows[R];
       for (int r = 0; r < R; ++r) {
         sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-        tile_rows[r] = rows[begin + r];
+        tile_rows[r] = row_at(begin + r);
       }
       multiply_quantized(sums, tile_rows, packed, num_groups);
       for (int r = 0; r < R; ++r) finish(begin + r, sums[r][0], sums[r][1]);

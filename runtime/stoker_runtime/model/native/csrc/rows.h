@@ -3,10 +3,19 @@
 #pragma once
 
 #include <math.h>
+#include <stddef.h>
 
 #include "element.h"
 
 namespace STOKER_ELEMENT {
+
+// [rows, size], each row `stride` elements behind the one before it.
+struct Rows {
+  Stored* data;
+  ptrdiff_t stride;
+
+  Stored* operator[](int64_t row) const { return data + row * stride; }
+};
 
 // x / rms(x), rounded; times the weight before rounding, or after it when `rounds_first`.
 inline void rms_norm(const Stored* x, const Stored* weight, int size, float eps, bool rounds_first, Stored* out) {
@@ -57,6 +66,13 @@ inline __m512 gelu_tanh(__m512 x) {
                                      _mm512_fmadd_ps(cubed, _mm512_set1_ps(0.044715f), x));
   const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
   return _mm512_fmadd_ps(half, hyperbolic_tangent(inner), half);
+}
+
+// The activation of an MLP's gate times the other half.
+inline __m512 activated(__m512 gate, __m512 up, bool has_gelu) {
+  gate = Element::round(gate);
+  gate = Element::round(has_gelu ? gelu_tanh(gate) : silu(gate));
+  return _mm512_mul_ps(gate, Element::round(up));
 }
 
 // cap * tanh(x / cap)

@@ -13,6 +13,7 @@
 #include "attention.h"
 #include "context.h"
 #include "element.h"
+#include "experts.h"
 #include "kv.h"
 #include "product.h"
 #include "rows.h"
@@ -23,17 +24,10 @@
 namespace STOKER_ELEMENT {
 
 constexpr int kRowsPerTask = 4;
-constexpr int kPhasesPerLayer = 16;
+// Of attention and of a mixture; an MLP has fewer.
+constexpr int kPhasesPerLayer = 10 + 1 + kMixturePhases + 1;
 constexpr int kTasksPerThread = 3;  // pieces that attention is cut into where contexts are long
 constexpr int kPhasesBesides = 4;
-
-// [rows, size] with row_stride(size) elements from row to row.
-struct Rows {
-  Stored* data;
-  ptrdiff_t stride;
-
-  Stored* operator[](int64_t row) const { return data + row * stride; }
-};
 
 // Some query rows of one sequence and KV head: rows first .. first + count of its num_tokens * (H / Hkv), which are
 // read together, so that a context passes through the caches once for all of them.
@@ -52,13 +46,6 @@ struct Attend {
   int first_segment;
   int end_segment;
   int64_t cost;
-};
-
-// Where a row's key and value go.
-struct Slot {
-  int block;
-  int offset;
-  int position;
 };
 
 const Stored* elements(const void* p) { return static_cast<const Stored*>(p); }
@@ -85,6 +72,7 @@ class Step {
   void work();
   void attention(const StokerLayer& layer, int index, int& phase);
   void mlp(const StokerLayer& layer, int& phase);
+  void mixture(const StokerLayer& layer, const Rows& in, int& phase);
   void embed(int row);
   void store_heads(const StokerLayer& layer, const LayerCache& cache, int row);
   void normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys);
@@ -97,6 +85,7 @@ class Step {
   int64_t piece_floats() const { return kLanes + model_.head_dim; }
   const Rows& normalize(const void* weight, int& phase);
   void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
+  void add_row(int row, const void* norm);
 
   // Hand out tasks 0 .. count - 1 of a phase to whoever is free, then wait for all of them.
   template <class Task>
@@ -124,13 +113,17 @@ class Step {
       rows.size = linear.num_inputs;
       each_row(num_rows, phase, [&](int row) { quantize(in[row], linear.num_inputs, rows[row]); });
       each(num_panels, phase, [&](int panel) {
-        task(panel, [&](const auto& finish) { multiply_integer_panel(linear, panel, rows, num_rows, finish); });
+        task(panel, [&](const auto& finish) {
+          multiply_integer_panel(linear, panel, [&](int row) { return rows[row]; }, num_rows, finish);
+        });
       });
       return;
     }
 #endif
     each(num_panels, phase, [&](int panel) {
-      task(panel, [&](const auto& finish) { multiply_panel(linear, panel, in.data, in.stride, num_rows, finish); });
+      task(panel, [&](const auto& finish) {
+        multiply_panel(linear, panel, [&](int row) { return in[row]; }, num_rows, finish);
+      });
     });
   }
 
@@ -163,6 +156,7 @@ class Step {
   int64_t num_pieces_ = 0;           // one for each of those rows and segments
   float* pieces_ = nullptr;          // [num_pieces_, piece_floats()]: maximum, sum, padding; from 16 on, the values
   Rows hidden_, normed_, heads_, attended_, activated_, added_;
+  Mixture mixture_;
 #ifdef STOKER_BF16
   QuantizedRows quantized_;  // of whatever a quantized product reads
 #endif
@@ -177,7 +171,8 @@ Step::Step(StokerContext& context, const StokerModel& model, const StokerStep& s
       logits_(logits),
       num_shared_(model.num_heads / model.num_kv_heads),
       next_task_(new std::atomic<int>[model.num_layers * kPhasesPerLayer + kPhasesBesides]()),
-      slots_(step.num_tokens) {
+      slots_(step.num_tokens),
+      mixture_(experts_of(model), model.hidden_size, step.num_tokens) {
   plan();
   allocate();
 }
@@ -193,7 +188,7 @@ void Step::allocate() {
       {&activated_, model_.intermediate_size},
   };
   const auto bytes = [&](int64_t size) { return row_stride(size) * step_.num_tokens * sizeof(Stored); };
-  size_t total = 0;
+  size_t total = mixture_.bytes();
 #ifdef STOKER_BF16
   const int64_t widest = std::max<int64_t>({model_.hidden_size, model_.num_heads * head_dim, model_.intermediate_size});
   const size_t for_quantized = has_integer_products(model_) ? QuantizedRows::bytes(step_.num_tokens, widest) : 0;
@@ -204,6 +199,7 @@ void Step::allocate() {
   total += Arena::aligned(for_pieces);
   context_.arena.reset(total);
   pieces_ = static_cast<float*>(context_.arena.take(for_pieces));
+  mixture_.place(context_.arena);
   for (const auto& [rows, size] : wanted) {
     *rows = {static_cast<Stored*>(context_.arena.take(bytes(size))), row_stride(size)};
   }
@@ -409,16 +405,27 @@ float* Step::piece(const QueryRows& rows, int segment, int row) const {
 
 void Step::mlp(const StokerLayer& layer, int& phase) {
   const Rows& in = normalize(layer.mlp_before, phase);
+  if (layer.experts != nullptr) {
+    mixture(layer, in, phase);
+    return;
+  }
   each_panel(layer.gate_up, in, step_.num_tokens, true, phase, [&](int panel, const auto& multiply_rows) {
     const int column = panel * kLanes;
     const __mmask16 mask = lanes(model_.intermediate_size - column);
     multiply_rows([&](int row, __m512 gate, __m512 up) {
-      gate = Element::round(gate);
-      gate = Element::round(model_.has_gelu ? gelu_tanh(gate) : silu(gate));
-      Element::store(activated_[row] + column, _mm512_mul_ps(gate, Element::round(up)), mask);
+      Element::store(activated_[row] + column, activated(gate, up, model_.has_gelu), mask);
     });
   });
   add_to_hidden(layer.down, activated_, layer.mlp_behind, phase);
+}
+
+void Step::mixture(const StokerLayer& layer, const Rows& in, int& phase) {
+  mixture_.compute(*layer.experts, in, model_.has_gelu,
+                   [&](int count, const auto& task) { each(count, phase, task); });
+  each_row(step_.num_tokens, phase, [&](int row) {
+    mixture_.combine(row, added_[row]);
+    add_row(row, layer.mlp_behind);
+  });
 }
 
 // Returns the rows that the next product reads: normalised, or as they are where the family has no norm there.
@@ -441,10 +448,13 @@ void Step::add_to_hidden(const StokerLinear& linear, const Rows& in, const void*
   }
   each_output(linear, in, step_.num_tokens, phase,
               [&](int row, int column, __mmask16 mask, __m512 x) { Element::store(added_[row] + column, x, mask); });
-  each_row(step_.num_tokens, phase, [&](int row) {
-    rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
-    add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
-  });
+  each_row(step_.num_tokens, phase, [&](int row) { add_row(row, norm); });
+}
+
+// Add what is in added_ to the residual stream, normalised where the family has a norm there.
+void Step::add_row(int row, const void* norm) {
+  if (norm) rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
+  add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
 }
 
 }  // namespace STOKER_ELEMENT
@@ -488,13 +498,15 @@ void STOKER_NAME(linear)(StokerContext* context, const StokerLinear* linear, con
     quantized.place(memory.data(), num_rows, size);
     for (int row = 0; row < num_rows; ++row) quantize(elements(rows) + row * size, size, quantized[row]);
     each_panel([&](int panel) {
-      multiply_integer_panel(*linear, panel, quantized, num_rows, finish_panel(panel));
+      const auto row_at = [&](int row) { return quantized[row]; };
+      multiply_integer_panel(*linear, panel, row_at, num_rows, finish_panel(panel));
     });
     return;
   }
 #endif
   each_panel([&](int panel) {
-    multiply_panel(*linear, panel, elements(rows), linear->num_inputs, num_rows, finish_panel(panel));
+    const auto row_at = [&](int64_t row) { return elements(rows) + row * linear->num_inputs; };
+    multiply_panel(*linear, panel, row_at, num_rows, finish_panel(panel));
   });
 }
 
