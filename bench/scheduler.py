@@ -29,19 +29,23 @@ CPU = Budgets(
     max_num_seqs=64,
     max_num_batched_tokens=256,
     max_model_len=8192,
-    prefill_beside_decodes=48,
+    prefill_beside_decodes=32,
     prefill_per_request=6,
     few_requests=8,
     context_price=1536,
+    stretch=165,
     long_prompt_tokens=256,
 )
 POLICIES = {
     "as served": CPU,
-    "no limit beside decodes": replace(CPU, prefill_beside_decodes=NO_LIMIT, context_price=0),
-    "48 beside decodes, flat": replace(CPU, prefill_per_request=0, context_price=0),
-    "48, or 4 per request": replace(CPU, prefill_per_request=4),
+    "no limit beside decodes": replace(CPU, prefill_beside_decodes=NO_LIMIT, context_price=0, stretch=0),
+    "32 beside decodes": replace(CPU, stretch=0),
+    "32 beside decodes, flat": replace(CPU, prefill_per_request=0, context_price=0, stretch=0),
+    "4 per request": replace(CPU, prefill_per_request=4),
     "one lane": replace(CPU, long_prompt_tokens=NO_LIMIT),
-    "neither": replace(CPU, prefill_beside_decodes=NO_LIMIT, context_price=0, long_prompt_tokens=NO_LIMIT),
+    "neither": replace(
+        CPU, prefill_beside_decodes=NO_LIMIT, context_price=0, stretch=0, long_prompt_tokens=NO_LIMIT
+    ),
 }
 
 
@@ -106,9 +110,10 @@ def simulate(shapes: Sequence[Shape], concurrency: int, budgets: Budgets, *, is_
         start_next()
     while scheduler.has_work:
         plan = scheduler.schedule()
-        result.now += step_ms(plan)
+        time_ms = step_ms(plan)
+        result.now += time_ms
         sampled = [SampledToken(item.request_id, 5) for item in plan.requests if item.samples]
-        for output in scheduler.update(StepResult(sampled)):
+        for output in scheduler.update(StepResult(sampled), time_ms / 1e3):
             name = output.request_id
             result.num_tokens += len(output.token_ids)
             if name in last:
@@ -160,8 +165,8 @@ def achievable_hits(shapes: Sequence[Shape]) -> int:
 
 
 def beside_streams() -> list[Shape]:
-    """Return eight streams, and a long prompt that arrives with them."""
-    return unlike([(16, 512)] * 8 + [(4096, 1)])
+    """Return eight streams, and a long prompt that takes the place of the first that ends."""
+    return unlike([(16, 512)] * 7 + [(16, 40), (4096, 1)])
 
 
 def found_share(budgets: Budgets, concurrency: int, seed: int) -> float:
@@ -178,7 +183,7 @@ def main() -> None:
     loads = {
         "16 at once, 64 in, 64 out": (unlike([(64, 64)] * 128), 16),
         "32 at once, 16..512 in, 16..128 out": (unlike(mixed), 32),
-        "a 4k prompt beside 8 streams": (beside_streams(), 9),
+        "a 4k prompt beside 7 streams": (beside_streams(), 8),
         "4 x 1.5k and 24 x 48 prompts at once": (unlike([(1536, 8)] * 4 + [(48, 24)] * 24), 28),
     }
     for load, (shapes, concurrency) in loads.items():

@@ -35,6 +35,7 @@ def make_scheduler(num_requests: int, context: int, output: int) -> Scheduler:
         context_price=config.prefill_context_price,
         long_prompt_tokens=config.long_prompt_tokens,
         few_requests=FEW_REQUESTS,
+        stretch=config.prefill_stretch,
     )
     num_blocks = num_requests * (-(-(context + output) // BLOCK_SIZE) + 1)
     scheduler = Scheduler(budgets, BlockPool(num_blocks, BLOCK_SIZE, b"k" * 16))

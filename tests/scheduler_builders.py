@@ -27,6 +27,8 @@ def make_scheduler(
     per_request: int = 0,
     price: int = 0,
     long: int = 1000,
+    few: int = 0,
+    stretch: int = 0,
 ) -> Scheduler:
     """A scheduler that neither saves budget for decodes nor tells long prompts from short ones."""
     budgets = Budgets(
@@ -37,6 +39,8 @@ def make_scheduler(
         prefill_per_request=per_request,
         context_price=price,
         long_prompt_tokens=long,
+        few_requests=few,
+        stretch=stretch,
     )
     return Scheduler(budgets, BlockPool(num_blocks, block_size, b"k" * 16 if caching else None))
 

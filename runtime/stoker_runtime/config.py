@@ -36,9 +36,12 @@ MAX_CPU_KV_CACHE_BYTES = 512 * MIB
 # Per step: what a device computes in about 200 ms of prefill on a CPU, and enough to fill a GPU.
 _DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
 _DEFAULT_SEQS = {"cpu": 64, "cuda": 256}
-# On a CPU: where model.pace cannot measure it, because requests are too short. On CUDA: Sarathi-Serve's
-# larger chunk. What other requests add, and what a context costs, only count while the limit is automatic.
-_DEFAULT_BESIDE_DECODES = {"cpu": 48, "cuda": 2048}
+# On a CPU: until steps have been timed, see core.pace. On CUDA: Sarathi-Serve's larger chunk. What other
+# requests add, what a context costs and what steps have taken only count while the limit is automatic.
+_DEFAULT_BESIDE_DECODES = {"cpu": 32, "cuda": 2048}
+# The aim is a 99th percentile of the gaps of 2.5 times their median without prompts; where the server and its
+# clients have no cores of their own, what they do takes part of that.
+_PREFILL_STRETCH = {"cpu": 165, "cuda": 0}
 # With fewer a batch of 32 with mixed lengths empties faster than it fills (bench/scheduler.py): 465 tokens/s
 # with none, 522 with 4 and 558 with 6, as many as without a limit.
 _PREFILL_PER_REQUEST = {"cpu": 6, "cuda": 6}
@@ -70,6 +73,7 @@ class EngineConfig:
     max_prefill_tokens_beside_decodes: int = 0  # prompt tokens in a step that also decodes; 0: by device
     prefill_per_request: int = 0  # see core.budgets; for_device sets it while the one above is automatic
     prefill_context_price: int = 0  # likewise
+    prefill_stretch: int = 0  # likewise
     long_prompt_tokens: int = 0  # a prompt with more to compute makes way for shorter ones; 0: by device
     speculative: Speculative = "none"  # how tokens are guessed ahead
     async_scheduling: AsyncScheduling = "auto"  # whether a step is planned while the one before is computed
@@ -115,12 +119,11 @@ class EngineConfig:
                 f"each request: they are {self.max_num_batched_tokens} and {self.max_num_seqs}"
             )
 
-    def for_device(self, device: str, prefill_beside_decodes: int = 0) -> EngineConfig:
+    def for_device(self, device: str) -> EngineConfig:
         """Fill in what depends on the device. Idempotent.
 
         Args:
             device: what the engine runs on: "cpu", "cuda" or "cuda:0".
-            prefill_beside_decodes: measured on it, in tokens; 0: by kind of device.
         """
         kind: Literal["cpu", "cuda"] = "cuda" if device.startswith("cuda") else "cpu"
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
@@ -137,9 +140,10 @@ class EngineConfig:
             return config
         return replace(
             config,
-            max_prefill_tokens_beside_decodes=prefill_beside_decodes or _DEFAULT_BESIDE_DECODES[kind],
+            max_prefill_tokens_beside_decodes=_DEFAULT_BESIDE_DECODES[kind],
             prefill_per_request=_PREFILL_PER_REQUEST[kind],
             prefill_context_price=_PREFILL_CONTEXT_PRICE[kind],
+            prefill_stretch=_PREFILL_STRETCH[kind],
         )
 
     @property

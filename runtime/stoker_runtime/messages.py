@@ -132,7 +132,6 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     kv_cache_bytes: int
     load_s: float
     async_scheduling: bool = False  # a step may be submitted before the one before it is done
-    prefill_beside_decodes: int = 0  # prompt tokens that may join a step that decodes; 0: not measured
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

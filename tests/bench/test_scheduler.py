@@ -16,10 +16,13 @@ def test_the_simulated_policy_is_the_one_that_is_served() -> None:
         config.max_num_seqs,
         config.max_num_batched_tokens,
     )
-    assert (simulated.prefill_beside_decodes, simulated.prefill_per_request, simulated.context_price) == (
+    assert (simulated.prefill_beside_decodes, simulated.prefill_per_request) == (
         config.max_prefill_tokens_beside_decodes,
         config.prefill_per_request,
+    )
+    assert (simulated.context_price, simulated.stretch) == (
         config.prefill_context_price,
+        config.prefill_stretch,
     )
     assert simulated.long_prompt_tokens == config.long_prompt_tokens
     assert simulated.few_requests == FEW_REQUESTS
@@ -32,7 +35,7 @@ def test_conversations_find_nearly_all_achievable_prefix_hits(concurrency: int, 
 
 
 def test_a_long_prompt_does_not_stretch_the_gaps_of_streams_beyond_two_and_a_half_times() -> None:
-    result = scheduler.simulate(scheduler.beside_streams(), 9, scheduler.CPU, is_caching=False)
+    result = scheduler.simulate(scheduler.beside_streams(), 8, scheduler.CPU, is_caching=False)
     gaps = distribution(result.gaps)
     assert gaps is not None
     assert gaps.p99 <= 2.5 * gaps.p50

@@ -88,10 +88,10 @@ def test_automatic_budgets_follow_the_device(
 @pytest.mark.parametrize(
     ("options", "device", "beside", "long"),
     [
-        pytest.param({}, "cpu", (48, 6, 1536), 256, id="cpu"),
+        pytest.param({}, "cpu", (32, 6, 1536), 256, id="cpu"),
         pytest.param({}, "cuda:0", (2048, 6, 0), 2048, id="cuda"),
         pytest.param({"max_prefill_tokens_beside_decodes": 7}, "cpu", (7, 0, 0), 256, id="beside-as-given"),
-        pytest.param({"long_prompt_tokens": 9}, "cpu", (48, 6, 1536), 9, id="long-as-given"),
+        pytest.param({"long_prompt_tokens": 9}, "cpu", (32, 6, 1536), 9, id="long-as-given"),
     ],
 )
 def test_automatic_shares_of_prompts_follow_the_device(
@@ -107,12 +107,10 @@ def test_automatic_shares_of_prompts_follow_the_device(
     assert config.for_device(device) == config
 
 
-@pytest.mark.parametrize(("given", "measured", "wanted"), [(0, 24, 24), (7, 24, 7), (0, 0, 48)])
-def test_what_was_measured_of_the_machine_counts_unless_a_limit_is_given(
-    given: int, measured: int, wanted: int
-) -> None:
-    config = EngineConfig(model="/model", max_prefill_tokens_beside_decodes=given)
-    assert config.for_device("cpu", measured).max_prefill_tokens_beside_decodes == wanted
+@pytest.mark.parametrize(("given", "is_followed"), [(0, True), (7, False)])
+def test_steps_are_followed_unless_a_limit_is_given(given: int, is_followed: bool) -> None:
+    config = EngineConfig(model="/model", max_prefill_tokens_beside_decodes=given).for_device("cpu")
+    assert (config.prefill_stretch > 0) is is_followed
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ class Budgets:
         max_model_len: of one request, prompt and output.
         prefill_beside_decodes: prompt tokens in a step in which others decode, at least 1. Each of them
             lengthens the gap between two tokens of everybody who decodes.
+        stretch: what prompts may make of the time of a step in which few_requests or fewer decode, in
+            percent of what it takes without; prefill_beside_decodes then counts only until such steps have
+            been timed (see core.pace). 0: it always counts.
         prefill_per_request: prompt tokens for each request that decodes or waits, where that is more and
             there are more than few_requests: many decodes take long anyway, and many who wait should join
             them rather than wait in peace.
@@ -38,6 +41,7 @@ class Budgets:
     context_price: int
     long_prompt_tokens: int
     few_requests: int = 0
+    stretch: int = 0
     draft_rows: int = 0
 
     def __post_init__(self) -> None:
@@ -50,19 +54,22 @@ class Budgets:
         if self.prefill_beside_decodes < 1:
             raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
 
-    def prefill(self, num_decodes: int, num_waiting: int, num_draft_tokens: int = 0) -> Allowance:
+    def prefill(
+        self, num_decodes: int, num_waiting: int, num_draft_tokens: int = 0, beside: int | None = None
+    ) -> Allowance:
         """Return what a step may spend on prompts.
 
         Args:
             num_decodes: requests that decode in it.
             num_waiting: requests that have not started; only as many count as may run at once.
             num_draft_tokens: that it computes besides.
+            beside: what counts in place of prefill_beside_decodes.
         """
         left = self.max_num_batched_tokens - num_decodes - num_draft_tokens
         if num_decodes == 0:
             return Allowance(left, 0)
         num_requests = min(num_decodes + num_waiting, self.max_num_seqs)
-        tokens = self.prefill_beside_decodes
+        tokens = self.prefill_beside_decodes if beside is None else beside
         if num_requests > self.few_requests:
             tokens = max(tokens, self.prefill_per_request * num_requests)
         return Allowance(min(left, tokens), self.context_price)

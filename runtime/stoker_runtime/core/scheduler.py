@@ -36,6 +36,7 @@ from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.drafts import Drafts
 from stoker_runtime.core.outcome import ended, finish_reason, stepped, too_long_for_pool, why_impossible
+from stoker_runtime.core.pace import PrefillPace
 from stoker_runtime.core.prefill import Prefills
 from stoker_runtime.core.queue import WaitingQueue
 from stoker_runtime.core.request import Request, RequestStatus
@@ -51,10 +52,14 @@ class _Flight:
     Args:
         items: what it computes.
         is_void: whether its result means nothing, because it was made on a step that then failed.
+        num_decodes: requests in it that decode; 0 where its time says nothing of the pace.
+        num_prompt_tokens: as they count, see Budgets.context_price.
     """
 
     items: list[tuple[Request, ScheduledRequest]] = field(default_factory=list)
     is_void: bool = False
+    num_decodes: int = 0
+    num_prompt_tokens: int = 0
 
 
 class Scheduler:
@@ -74,6 +79,10 @@ class Scheduler:
         self._running = Running(budgets.max_num_seqs, block_pool)
         self._prefills = Prefills(budgets, self._running, self._waiting)
         self._drafts = Drafts(budgets.draft_rows)
+        self._pace: PrefillPace | None = None
+        if budgets.stretch:
+            few = budgets.few_requests
+            self._pace = PrefillPace(budgets.prefill_beside_decodes, budgets.stretch, few)
         self._in_flight: deque[_Flight] = deque()  # at most two plans, the older one first
         self._flight = _Flight()  # the plan that is being made
         self._num_samples = 0  # in it
@@ -161,9 +170,16 @@ class Scheduler:
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
         num_draft_tokens = sum(item.num_draft_tokens for item in items) if self._budgets.draft_rows else 0
-        allowance = self._budgets.prefill(len(items), len(self._waiting), num_draft_tokens)
+        num_decodes = len(items)
+        beside = self._pace.tokens(num_decodes) if self._pace and num_decodes else None
+        allowance = self._budgets.prefill(num_decodes, len(self._waiting), num_draft_tokens, beside)
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
+        if self._pace and not num_draft_tokens:
+            self._flight.num_decodes = num_decodes
+            self._flight.num_prompt_tokens = sum(
+                allowance.cost(len(item.token_ids), item.num_computed_tokens) for item in items[num_decodes:]
+            )
         plan = StepPlan(items)
         if items:
             self._in_flight.append(self._flight)
@@ -171,11 +187,12 @@ class Scheduler:
         self._num_scheduled_tokens += plan.num_tokens
         return plan
 
-    def update(self, result: StepResult) -> list[RequestOutput]:
+    def update(self, result: StepResult, duration_s: float | None = None) -> list[RequestOutput]:
         """Take in the result of the earliest plan without one; without any, only say what else has ended.
 
         Args:
             result: one entry per position that the plan samples, in the plan's order.
+            duration_s: what the step took, where it is known.
 
         Returns:
             New tokens and ends, also the ends that came about without a result.
@@ -187,6 +204,8 @@ class Scheduler:
             return outputs
         if result.error is not None:
             return outputs + self._fail(flight, result.error)
+        if self._pace and flight.num_decodes and duration_s is not None:
+            self._pace.observe(flight.num_decodes, flight.num_prompt_tokens, duration_s)
         sampled, first = result.sampled, 0
         for request, item in flight.items:
             if not item.samples:

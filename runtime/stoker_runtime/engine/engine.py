@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 
 from stoker_runtime.config import FEW_REQUESTS, EngineConfig
@@ -29,7 +30,7 @@ class Engine:
         runner: the loaded model; its `ready()` says how many KV blocks there are.
         config: budgets; what is automatic follows the runner's device.
         hash_key: secret of the prefix cache; None draws one, so prefixes cannot be guessed across processes.
-        clock: seconds on the clock of AddRequest.arrival_s.
+        clock: seconds on the clock of AddRequest.arrival_s, and what steps are timed by.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         ready = runner.ready()
-        config = config.for_device(ready.device, ready.prefill_beside_decodes)
+        config = config.for_device(ready.device)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
         budgets = Budgets(
             max_num_seqs=config.max_num_seqs,
@@ -49,6 +50,7 @@ class Engine:
             prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
             prefill_per_request=config.prefill_per_request,
             few_requests=FEW_REQUESTS,
+            stretch=config.prefill_stretch,
             context_price=config.prefill_context_price,
             long_prompt_tokens=config.long_prompt_tokens,
             draft_rows=config.draft_rows,
@@ -61,6 +63,8 @@ class Engine:
         self._seeds = random.Random(config.seed)
         self._queue_times = QueueTimes()
         self._clock = clock
+        self._submitted_s: deque[float] = deque()  # of the steps in flight
+        self._collected_s = 0.0  # when the last step was
 
     @property
     def has_work(self) -> bool:
@@ -99,11 +103,20 @@ class Engine:
             plan = self.scheduler.schedule()
             if not plan.requests:
                 break
-            self._queue_times.started(plan, self._clock())
+            now_s = self._clock()
+            self._queue_times.started(plan, now_s)
+            self._submitted_s.append(now_s)
             self._steps.submit(plan)
-        result = self._steps.collect() if self.scheduler.num_in_flight else StepResult()
-        outputs = self._queue_times.stamped(self.scheduler.update(result))
+        result, duration_s = self._collect() if self.scheduler.num_in_flight else (StepResult(), None)
+        outputs = self._queue_times.stamped(self.scheduler.update(result, duration_s))
         return StepOutputs(outputs=outputs, stats=self.scheduler.stats())
+
+    def _collect(self) -> tuple[StepResult, float]:
+        """Wait for a step; returns how long it took: from the end of the one before, as they run in order."""
+        result = self._steps.collect()
+        begun_s = max(self._collected_s, self._submitted_s.popleft())
+        self._collected_s = self._clock()
+        return result, self._collected_s - begun_s
 
 
 def _stray_token_id(command: AddRequest, vocab_size: int) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +29,6 @@ from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
-from stoker_runtime.model.pace import prefill_beside_decodes
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.runner import AnyDecoder, FeedingDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
@@ -100,9 +98,6 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     if isinstance(decoder, RecordingDecoder):
         decoder.record(cache, buckets(config.max_num_seqs))
     longest = min(limit, capacity)
-    beside = 0
-    if device.type == "cpu" and config.prefill_per_request:  # else the limit was given
-        beside = prefill_beside_decodes(partial(run_step, decoder, cache), config.block_size, longest)
     return ModelRunner(
         decoder,
         cache,
@@ -119,7 +114,6 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             kv_cache_bytes=cache.num_bytes,
             load_s=time.monotonic() - started,
             async_scheduling=isinstance(decoder, FeedingDecoder),
-            prefill_beside_decodes=beside,
         ),
     )
 

@@ -74,14 +74,6 @@ def test_ready_describes_the_loaded_model(model: Path) -> None:
     assert ready.load_s > 0
 
 
-@pytest.mark.parametrize(("given", "is_measured"), [(0, True), (5, False)])
-def test_prompts_beside_decodes_are_measured_unless_limited(
-    given: int, is_measured: bool, model: Path
-) -> None:
-    ready = load_runner(config(model, max_prefill_tokens_beside_decodes=given)).ready()
-    assert (ready.prefill_beside_decodes > 0) is is_measured
-
-
 def test_automatic_kv_cache_on_a_cpu_stays_small(model: Path) -> None:
     ready = load_runner(config(model)).ready()
     assert 0 < ready.kv_cache_bytes <= MAX_CPU_KV_CACHE_BYTES
