@@ -15,7 +15,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.generation_defaults import SAMPLING_DEFAULTS, sampling_defaults, token_ids
+from stoker_runtime.generation_defaults import (
+    SAMPLING_DEFAULTS,
+    generation_config_defaults,
+    sampling_defaults,
+    token_ids,
+)
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
 from stoker_runtime.lfs import unreadable
@@ -39,7 +44,7 @@ class Assets:
         special_tokens: text of each named special token (``bos_token``, ``eos_token``, ``pad_token``,
             ``unk_token`` where the model has them): the variables a chat template sees.
         add_bos: a plain prompt is encoded with the bos token in front.
-        generation_defaults: the model's own sampling defaults, keys out of SAMPLING_DEFAULTS.
+        generation_defaults: the model's own, by the request fields' names: SAMPLING_DEFAULTS and max_tokens.
         template_variants: further named chat templates, such as ``tool_use``.
     """
 
@@ -132,9 +137,7 @@ def _directory_assets(path: Path) -> Assets:
         eos_token_ids=_directory_eos_ids(path, tokenizer),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults=sampling_defaults(
-            _read_json(generation), {name: name for name in SAMPLING_DEFAULTS}, str(generation)
-        ),
+        generation_defaults=generation_config_defaults(_read_json(generation), str(generation)),
         template_variants=templates,
     )
 
