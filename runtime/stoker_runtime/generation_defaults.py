@@ -1,4 +1,4 @@
-"""What a model's own files say of generation: the request fields' defaults and end-of-sequence tokens, checked. Pure.
+"""What a model's own files say of generation: defaults of request fields and end tokens, checked. Pure.
 
 A wrong value here would surface with the first request, in the engine, where it ends the process: so it is
 refused while the model is loaded.
@@ -50,8 +50,8 @@ _NEW_TOKENS = _Range(1, 2**31 - 1, is_whole=True)
 def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[str, float]:
     """Return what a generation_config.json gives where a request gives nothing, by the request fields' names.
 
-    `do_sample: false` is a temperature of 0, whatever temperature stands beside it, as in `transformers`. A file
-    without do_sample keeps its temperature: `transformers` would pick greedily then, but who writes a
+    `do_sample: false` is a temperature of 0, whatever temperature stands beside it, as in `transformers`. A
+    file without do_sample keeps its temperature: `transformers` would pick greedily then, but who writes a
     temperature down means it to be used, and servers (vLLM, SGLang) use it.
 
     `max_new_tokens` is `max_tokens`. `max_length` counts the prompt as well and is left out, as by vLLM and

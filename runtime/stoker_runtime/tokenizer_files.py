@@ -102,17 +102,20 @@ def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ..
     """Collect the ids that generation_config.json, config.json and the tokenizer's eos_token name."""
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        ids += token_ids(_read_json(path / name).get("eos_token_id"), "eos_token_id", str(path / name))
+        found = _read_json(path / name)
+        text = found.get("text_config")  # of a model that sees images as well
+        for part in (found, text if isinstance(text, Mapping) else {}):
+            ids += token_ids(part.get("eos_token_id"), "eos_token_id", str(path / name))
     tokenizer_config = _read_json(path / "tokenizer_config.json")
-    text = _special_tokens(path, tokenizer_config).get("eos_token")
-    if text is not None:
-        found = _added_token_ids(tokenizer_config, text, path / "tokenizer_config.json")
-        if not found:
-            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(text)
+    eos = _special_tokens(path, tokenizer_config).get("eos_token")
+    if eos is not None:
+        added = _added_token_ids(tokenizer_config, eos, path / "tokenizer_config.json")
+        if not added:
+            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(eos)
             if known is None:
-                raise ModelError(f"the eos_token of {path}, {text!r}, is not in its vocabulary")
-            found = [known]
-        ids += found
+                raise ModelError(f"the eos_token of {path}, {eos!r}, is not in its vocabulary")
+            added = [known]
+        ids += added
     return tuple(dict.fromkeys(ids))
 
 

@@ -346,7 +346,10 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
             {"generation_config.json": '{"do_sample": "false"}'}, "InvalidModel", "do_sample", id="do-sample"
         ),
         pytest.param(
-            {"generation_config.json": '{"max_new_tokens": 0}'}, "InvalidModel", "max_new_tokens", id="no-room"
+            {"generation_config.json": '{"max_new_tokens": 0}'},
+            "InvalidModel",
+            "max_new_tokens",
+            id="no-room",
         ),
         pytest.param({"generation_config.json": '{"min_p": true}'}, "InvalidModel", "min_p", id="true-min-p"),
         pytest.param(
