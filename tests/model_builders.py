@@ -223,7 +223,21 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-FAMILIES = tuple(_FAMILIES)
+# family that sees images as well -> (model class, configuration class, family of its text part)
+_WRAPPED = {
+    "gemma3-images": ("Gemma3ForConditionalGeneration", "Gemma3Config", "gemma3"),
+    "mistral3-images": ("Mistral3ForConditionalGeneration", "Mistral3Config", "mistral-window"),
+}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WRAPPED_FAMILIES = tuple(_WRAPPED)
+FAMILIES = (*_FAMILIES, *WRAPPED_FAMILIES)
 MIXTURES = tuple(family for family in FAMILIES if family == "mixtral" or "moe" in family)
 
 
@@ -244,6 +258,14 @@ def make_model(family: str, seed: int = 0, **fields: object) -> transformers.Pre
 
 def family_config(family: str, **fields: object) -> tuple[str, str, transformers.PreTrainedConfig]:
     """The names of a family's model and configuration classes, and the configuration of its small model."""
+    if family in _WRAPPED:
+        model_class, config_class, text_family = _WRAPPED[family]
+        text = family_config(text_family, **fields)[2].to_dict()
+        return (
+            model_class,
+            config_class,
+            getattr(transformers, config_class)(text_config=text, vision_config=_VISION),
+        )
     model_class, config_class, own_fields = _FAMILIES[family]
     return (
         model_class,

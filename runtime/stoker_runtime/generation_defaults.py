@@ -1,4 +1,4 @@
-"""What a model's own files say of generation: sampling defaults and end-of-sequence tokens, checked. Pure.
+"""What a model's own files say of generation: defaults of request fields and end tokens, checked. Pure.
 
 A wrong value here would surface with the first request, in the engine, where it ends the process: so it is
 refused while the model is loaded.
@@ -44,6 +44,37 @@ _RANGES = {
     "repetition_penalty": _Range(0.01, 100),
 }
 SAMPLING_DEFAULTS = tuple(_RANGES)
+_NEW_TOKENS = _Range(1, 2**31 - 1, is_whole=True)
+
+
+def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[str, float]:
+    """Return what a generation_config.json gives where a request gives nothing, by the request fields' names.
+
+    `do_sample: false` is a temperature of 0, whatever temperature stands beside it, as in `transformers`. A
+    file without do_sample keeps its temperature: `transformers` would pick greedily then, but who writes a
+    temperature down means it to be used, and servers (vLLM, SGLang) use it.
+
+    `max_new_tokens` is `max_tokens`. `max_length` counts the prompt as well and is left out, as by vLLM and
+    SGLang: in most files it repeats the model's context, in old ones it is a 20 that nobody chose.
+
+    Args:
+        values: what the file holds; null stands for no default.
+        source: the file, for errors.
+
+    Raises:
+        ModelError: a value that no request could have; names the file and the field.
+    """
+    found = sampling_defaults(values, {name: name for name in SAMPLING_DEFAULTS}, source)
+    draws, num_tokens = values.get("do_sample"), values.get("max_new_tokens")
+    if draws is not None and not isinstance(draws, bool):
+        raise ModelError(f"{source}: do_sample is {draws!r}; true or false is needed")
+    if draws is False:
+        found["temperature"] = 0.0
+    if num_tokens is not None:
+        if not _NEW_TOKENS.holds(num_tokens):
+            raise ModelError(f"{source}: max_new_tokens is {num_tokens!r}; {_NEW_TOKENS} is needed")
+        found["max_tokens"] = num_tokens
+    return found
 
 
 def sampling_defaults(values: Mapping[str, Any], keys: Mapping[str, str], source: str) -> dict[str, float]:

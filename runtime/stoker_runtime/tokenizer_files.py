@@ -15,7 +15,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.generation_defaults import SAMPLING_DEFAULTS, sampling_defaults, token_ids
+from stoker_runtime.generation_defaults import (
+    SAMPLING_DEFAULTS,
+    generation_config_defaults,
+    sampling_defaults,
+    token_ids,
+)
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
 from stoker_runtime.lfs import unreadable
@@ -39,7 +44,7 @@ class Assets:
         special_tokens: text of each named special token (``bos_token``, ``eos_token``, ``pad_token``,
             ``unk_token`` where the model has them): the variables a chat template sees.
         add_bos: a plain prompt is encoded with the bos token in front.
-        generation_defaults: the model's own sampling defaults, keys out of SAMPLING_DEFAULTS.
+        generation_defaults: the model's own, by the request fields' names: SAMPLING_DEFAULTS and max_tokens.
         template_variants: further named chat templates, such as ``tool_use``.
     """
 
@@ -97,17 +102,20 @@ def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ..
     """Collect the ids that generation_config.json, config.json and the tokenizer's eos_token name."""
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        ids += token_ids(_read_json(path / name).get("eos_token_id"), "eos_token_id", str(path / name))
+        found = _read_json(path / name)
+        text = found.get("text_config")  # of a model that sees images as well
+        for part in (found, text if isinstance(text, Mapping) else {}):
+            ids += token_ids(part.get("eos_token_id"), "eos_token_id", str(path / name))
     tokenizer_config = _read_json(path / "tokenizer_config.json")
-    text = _special_tokens(path, tokenizer_config).get("eos_token")
-    if text is not None:
-        found = _added_token_ids(tokenizer_config, text, path / "tokenizer_config.json")
-        if not found:
-            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(text)
+    eos = _special_tokens(path, tokenizer_config).get("eos_token")
+    if eos is not None:
+        added = _added_token_ids(tokenizer_config, eos, path / "tokenizer_config.json")
+        if not added:
+            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(eos)
             if known is None:
-                raise ModelError(f"the eos_token of {path}, {text!r}, is not in its vocabulary")
-            found = [known]
-        ids += found
+                raise ModelError(f"the eos_token of {path}, {eos!r}, is not in its vocabulary")
+            added = [known]
+        ids += added
     return tuple(dict.fromkeys(ids))
 
 
@@ -132,9 +140,7 @@ def _directory_assets(path: Path) -> Assets:
         eos_token_ids=_directory_eos_ids(path, tokenizer),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults=sampling_defaults(
-            _read_json(generation), {name: name for name in SAMPLING_DEFAULTS}, str(generation)
-        ),
+        generation_defaults=generation_config_defaults(_read_json(generation), str(generation)),
         template_variants=templates,
     )
 

@@ -265,6 +265,28 @@ def test_directory_gives_everything_that_its_files_say(tmp_path: Path) -> None:
     assert assets.tokenizer.decode(ids) == text  # neither truncated nor padded
 
 
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        # the author says greedily: what else the file has is for those who draw all the same
+        ({"do_sample": False}, {"temperature": 0.0}),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.0, "top_p": 0.9}),
+        # the author says a temperature: nobody writes one down to have it ignored
+        ({"temperature": 0.6}, {"temperature": 0.6}),
+        ({"do_sample": None, "temperature": 0.6}, {"temperature": 0.6}),
+        ({"do_sample": True, "temperature": 0.6}, {"temperature": 0.6}),
+        ({"do_sample": True}, {}),
+        ({"max_new_tokens": 40}, {"max_tokens": 40}),
+        ({"max_new_tokens": None, "max_length": 20}, {}),
+    ],
+)
+def test_how_a_generation_config_says_to_pick_and_to_end(
+    written: dict[str, Any], wanted: dict[str, float], tmp_path: Path
+) -> None:
+    folder = write_directory(tmp_path, generation_config=written)
+    assert load_assets(folder).generation_defaults == wanted
+
+
 def test_template_file_wins_over_the_configuration(tmp_path: Path) -> None:
     folder = write_directory(tmp_path, tokenizer_config={"chat_template": "old"})
     assert load_assets(folder).chat_template == "old"
@@ -320,6 +342,15 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ),
         pytest.param({"generation_config.json": '{"top_p": 0}'}, "InvalidModel", "top_p", id="no-mass"),
         pytest.param({"generation_config.json": '{"top_k": 2.5}'}, "InvalidModel", "top_k", id="half-top-k"),
+        pytest.param(
+            {"generation_config.json": '{"do_sample": "false"}'}, "InvalidModel", "do_sample", id="do-sample"
+        ),
+        pytest.param(
+            {"generation_config.json": '{"max_new_tokens": 0}'},
+            "InvalidModel",
+            "max_new_tokens",
+            id="no-room",
+        ),
         pytest.param({"generation_config.json": '{"min_p": true}'}, "InvalidModel", "min_p", id="true-min-p"),
         pytest.param(
             {"generation_config.json": '{"temperature": NaN}'}, "InvalidModel", "temperature", id="nan"

@@ -239,6 +239,7 @@ class Architecture:
     scales: Scales = Scales()
     experts: ExpertSettings | None = None
     storage: Storage | None = None  # how the file's weights are quantized, when they are
+    wrapper: str | None = None  # the architecture of a model for images, too, of which this is the text part
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")

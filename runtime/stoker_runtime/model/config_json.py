@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +17,99 @@ from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertS
 from stoker_runtime.model.config_values import flag, integer, number, unsupported
 from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
 from stoker_runtime.model.quantization_config import read_storage
+from stoker_runtime.model.wrapped import WRAPPED_NAMES, text_config
 
 _GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
-
+_QWEN_FIELDS: Mapping[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096}
 
 _LAYERS = LayerDefaults()
 
 
 @dataclass(frozen=True, slots=True)
 class _Defaults:
-    """What `transformers` takes where a config.json is silent and families disagree."""
+    """What `transformers` takes where a config.json is silent and families disagree.
+
+    Args:
+        rms_norm_eps: of all norms.
+        tied_embeddings: lm_head is the embedding table.
+        layers: what they are.
+        fields: further ones, as the file would say them. Sizes are among them where the family is also the
+            text part of another: a nested configuration is saved without what is as in the first model.
+    """
 
     rms_norm_eps: float = 1e-6
     tied_embeddings: bool = False
     layers: LayerDefaults = _LAYERS
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     "LlamaForCausalLM": (Family(), _Defaults()),
-    "MistralForCausalLM": (Family(), _Defaults()),
-    "Qwen2ForCausalLM": (Family(qkv_bias=True), _Defaults()),
-    "Qwen3ForCausalLM": (Family(qk_norm="head"), _Defaults()),
+    "MistralForCausalLM": (
+        Family(),
+        _Defaults(
+            fields={
+                "vocab_size": 32_000,
+                "hidden_size": 4096,
+                "intermediate_size": 14_336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "max_position_embeddings": 131_072,
+                "sliding_window": 4096,
+            }
+        ),
+    ),
+    "Qwen2ForCausalLM": (Family(qkv_bias=True), _Defaults(fields=_QWEN_FIELDS)),
+    "Qwen3ForCausalLM": (Family(qk_norm="head"), _Defaults(fields=_QWEN_FIELDS)),
     "SmolLM3ForCausalLM": (
         Family(),
-        _Defaults(tied_embeddings=True, layers=LayerDefaults(rope_theta=2_000_000.0, rope_interval=4)),
+        _Defaults(
+            tied_embeddings=True,
+            layers=LayerDefaults(rope_theta=2_000_000.0, rope_interval=4),
+            fields={"num_key_value_heads": 4},
+        ),
     ),
     "Phi3ForCausalLM": (Family(has_fused_projections=True), _Defaults(rms_norm_eps=1e-5)),
     "GraniteForCausalLM": (Family(), _Defaults()),
     "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
     "MixtralForCausalLM": (
         Family(expert_names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")),
-        _Defaults(rms_norm_eps=1e-5, layers=LayerDefaults(rope_theta=1_000_000.0, has_experts=True)),
+        _Defaults(
+            rms_norm_eps=1e-5,
+            layers=LayerDefaults(rope_theta=1_000_000.0, has_experts=True),
+            fields={"num_key_value_heads": 8},
+        ),
     ),
     "Qwen3MoeForCausalLM": (
         Family(
             qk_norm="head", expert_names=ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
         ),
-        _Defaults(layers=LayerDefaults(has_experts=True)),
+        _Defaults(layers=LayerDefaults(has_experts=True), fields={**_QWEN_FIELDS, "num_key_value_heads": 4}),
     ),
-    "Gemma2ForCausalLM": (_GEMMA, _Defaults(tied_embeddings=True)),
+    "Gemma2ForCausalLM": (
+        _GEMMA,
+        _Defaults(tied_embeddings=True, fields={"num_key_value_heads": 4, "sliding_window": 4096}),
+    ),
     "Gemma3ForCausalLM": (
         replace(_GEMMA, qk_norm="head"),
         _Defaults(
             tied_embeddings=True,
             layers=LayerDefaults(rope_theta=1_000_000.0, local_rope_theta=10000.0),
+            fields={
+                "vocab_size": 262_208,
+                "hidden_size": 2304,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 131_072,
+                "sliding_window": 4096,
+            },
         ),
     ),
 }
+ARCHITECTURES = (*_FAMILIES, *WRAPPED_NAMES)
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 # Fields that only these families compute with; elsewhere any other value than the neutral one is refused.
 _OWN_FIELDS: dict[str, tuple[str, ...]] = {
@@ -107,9 +153,13 @@ def read_config_json(path: Path) -> Architecture:
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     """Understand a parsed config.json. Raises ModelError as read_config_json does."""
     name = _architecture_name(config)
+    if name in WRAPPED_NAMES:
+        text_part, config = text_config(config, name)
+        return replace(architecture_from_config({**config, "architectures": [text_part]}), wrapper=name)
     if name not in _FAMILIES:
-        raise unsupported(f"architecture {name} (supported: {', '.join(_FAMILIES)})")
+        raise unsupported(f"architecture {name} (supported: {', '.join(ARCHITECTURES)})")
     family, defaults = _FAMILIES[name]
+    config = {**defaults.fields, **config}
     _refuse_what_changes_results(config, name, family)
     num_heads = integer(config, "num_attention_heads")
     hidden_size = integer(config, "hidden_size")

@@ -18,7 +18,6 @@ from stoker_runtime.model.rope_config import longest_context, rope_settings
 # use_sliding_window, `transformers` does not either.
 _WindowRule = Literal["all", "upper", "ropeless", "everywhere", "alternate", "pattern"]
 _SWITCHED_RULES: tuple[_WindowRule, ...] = ("upper", "ropeless", "everywhere")
-_WINDOW_SIZES: dict[_WindowRule, int] = {"alternate": 4096, "pattern": 4096}  # where a file is silent
 _WINDOW_RULES: dict[str, _WindowRule] = {
     "Gemma2ForCausalLM": "alternate",
     "Gemma3ForCausalLM": "pattern",
@@ -149,7 +148,7 @@ def _windows(
         if others and not (is_known and config.get("sliding_window") is not None):
             raise unsupported(f"layer_types with {', '.join(sorted(others))}")
     slides = _slides(config, rule, defaults, kinds, rotates)
-    size = config.get("sliding_window", _WINDOW_SIZES.get(rule) if rule else None)
+    size = config.get("sliding_window")
     if size is None or not any(slides):
         return [None] * len(rotates), slides
     window = integer({"sliding_window": size}, "sliding_window")

@@ -32,6 +32,7 @@ from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.runner import AnyDecoder, FeedingDecoder, ModelRunner, RecordingDecoder, run_step
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
+from stoker_runtime.model.wrapped import text_name
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -204,7 +205,8 @@ def open_model(path: Path) -> tuple[Architecture, WeightSource]:
         gguf = read_gguf(file)
         architecture = architecture_from_gguf(gguf)
         return architecture, GgufSource(gguf, architecture)
-    architecture, files = read_config_json(path / "config.json"), SafetensorsSource(path)
+    architecture = read_config_json(path / "config.json")
+    files = SafetensorsSource(path, None if architecture.wrapper is None else text_name)
     storage = architecture.storage
     return architecture, files if storage is None else QuantizedSource(files, storage)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -58,12 +59,18 @@ def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> 
 
 
 class SafetensorsSource:
-    """model.safetensors, the shards that model.safetensors.index.json names, or the only safetensors file."""
+    """model.safetensors, the shards that model.safetensors.index.json names, or the only safetensors file.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: where they are.
+        rename: gives the name under which a stored tensor is known here, None for one that is left out.
+    """
+
+    def __init__(self, directory: Path, rename: Callable[[str], str | None] | None = None) -> None:
         self._directory = directory
+        self._rename = rename or str
         self._files = ExitStack()
-        self._places: dict[str, Any] = {}
+        self._places: dict[str, tuple[Any, str]] = {}  # shard and stored name
 
     def __enter__(self) -> Self:
         for file in self._shards():
@@ -74,8 +81,17 @@ class SafetensorsSource:
                 raise ModelError(f"{file} is missing, though the index names it") from error
             except (OSError, SafetensorError) as error:
                 raise ModelError(unreadable(file, error)) from error
-            self._places.update(dict.fromkeys(shard.keys(), shard))
+            self._add(shard)
         return self
+
+    def _add(self, shard: Any) -> None:
+        for stored in shard.keys():  # noqa: SIM118, a shard is no mapping
+            name = self._rename(stored)
+            if name is None:
+                continue
+            if name in self._places and self._places[name][1] != stored:
+                raise ModelError(f"{self._directory} has two tensors for {name}, the second is {stored}")
+            self._places[name] = shard, stored
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -131,12 +147,14 @@ class SafetensorsSource:
         """
         if name not in self._places:
             raise ModelError(f"tensor {name} is missing from {self._directory}")
-        tensor: Tensor = self._places[name].get_tensor(name)
+        shard, stored = self._places[name]
+        tensor: Tensor = shard.get_tensor(stored)
         return tensor
 
     def is_fp8(self, name: str) -> bool:
         """Tell whether a tensor is stored in float8_e4m3fn, without reading it."""
-        return bool(self._places[name].get_slice(name).get_dtype() == "F8_E4M3")
+        shard, stored = self._places[name]
+        return bool(shard.get_slice(stored).get_dtype() == "F8_E4M3")
 
 
 _GGUF_GLOBAL = {

@@ -121,7 +121,10 @@ def _part_text(number: int, part: object) -> str:
     if not isinstance(part, dict) or not isinstance(kind, str):
         raise invalid(f'part {number} must be an object such as {{"type": "text", "text": "..."}}')
     if kind != "text":
-        raise invalid(f"part {number} is of type {kind!r}, but this model takes text only")
+        raise invalid(
+            f"part {number} is of type {kind!r}, but this server takes text only, "
+            "also for models that see images"
+        )
     unknown = sorted(set(part) - {"type", "text"})
     if unknown:
         raise invalid(f"part {number} has the unknown field {unknown[0]!r}")

@@ -28,19 +28,22 @@ def completion_sampling(
     Raises:
         RequestError: 400; a token id is beyond the vocabulary, or min_tokens is above max_tokens.
     """
-    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    max_tokens = body.max_tokens or int(defaults.get("max_tokens", DEFAULT_COMPLETION_TOKENS))
     return _sampling(body, max_tokens, body.logprobs, defaults, vocab_size)
 
 
 def chat_sampling(
     body: ChatBody, defaults: Mapping[str, float], vocab_size: int, max_model_len: int
 ) -> SamplingParams:
-    """Return how the tokens of a chat answer are chosen; without a limit it may fill the model's length.
+    """Return how the tokens of a chat answer are chosen.
+
+    Without a limit, the request's or the model's own, it may fill the model's length.
 
     Raises:
         RequestError: as completion_sampling.
     """
-    max_tokens = body.max_completion_tokens or body.max_tokens or max_model_len
+    own = int(defaults.get("max_tokens", max_model_len))
+    max_tokens = body.max_completion_tokens or body.max_tokens or own
     return _sampling(
         body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None, defaults, vocab_size
     )

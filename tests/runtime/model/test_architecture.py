@@ -86,7 +86,8 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
     saved = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**saved, "architectures": [type(model).__name__]}))
     read = read_config_json(tmp_path / "config.json")
-    theirs = dict(model.model.rotary_emb.named_buffers())
+    text_part = getattr(model.model, "language_model", model.model)
+    theirs = dict(text_part.rotary_emb.named_buffers())
     wanted = [theirs[key] for key in theirs if key.endswith("inv_freq") and "original" not in key]
     ours = [inverse_frequencies(settings) for settings in read.ropes]
     assert len(ours) == len(wanted)

@@ -131,7 +131,9 @@ def complaint(folder: Path, model: Any, raw: Mapping[str, Any]) -> str | None:
     except ModelError:
         return None
     for length in (3, 45):
-        request = make_request([(7 * i + 3 * i * i) % raw["vocab_size"] for i in range(length)], max_tokens=8)
+        request = make_request(
+            [(7 * i + 3 * i * i) % model.config.vocab_size for i in range(length)], max_tokens=8
+        )
         output = run_to_end(engine, {0: [request]})[request.request_id]
         try:
             Reference(model).num_near_ties(request.prompt_token_ids, output)

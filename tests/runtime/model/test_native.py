@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_builders import FAMILIES, MIXTURES, make_model, write_model
+from model_builders import FAMILIES, MIXTURES, WRAPPED_FAMILIES, make_model, write_model
 from native_models import BLOCK_SIZE, DTYPES, TOLERANCE, Model, kernels_for, logits_of, plan, tokens
 from torch import Tensor
 
@@ -35,6 +35,8 @@ from stoker_runtime.model.native.library import GROUP, Kernels, find_kernels
 from stoker_runtime.model.runner import ModelRunner
 
 MIXED = 2  # times as far in a mixture, where the answer of each of a token's experts is rounded by itself
+# Those that see images have the steps of their text parts, with other weights.
+COMPUTED = [family for family in FAMILIES if family not in WRAPPED_FAMILIES]
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
@@ -71,7 +73,7 @@ def test_products_equal_pytorchs(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPUTED)
 def test_steps_equal_pytorchs(
     family: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,11 @@ def completion(**fields: Any) -> SamplingParams:
 
 
 def chat(**fields: Any) -> SamplingParams:
+    defaults = fields.pop("defaults", {})
     body = ChatBody.model_validate(
         {"model": "tiny", "messages": [{"role": "user", "content": "a"}], **fields}
     )
-    return chat_sampling(body, {}, vocab_size=100, max_model_len=256)
+    return chat_sampling(body, defaults, vocab_size=100, max_model_len=256)
 
 
 def test_a_completion_without_fields_samples_as_openai_does() -> None:
@@ -69,6 +70,14 @@ def test_the_models_own_defaults_give_way_to_the_request() -> None:
     params = completion(defaults=defaults, top_p=0.5)
 
     assert (params.temperature, params.top_k, params.top_p, params.repetition_penalty) == (0.6, 20, 0.5, 1.05)
+
+
+def test_the_models_own_limit_is_a_default_and_no_cap() -> None:
+    defaults = {"max_tokens": 40}
+
+    assert (completion(defaults=defaults).max_tokens, chat(defaults=defaults).max_tokens) == (40, 40)
+    assert completion(defaults=defaults, max_tokens=90).max_tokens == 90
+    assert chat(defaults=defaults, max_completion_tokens=90).max_tokens == 90
 
 
 def test_a_temperature_too_small_to_divide_by_is_greedy() -> None:
