@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stoker_runtime.core.pace import PrefillPace
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
@@ -53,6 +55,12 @@ class Budgets:
             raise ValueError(f"draft_rows {self.draft_rows} are more than a step may compute")
         if self.prefill_beside_decodes < 1:
             raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
+
+    def pace(self) -> PrefillPace | None:
+        """Return what follows one engine's steps, where that is asked for."""
+        if not self.stretch:
+            return None
+        return PrefillPace(self.prefill_beside_decodes, self.stretch, self.few_requests)
 
     def prefill(
         self, num_decodes: int, num_waiting: int, num_draft_tokens: int = 0, beside: int | None = None

@@ -36,7 +36,6 @@ from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.drafts import Drafts
 from stoker_runtime.core.outcome import ended, finish_reason, stepped, too_long_for_pool, why_impossible
-from stoker_runtime.core.pace import PrefillPace
 from stoker_runtime.core.prefill import Prefills
 from stoker_runtime.core.queue import WaitingQueue
 from stoker_runtime.core.request import Request, RequestStatus
@@ -79,10 +78,7 @@ class Scheduler:
         self._running = Running(budgets.max_num_seqs, block_pool)
         self._prefills = Prefills(budgets, self._running, self._waiting)
         self._drafts = Drafts(budgets.draft_rows)
-        self._pace: PrefillPace | None = None
-        if budgets.stretch:
-            few = budgets.few_requests
-            self._pace = PrefillPace(budgets.prefill_beside_decodes, budgets.stretch, few)
+        self._pace = budgets.pace()
         self._in_flight: deque[_Flight] = deque()  # at most two plans, the older one first
         self._flight = _Flight()  # the plan that is being made
         self._num_samples = 0  # in it
