@@ -109,7 +109,6 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
     assert isinstance(runner, ModelRunner)
     ready, architecture = runner.ready(), runner.decoder.architecture
     itemsize = getattr(torch, ready.dtype).itemsize
-    weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize)
     kv = figures.kv_bytes_per_token(architecture, itemsize)
     report: dict[str, Any] = {
         "load_s": ready.load_s,
@@ -124,6 +123,7 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
             click.echo(f"{batch} x {context} tokens do not fit this device", err=True)
             continue
         step_s = steps.step_seconds(runner, plan, REPEATS)
+        weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize, batch)
         achieved = figures.achieved_bandwidth(weights, kv, contexts, step_s)
         row = {"batch": batch, "context": context, "step_s": step_s, "token_per_s": batch / step_s}
         row |= {"bandwidth": achieved, "bandwidth_share": achieved / peak.bytes}
@@ -132,7 +132,7 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
         if count > min(ready.max_model_len, config.for_device(ready.device).max_num_batched_tokens):
             continue
         step_s = steps.step_seconds(runner, steps.prefill_plan(count, ready.block_size), REPEATS // 4)
-        needed = figures.prefill_operations(architecture, weights, itemsize, count)
+        needed = figures.prefill_operations(architecture, ready.weights_bytes, itemsize, count)
         row = {"tokens": count, "step_s": step_s, "token_per_s": count / step_s}
         report["prefill"].append(row | {"flops_share": needed / step_s / peak.operations})
     engine = Engine(runner, config)

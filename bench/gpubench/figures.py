@@ -35,11 +35,31 @@ def peak_of(device_name: str) -> Peak | None:
     return Peak(*_PEAKS[max(fitting, key=len)]) if fitting else None
 
 
-def weight_bytes(architecture: Architecture, loaded_bytes: int, itemsize: int) -> int:
-    """Bytes of weights that a step reads: all but the table of embeddings, of which it reads some rows."""
+def weight_bytes(architecture: Architecture, loaded_bytes: int, itemsize: int, num_rows: int) -> float:
+    """Bytes of weights that a step of so many rows reads.
+
+    That is all but the table of embeddings, of which it reads some rows, and the experts that no row chooses:
+    random weights choose them evenly, which leaves (1 - K / N) ** rows of them unread.
+    """
+    read = loaded_bytes - _expert_bytes(architecture, itemsize) * _unchosen(architecture) ** num_rows
     if architecture.tied_embeddings:
-        return loaded_bytes
-    return loaded_bytes - architecture.vocab_size * architecture.hidden_size * itemsize
+        return read
+    return read - architecture.vocab_size * architecture.hidden_size * itemsize
+
+
+def _expert_bytes(architecture: Architecture, itemsize: int) -> int:
+    """Bytes of all experts."""
+    settings = architecture.experts
+    if settings is None:
+        return 0
+    of_layer = 3 * settings.num_experts * settings.intermediate_size * architecture.hidden_size * itemsize
+    return of_layer * sum(layer.is_sparse for layer in architecture.layers)
+
+
+def _unchosen(architecture: Architecture) -> float:
+    """The share of a mixture's experts that a row does not go through."""
+    settings = architecture.experts
+    return 0.0 if settings is None else 1 - settings.num_per_token / settings.num_experts
 
 
 def kv_bytes_per_token(architecture: Architecture, itemsize: int) -> int:
@@ -47,16 +67,19 @@ def kv_bytes_per_token(architecture: Architecture, itemsize: int) -> int:
     return 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * itemsize
 
 
-def achieved_bandwidth(weights: int, kv_per_token: int, contexts: Sequence[int], step_s: float) -> float:
+def achieved_bandwidth(weights: float, kv_per_token: int, contexts: Sequence[int], step_s: float) -> float:
     """Bytes per second that a step of decodes read at least: (weights + sum(context) * KV bytes) / time."""
     return (weights + sum(contexts) * kv_per_token) / step_s
 
 
-def prefill_operations(architecture: Architecture, weights: int, itemsize: int, num_tokens: int) -> float:
+def prefill_operations(
+    architecture: Architecture, loaded_bytes: int, itemsize: int, num_tokens: int
+) -> float:
     """Multiplications and additions of one prompt: twice the weights per token, and causal attention.
 
-    The vocabulary's rows are multiplied with the last token alone.
+    The vocabulary's rows are multiplied with the last token alone; of a mixture a token's own experts count.
     """
+    weights = weight_bytes(architecture, loaded_bytes, itemsize, num_rows=1)
     head_bytes = architecture.vocab_size * architecture.hidden_size * itemsize
     products = 2 * num_tokens * (weights - head_bytes) / itemsize + 2 * head_bytes / itemsize
     seen = num_tokens * (num_tokens + 1) / 2

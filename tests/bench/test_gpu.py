@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from model_builders import write_model
 
 import gpu
 from gpubench import figures, steps
@@ -45,13 +46,29 @@ def test_figures_of_an_8b_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B.config("bfloat16")))
     architecture = read_config_json(tmp_path / "config.json")
     loaded = 2 * 8_030_261_248
-    weights = figures.weight_bytes(architecture, loaded, 2)
+    weights = figures.weight_bytes(architecture, loaded, 2, 1)
     assert weights == loaded - 2 * 128256 * 4096
     assert figures.kv_bytes_per_token(architecture, 2) == 131072
     # 15 GB in 5 ms are 3 TB/s
     assert figures.achieved_bandwidth(weights, 131072, [512], 0.005) == pytest.approx(3.015e12, rel=0.001)
-    needed = figures.prefill_operations(architecture, weights, 2, 1000)
+    needed = figures.prefill_operations(architecture, loaded, 2, 1000)
     assert needed == pytest.approx(2 * 6.979e9 * 1000 + 1.05e9 + 4 * 32 * 4096 * 500_500, rel=0.001)
+
+
+def test_a_step_of_a_mixture_reads_the_experts_that_are_chosen(tmp_path: Path) -> None:
+    write_model(tmp_path, "mixtral")
+    architecture = read_config_json(tmp_path / "config.json")
+    settings = architecture.experts
+    assert settings is not None
+    experts = 3 * settings.num_experts * settings.intermediate_size * architecture.hidden_size
+    experts *= architecture.num_layers
+    share = settings.num_per_token / settings.num_experts
+    rest = 10**6  # whatever else is loaded
+    head = architecture.vocab_size * architecture.hidden_size
+    read = [figures.weight_bytes(architecture, rest + experts, 1, rows) + head for rows in (1, 2, 1000)]
+    assert read == [pytest.approx(rest + experts * part) for part in (share, share * (2 - share), 1.0)]
+    few = figures.prefill_operations(architecture, rest + experts, 1, 1)
+    assert few == pytest.approx(2 * (rest - head + experts * share) + 4 * 2 * 64, rel=0.01)
 
 
 def test_all_that_needs_no_server_is_measured(
