@@ -339,7 +339,7 @@ def test_experts_that_stay_quantized_answer_one_after_the_other(
         engine = make_engine(tmp_path, device=device.type, num_blocks=32, block_size=8, budget=24)
         found: Any = engine._runner.decoder  # type: ignore[attr-defined]
         if isinstance(found, CudaDecoder):
-            found.record(engine._runner.cache, [1, 2])  # type: ignore[attr-defined]
+            found.record(engine._runner.cache, [1, 2], [16])  # type: ignore[attr-defined]
             assert found._recordings is None
             kept += [isinstance(expert.down, KernelLinear) for expert in found._loaded[0].mlp.experts]  # type: ignore[union-attr]
         requests = [make_request([5, 80, 3, 9, 120][: 2 + i], max_tokens=3) for i in range(2)]
