@@ -180,7 +180,7 @@ def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: As
     kv_dtype = _kv_dtype(config, dtype, device)
     is_usable_here = is_usable(architecture, config.block_size, dtype, kv_dtype, device)
     if rounds or architecture.storage is not None:
-        if is_usable_here and computes_quantized(dtype, device):
+        if is_usable_here and computes_quantized(architecture, dtype, device):
             assembly.keep_quantized(rounds_to_fp8=rounds)
         elif rounds:
             raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,11 +24,15 @@ from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.picker import CudaPicker
+from stoker_runtime.model.cuda.quantized_experts import stacked_mixture
 from stoker_runtime.model.cuda.recordings import Outputs, Recordings, make_recordings
 from stoker_runtime.model.cuda.rooms import Room, Rooms
 from stoker_runtime.model.cuda.step_layout import PackedStep, offsets, pack
 from stoker_runtime.model.cuda.store_blocks import store_blocks
 from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.layer import Layer
+from stoker_runtime.model.linear import Product
+from stoker_runtime.model.mlp import Experts
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.rope import Rope
 
@@ -56,7 +61,7 @@ class CudaDecoder:
         self.dtype, self.device = assembly.dtype, assembly.device
         has_fp8 = fp8_products_work(self.dtype, self.device)
         change = partial(with_kernels, has_fp8_products=has_fp8)
-        self._loaded = [layer.mapped(change) for layer in assembly.layers()]
+        self._loaded = [_prepared(layer, change) for layer in assembly.layers()]
         self._frame = assembly.frame()
         self.num_bytes = assembly.num_bytes
         self.picker: Picker = CudaPicker()
@@ -246,3 +251,11 @@ class CudaDecoder:
         if scales.logits_cap is not None:
             logits = (logits / scales.logits_cap).tanh_() * scales.logits_cap
         return logits
+
+
+def _prepared(layer: Layer, change: Callable[[Product], Product]) -> Layer:
+    """Return a layer with its products changed, but for those of experts that can be multiplied together."""
+    mapped = layer.mapped(change)
+    if not isinstance(layer.mlp, Experts) or not mapped.has_single_experts:
+        return mapped
+    return replace(mapped, mlp=stacked_mixture(layer.mlp) or mapped.mlp)

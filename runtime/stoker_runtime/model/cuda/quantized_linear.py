@@ -38,6 +38,37 @@ def _fp8_codes(codes, inputs, outputs, mask, num_inputs, DTYPE: tl.constexpr):
     return from_e4m3(tl.load(codes + where, mask=mask, other=0), DTYPE)
 
 
+@triton.jit
+def weight_tile(
+    codes,
+    zeros,
+    scales,
+    first,
+    inputs,
+    outputs,
+    is_input,
+    is_output,
+    num_outputs,
+    num_inputs,
+    group_size,
+    BITS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Return a tile of a weight without its scales, [inputs, outputs], and those of its outputs.
+
+    The inputs begin with the first one and belong to one group.
+    """
+    mask = is_input[:, None] & is_output[None, :]
+    of_group = (first // group_size) * num_outputs + outputs
+    if BITS == 0:
+        weight = _fp8_codes(codes, inputs, outputs, mask, num_inputs, DTYPE)
+    else:
+        zero = tl.load(zeros + of_group, mask=is_output, other=0).to(tl.int32)
+        code = _integer_codes(codes, inputs, outputs, mask, num_outputs, BITS)
+        weight = (code - zero[None, :]).to(DTYPE)
+    return weight, tl.load(scales + of_group, mask=is_output, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _product_kernel(
     rows,
@@ -63,15 +94,10 @@ def _product_kernel(
         is_input = inputs < num_inputs
         row_where = tokens[:, None] * num_inputs + inputs[None, :]
         row = tl.load(rows + row_where, mask=is_token[:, None] & is_input[None, :], other=0.0)
-        mask = is_input[:, None] & is_output[None, :]
-        of_group = (first // group_size) * num_outputs + outputs
-        if BITS == 0:
-            weight = _fp8_codes(codes, inputs, outputs, mask, num_inputs, row.dtype)
-        else:
-            zero = tl.load(zeros + of_group, mask=is_output, other=0).to(tl.int32)
-            code = _integer_codes(codes, inputs, outputs, mask, num_outputs, BITS)
-            weight = (code - zero[None, :]).to(row.dtype)
-        scale = tl.load(scales + of_group, mask=is_output, other=0.0).to(tl.float32)
+        weight, scale = weight_tile(
+            codes, zeros, scales, first, inputs, outputs, is_input, is_output, num_outputs, num_inputs,
+            group_size, BITS, row.dtype,
+        )  # fmt: skip
         summed += tl.dot(row, weight, input_precision="ieee") * scale[None, :]
     where = tokens[:, None] * num_outputs + outputs[None, :]
     mask = is_token[:, None] & is_output[None, :]
@@ -105,11 +131,11 @@ def _dequantize_kernel(
     tl.store(out + where, value.to(out.dtype.element_ty), mask=mask)
 
 
-def tile_inputs(weight: QuantizedWeight) -> int | None:
+def tile_inputs(group_size: int, num_inputs: int) -> int | None:
     """Inputs of a tile, which may not reach into another group; None where groups are too odd for a tile."""
-    if weight.group_size >= weight.shape[1]:
+    if group_size >= num_inputs:
         return _TILE_INPUTS
-    power = weight.group_size & -weight.group_size  # the largest power of two that divides it
+    power = group_size & -group_size  # the largest power of two that divides it
     return None if power < _FEWEST_INPUTS else min(power, _TILE_INPUTS)
 
 
@@ -187,7 +213,7 @@ class KernelLinear:
 
     def __init__(self, linear: QuantizedLinear) -> None:
         self._linear = linear
-        self._tiles = [tile_inputs(weight) for weight in linear.weights]
+        self._tiles = [tile_inputs(weight.group_size, weight.shape[1]) for weight in linear.weights]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return rows @ weight.T + bias: [T, in] -> [T, out]."""

@@ -45,6 +45,7 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_group_kernel",
         "_pick_kernel",
         "_product_kernel",
+        "_quantized_experts_kernel",
         "_rotate_kernel",
         "_round_rows_kernel",
         "_route_kernel",
