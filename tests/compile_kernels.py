@@ -139,7 +139,8 @@ def multiply_quantized(hidden: torch.Tensor) -> None:
         Fp8Weight(codes, scales[:1], _HIDDEN, rounds_inputs=False),
     ):
         for num_rows in (1, 64):
-            multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64)
+            for parts in (1, 2):
+                multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64, parts)
         dequantized(weight, hidden.dtype)
     round_rows(hidden)
 

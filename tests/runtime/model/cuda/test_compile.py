@@ -37,6 +37,7 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
         "_activation_kernel",
         "_add_answers_kernel",
         "_add_norm_kernel",
+        "_add_parts_kernel",
         "_chunks_kernel",
         "_combine_kernel",
         "_feed_kernel",

@@ -30,7 +30,14 @@ from stoker_runtime.model.cuda import check, fp8_linear, quantized_linear, suppo
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.e4m3 import from_e4m3, to_e4m3
 from stoker_runtime.model.cuda.fp8_linear import Fp8Linear, are_right, round_rows, with_kernels
-from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear, dequantized, tile_inputs
+from stoker_runtime.model.cuda.quantized_linear import (
+    MANY_ROWS,
+    KernelLinear,
+    dequantized,
+    multiply,
+    num_parts,
+    tile_inputs,
+)
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8, FP8_MAX
 from stoker_runtime.model.linear import Linear
@@ -111,6 +118,66 @@ def test_products_equal_the_reference(
     on_device = QuantizedLinear((weight.to(device),), None if bias is None else bias.to(device))
     assert_close(KernelLinear(on_device)(rows.to(device)).cpu(), expected)
     assert_close(on_device(rows.to(device)).cpu(), expected)
+
+
+@FIXED_DEVICE
+@given(
+    weight=weights,
+    num_rows=st.sampled_from([1, 5, 17, 64]),
+    parts=st.integers(2, 8),
+    dtype=dtypes,
+)
+def test_products_in_parts_equal_the_reference(
+    device: torch.device, weight: QuantizedWeight, num_rows: int, parts: int, dtype: torch.dtype
+) -> None:
+    """More parts than there are tiles of inputs, too: those that begin behind the last one add zeros."""
+    size = tile_inputs(weight.group_size, weight.shape[1])
+    if size is None:
+        return
+    if isinstance(weight, IntWeight):
+        weight = replace(weight, order=None)
+    generator = torch.Generator().manual_seed(num_rows)
+    rows = torch.randn(num_rows, weight.shape[1], generator=generator).to(dtype)
+    found = multiply(rows.to(device), weight.to(device), size, parts)
+    assert_close(found.cpu(), rows.double() @ plain(weight).T)
+    assert torch.equal(found, multiply(rows.to(device), weight.to(device), size, parts))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_processors", "expected"),
+    [
+        pytest.param((4096, 4096), 132, 2, id="half-idle"),
+        pytest.param((4096, 14336), 132, 2, id="half-idle-and-deep"),
+        pytest.param((6144, 4096), 132, 1, id="busy-enough"),
+        pytest.param((28672, 4096), 132, 1, id="many-tiles"),
+        pytest.param((1024, 4096), 132, 4, id="parts-are-large-enough"),
+        pytest.param((64, 65536), 132, 8, id="most-parts"),
+        pytest.param((64, 1000), 132, 1, id="too-shallow"),
+        pytest.param((1, 1), 1, 1, id="smallest"),
+    ],
+)
+def test_inputs_are_cut_where_a_product_leaves_most_of_a_device_idle(
+    shape: tuple[int, int], num_processors: int, expected: int
+) -> None:
+    assert num_parts(*shape, num_processors) == expected
+
+
+def test_a_product_is_cut_into_parts_where_the_device_is_large(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_linear, "_num_processors", lambda _: 132)
+    cut = list[int]()
+
+    def spy(rows: Tensor, weight: QuantizedWeight, size: int, parts: int) -> Tensor:
+        cut.append(parts)
+        return multiply(rows, weight, size, parts)
+
+    monkeypatch.setattr(quantized_linear, "multiply", spy)
+    weight = random_weight("4", 32, 2048, 128)
+    rows = torch.randn(3, 2048, generator=torch.Generator().manual_seed(0))
+    found = KernelLinear(QuantizedLinear((weight.to(device),)))(rows.to(device))
+    assert cut == [2]
+    assert_close(found.cpu(), rows.double() @ plain(weight).T)
 
 
 @FIXED_DEVICE
