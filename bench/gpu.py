@@ -1,7 +1,8 @@
 """Measure the engine on a CUDA device: `python bench/gpu.py` (Llama 3.1 8B's shape with random weights).
 
 Per batch size and context: step time and the memory bandwidth it achieves, GPU busy time; prefill speed and
-the share of the device's arithmetic it uses; time to first token; the scheduler's time per step; and what
+the share of the device's arithmetic it uses; steps with a prompt beside decodes, recorded as a CUDA graph and
+kernel by kernel; time to first token; the scheduler's time per step; and what
 streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output.
 """
 
@@ -26,12 +27,15 @@ from loadgen.client import Target
 from loadgen.process import NAME, serving
 from loadgen.run import Load, run
 from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.step import StepPlan
 from stoker_runtime.engine.engine import Engine
+from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.loader import load_runner
-from stoker_runtime.model.runner import ModelRunner
+from stoker_runtime.model.runner import ModelRunner, RecordingDecoder
 
 DECODES = ((1, 512), (1, 4096), (64, 1024), (256, 1024))  # requests, context of each
 PREFILLS = (512, 2048, 8192)
+MIXED = ((0, 0, 64), (0, 0, 256), (8, 1024, 64), (32, 1024, 128), (64, 1024, 448))  # decodes, context, prompt
 FIRST_TOKEN_PROMPT = 230
 STREAMS, STREAM_PROMPT, STREAM_OUTPUT = 256, 128, 256
 REPEATS = 20
@@ -135,10 +139,29 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
         needed = figures.prefill_operations(architecture, ready.weights_bytes, itemsize, count)
         row = {"tokens": count, "step_s": step_s, "token_per_s": count / step_s}
         report["prefill"].append(row | {"flops_share": needed / step_s / peak.operations})
+    report["mixed"] = measure_mixed(runner, config.for_device(ready.device))
     engine = Engine(runner, config)
     report["first_token_s"] = steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS)
     report["engine"] = asdict(steps.engine_times(engine, runner, STREAMS, STREAM_PROMPT, STREAM_OUTPUT))
     return report
+
+
+def measure_mixed(runner: ModelRunner, config: EngineConfig) -> list[dict[str, Any]]:
+    """Time steps with a prompt as they are served, and once more without recordings of such steps."""
+    ready, decoder = runner.ready(), runner.decoder
+    plans: list[tuple[StepPlan, dict[str, Any]]] = []
+    for num_decodes, context, prompt in MIXED:
+        plan = steps.mixed_plan([context] * num_decodes, prompt, ready.block_size)
+        if plan.requests[-1].block_ids[-1] < ready.num_blocks and plan.num_tokens <= ready.max_model_len:
+            row: dict[str, Any] = {"decodes": num_decodes, "context": context, "prompt": prompt}
+            plans.append((plan, row | {"step_s": steps.step_seconds(runner, plan, REPEATS)}))
+    if isinstance(decoder, RecordingDecoder):
+        sizes = buckets(config.max_num_seqs)
+        decoder.record(runner.cache, sizes, [])
+        for plan, row in plans:
+            row["unrecorded_step_s"] = steps.step_seconds(runner, plan, REPEATS)
+        decoder.record(runner.cache, sizes, token_buckets(config.max_recorded_tokens))
+    return [row for _, row in plans]
 
 
 async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
@@ -170,6 +193,13 @@ def show(report: dict[str, Any]) -> None:
         f"{row['flops_share']:6.1%} of arithmetic"
         for row in report["prefill"]
     ]
+    for row in report["mixed"]:
+        unrecorded = row.get("unrecorded_step_s")
+        kernels = "" if unrecorded is None else f", kernel by kernel {unrecorded * 1e3:7.2f} ms"
+        lines.append(
+            f"prompt of {row['prompt']:>4} beside {row['decodes']:>2} x {row['context']:>4}: "
+            f"{row['step_s'] * 1e3:7.2f} ms{kernels}"
+        )
     lines.append(f"first token after {FIRST_TOKEN_PROMPT} tokens: {report['first_token_s'] * 1e3:.2f} ms")
     engine = report["engine"]
     lines.append(

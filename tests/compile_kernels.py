@@ -15,6 +15,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from stoker_runtime.model.cuda.shapes import Heads, Scoring
 from stoker_runtime.model.cuda.store_blocks import store_blocks
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.mlp import Experts, Mlp
+from stoker_runtime.model.quantized.stack import QuantizedStack
 from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight
 
 _HIDDEN, _INTERMEDIATE = 4096, 14336
@@ -136,7 +139,8 @@ def multiply_quantized(hidden: torch.Tensor) -> None:
         Fp8Weight(codes, scales[:1], _HIDDEN, rounds_inputs=False),
     ):
         for num_rows in (1, 64):
-            multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64)
+            for parts in (1, 2):
+                multiply(hidden[:1].expand(num_rows, -1).contiguous(), weight, 64, parts)
         dequantized(weight, hidden.dtype)
     round_rows(hidden)
 
@@ -149,7 +153,26 @@ def launch_mixtures(dtype: torch.dtype) -> None:
         experts = (Mlp(Linear(one), Linear(two), "silu") for one, two in zip(gate_up, down, strict=True))
         mixture = Experts(gate_up[:, 0], tuple(experts), 2, True, (gate_up, down))
         rows, scores = torch.zeros(num_rows, 2048, dtype=dtype), torch.zeros(num_rows, _EXPERTS, dtype=dtype)
-        answer(mixture, rows, scores, torch.zeros(num_rows, dtype=torch.int32))
+        slots = torch.zeros(num_rows, dtype=torch.int32)
+        answer(mixture, rows, scores, slots)
+        for stacks in quantized_stacks(size):
+            answer(replace(mixture, stacks=stacks), rows, scores, slots)
+
+
+def quantized_stacks(size: int) -> Iterator[tuple[QuantizedStack, QuantizedStack]]:
+    """Weights of experts with 4 bits, sorted by group and not, with 8 bits, and in fp8."""
+    for bits, is_ordered in ((4, False), (4, True), (8, False), (0, False)):
+        made = []
+        for num_outputs, num_inputs in ((2 * size, 2048), (2048, size)):
+            groups = (_EXPERTS, -(-num_inputs // 128) if bits else 1, num_outputs)
+            codes = torch.zeros(_EXPERTS, num_inputs * bits // 32, num_outputs, dtype=torch.int32)
+            if not bits:
+                codes = torch.zeros(_EXPERTS, num_outputs, num_inputs, dtype=torch.uint8)
+            zeros = torch.zeros(groups, dtype=torch.uint8) if bits else None
+            scales = torch.zeros(groups, dtype=torch.float16 if bits else torch.float32)
+            order = torch.zeros(_EXPERTS, num_inputs, dtype=torch.int64) if is_ordered else None
+            made.append(QuantizedStack(codes, zeros, scales, order, bits, 128 if bits else num_inputs))
+        yield made[0], made[1]
 
 
 def main() -> None:

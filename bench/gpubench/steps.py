@@ -54,6 +54,15 @@ def prefill_plan(num_tokens: int, block_size: int) -> StepPlan:
     return StepPlan([_scheduled(0, tokens, 0, range(-(-num_tokens // block_size)))])
 
 
+def mixed_plan(contexts: Sequence[int], num_tokens: int, block_size: int) -> StepPlan:
+    """A step that computes one prompt beside decodes, see decode_plan."""
+    decodes = decode_plan(contexts, block_size).requests
+    first_block = decodes[-1].block_ids[-1] + 1 if decodes else 0
+    blocks = range(first_block, first_block - (-num_tokens // block_size))
+    tokens = [(13 * index) % 251 for index in range(num_tokens)]
+    return StepPlan([*decodes, _scheduled(len(decodes), tokens, 0, blocks)])
+
+
 def _scheduled(index: int, token_ids: list[int], computed: int, blocks: range) -> ScheduledRequest:
     return ScheduledRequest(
         request_id=str(index),

@@ -92,6 +92,11 @@ def cli() -> None:
     help="Prompts with more to compute make way for shorter ones.  [default: 256 on a CPU, 2048 on CUDA]",
 )
 @_option(
+    "--max-recorded-tokens",
+    type=int,
+    help="Tokens of a step with prompts that is recorded as a CUDA graph.  [default: 512 on CUDA]",
+)
+@_option(
     "--speculative",
     type=click.Choice(SPECULATIVES),
     default="none",

@@ -50,6 +50,9 @@ _PREFILL_CONTEXT_PRICE = {"cpu": 1536, "cuda": 0}
 # Rows that cost little more than one: a CPU's weights pass through its caches once for some 12, and a GPU is
 # busy computing only beyond some 200.
 _DRAFT_ROWS = {"cpu": 12, "cuda": 128}
+# By arithmetic, not by measurement: with 512 tokens a step of an 8B model needs 8 Tflop, which takes a GPU
+# longer than its launches take the host. Smaller models gain from more.
+_DEFAULT_RECORDED_TOKENS = {"cpu": 0, "cuda": 512}
 # About 100 ms of prefill on a CPU and 60 ms on a GPU: what another short prompt may wait for.
 _DEFAULT_LONG_PROMPT = {"cpu": 256, "cuda": 2048}
 
@@ -75,6 +78,7 @@ class EngineConfig:
     prefill_context_price: int = 0  # likewise
     prefill_stretch: int = 0  # likewise
     long_prompt_tokens: int = 0  # a prompt with more to compute makes way for shorter ones; 0: by device
+    max_recorded_tokens: int = 0  # of a step with prompt tokens that is recorded, on CUDA; 0: automatic
     speculative: Speculative = "none"  # how tokens are guessed ahead
     async_scheduling: AsyncScheduling = "auto"  # whether a step is planned while the one before is computed
     block_size: int = 16  # tokens per KV block
@@ -98,6 +102,7 @@ class EngineConfig:
         _at_least("--max-num-batched-tokens", self.max_num_batched_tokens, 0)
         _at_least("--max-prefill-tokens-beside-decodes", self.max_prefill_tokens_beside_decodes, 0)
         _at_least("--long-prompt-tokens", self.long_prompt_tokens, 0)
+        _at_least("--max-recorded-tokens", self.max_recorded_tokens, 0)
         _at_least("--kv-cache-memory", self.kv_cache_bytes, 0)
         _at_least("--num-threads", self.num_threads, 1)
         if self.async_scheduling == "on" and self.speculative != "none":
@@ -135,6 +140,7 @@ class EngineConfig:
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             long_prompt_tokens=self.long_prompt_tokens or _DEFAULT_LONG_PROMPT[kind],
+            max_recorded_tokens=min(self.max_recorded_tokens or _DEFAULT_RECORDED_TOKENS[kind], tokens),
         )
         if self.max_prefill_tokens_beside_decodes:
             return config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +80,7 @@ def test_all_that_needs_no_server_is_measured(
     load_assets(tmp_path)
     monkeypatch.setattr(gpu, "DECODES", ((1, 20), (3, 30), (1, 4096)))
     monkeypatch.setattr(gpu, "PREFILLS", (40, 8192))
+    monkeypatch.setattr(gpu, "MIXED", ((0, 0, 20), (2, 40, 20), (1, 40, 8192)))
     monkeypatch.setattr(gpu, "FIRST_TOKEN_PROMPT", 10)
     for name, value in (("STREAMS", 4), ("STREAM_PROMPT", 8), ("STREAM_OUTPUT", 5), ("REPEATS", 4)):
         monkeypatch.setattr(gpu, name, value)
@@ -86,6 +89,11 @@ def test_all_that_needs_no_server_is_measured(
     report = gpu.measure(config, peak)
     assert [(row["batch"], row["context"]) for row in report["decode"]] == [(1, 20), (3, 30)]
     assert [row["tokens"] for row in report["prefill"]] == [40]
+    assert [(row["decodes"], row["context"], row["prompt"]) for row in report["mixed"]] == [
+        (0, 0, 20),
+        (2, 40, 20),
+    ]
+    assert all(row["step_s"] > 0 and "unrecorded_step_s" not in row for row in report["mixed"])
     for row in report["decode"]:
         assert row["busy"] is None
         assert 0 < row["bandwidth_share"] < 1
@@ -94,6 +102,46 @@ def test_all_that_needs_no_server_is_measured(
     assert report["engine"]["scheduler_s"] > 0
     gpu.show({"device": "a", "torch": "b", "triton": "c", **report})
     assert "tok/s, scheduler" in capsys.readouterr().err
+
+
+class RecordingStandIn:
+    """A decoder that remembers what it should record."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[Any, list[int], list[int]]] = []
+        self.architecture = self.num_bytes = self.picker = self.dtype = self.device = None
+
+    def set_max_positions(self, count: int) -> None: ...
+
+    def record(self, cache: Any, sizes: list[int], token_sizes: list[int]) -> None:
+        self.recorded.append((cache, sizes, token_sizes))
+
+    def __call__(self, plan: Any, cache: Any) -> Any: ...
+
+
+def test_steps_with_a_prompt_are_measured_with_and_without_recordings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder = RecordingStandIn()
+    ready = SimpleNamespace(block_size=16, num_blocks=100, max_model_len=900)
+    runner: Any = SimpleNamespace(decoder=decoder, cache="cache", ready=lambda: ready)
+    monkeypatch.setattr(steps, "step_seconds", lambda *_: 1.0 + len(decoder.recorded))
+    monkeypatch.setattr(gpu, "MIXED", ((2, 40, 20),))
+    config = EngineConfig(model="/model", max_num_seqs=2, max_recorded_tokens=24).for_device("cuda")
+    rows = gpu.measure_mixed(runner, config)
+    assert rows == [{"decodes": 2, "context": 40, "prompt": 20, "step_s": 1.0, "unrecorded_step_s": 2.0}]
+    assert decoder.recorded == [("cache", [1, 2], []), ("cache", [1, 2], [16, 24])]
+    report: dict[str, Any] = {"device": "a", "torch": "b", "triton": "c", "decode": [], "prefill": []}
+    engine = {"output_token_per_s": 1.0, "scheduler_s": 1.0}
+    gpu.show(report | {"mixed": rows, "first_token_s": 1.0, "engine": engine})
+    assert "kernel by kernel 2000.00 ms" in capsys.readouterr().err
+
+
+def test_a_mixed_plan_gives_the_prompt_blocks_behind_the_decodes() -> None:
+    plan = steps.mixed_plan([5, 17], 20, 16)
+    assert [request.block_ids for request in plan.requests] == [[0], [1, 2], [3, 4]]
+    assert [len(request.token_ids) for request in plan.requests] == [1, 1, 20]
+    assert steps.mixed_plan([], 20, 16).requests == steps.prefill_plan(20, 16).requests
 
 
 def test_a_decode_plan_gives_each_request_blocks_of_its_own() -> None:

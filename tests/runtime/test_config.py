@@ -22,6 +22,7 @@ from stoker_runtime.errors import ConfigError
             id="negative-beside",
         ),
         pytest.param({"long_prompt_tokens": -1}, "--long-prompt-tokens", id="negative-long"),
+        pytest.param({"max_recorded_tokens": -1}, "--max-recorded-tokens", id="negative-recorded"),
         pytest.param(
             {"max_num_seqs": 9, "max_num_batched_tokens": 8}, "--max-num-batched-tokens", id="budget"
         ),
@@ -111,6 +112,24 @@ def test_automatic_shares_of_prompts_follow_the_device(
 def test_steps_are_followed_unless_a_limit_is_given(given: int, is_followed: bool) -> None:
     config = EngineConfig(model="/model", max_prefill_tokens_beside_decodes=given).for_device("cpu")
     assert (config.prefill_stretch > 0) is is_followed
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "wanted"),
+    [
+        pytest.param({}, "cuda", 512, id="automatic"),
+        pytest.param({"max_recorded_tokens": 1}, "cuda", 1, id="none"),
+        pytest.param({"max_recorded_tokens": 2048}, "cuda", 2048, id="as-given"),
+        pytest.param({"max_num_batched_tokens": 300}, "cuda", 300, id="no-more-than-a-step-has"),
+        pytest.param({}, "cpu", 0, id="nothing-to-record"),
+    ],
+)
+def test_steps_with_prompts_are_recorded_up_to_a_size(
+    options: dict[str, Any], device: str, wanted: int
+) -> None:
+    config = EngineConfig(model="/model", **options).for_device(device)
+    assert config.max_recorded_tokens == wanted
+    assert config.for_device(device) == config
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     flags = """--served-model-name a --served-model-name b --host 127.0.0.1 --port 81 --device cpu
     --dtype float32 --quantization int8 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77
     --max-prefill-tokens-beside-decodes 33 --long-prompt-tokens 44 --speculative ngram
+    --max-recorded-tokens 55
     --async-scheduling off --kv-cache-dtype fp8
     --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
@@ -110,6 +111,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 max_num_batched_tokens=77,
                 max_prefill_tokens_beside_decodes=33,
                 long_prompt_tokens=44,
+                max_recorded_tokens=55,
                 block_size=8,
                 memory_fraction=0.5,
                 kv_cache_bytes=2**30,

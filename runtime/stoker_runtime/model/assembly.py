@@ -161,7 +161,7 @@ class Assembly:
         assert settings is not None, "as the architecture's readers see to"
         module, stacks = f"{prefix}.{names.module}", None
         modules = [f"{module}.experts.{index}" for index in range(settings.num_experts)]
-        if self._keeps_quantized:  # weights of their own layouts, which do not stack
+        if self._keeps_quantized:  # weights of their own layouts, which only kernels stack
             size = settings.intermediate_size
             experts = [
                 self._mlp(one, {names.gate: size, names.up: size}, names.down, size) for one in modules

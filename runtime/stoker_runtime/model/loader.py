@@ -20,7 +20,7 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.block_assembly import BlockAssembly
 from stoker_runtime.model.blocks import KEPT_TYPES
 from stoker_runtime.model.config_json import read_config_json
-from stoker_runtime.model.cuda.graphs import buckets
+from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.dequantize import FORMATS
@@ -49,6 +49,10 @@ def load_runner(config: EngineConfig) -> Runner:
     """
     started = time.monotonic()
     device = _device(config)
+    if config.max_recorded_tokens and device.type == "cpu":
+        raise ConfigError(
+            f"--max-recorded-tokens is {config.max_recorded_tokens}, which needs a CUDA device; leave it out"
+        )
     config = config.for_device(device.type)
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads)
@@ -97,7 +101,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     num_tokens = config.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
     run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
     if isinstance(decoder, RecordingDecoder):
-        decoder.record(cache, buckets(config.max_num_seqs))
+        decoder.record(cache, buckets(config.max_num_seqs), token_buckets(config.max_recorded_tokens))
     longest = min(limit, capacity)
     return ModelRunner(
         decoder,
@@ -171,7 +175,7 @@ def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: As
     kv_dtype = _kv_dtype(config, dtype, device)
     is_usable_here = is_usable(architecture, config.block_size, dtype, kv_dtype, device)
     if rounds or architecture.storage is not None:
-        if is_usable_here and computes_quantized(dtype, device):
+        if is_usable_here and computes_quantized(architecture, dtype, device):
             assembly.keep_quantized(rounds_to_fp8=rounds)
         elif rounds:
             raise ConfigError(
@@ -266,9 +270,10 @@ def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.
     recorded = 0
     if isinstance(decoder, RecordingDecoder):
         before = torch.cuda.memory_reserved(decoder.device)
-        decoder.record(scratch, [config.max_num_seqs])  # the smaller ones will share its memory
+        # the smaller ones will share the memory of these two
+        decoder.record(scratch, [config.max_num_seqs], token_buckets(config.max_recorded_tokens)[-1:])
         recorded = torch.cuda.memory_reserved(decoder.device) - before
-        decoder.record(scratch, [])
+        decoder.record(scratch, [], [])
     del scratch
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(decoder.device)

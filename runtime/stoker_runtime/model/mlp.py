@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.model.linear import Linear, Product
+from stoker_runtime.model.quantized.stack import QuantizedStack
+
+Stack = Tensor | QuantizedStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ class Experts:
         experts: all of them.
         num_per_token: how many each token goes through.
         normalizes_weights: the weights of a token's experts are made to add up to 1.
-        stacks: of gate_up and down of all experts, which hold views of them; None where those are packed or
-            quantized.
+        stacks: of gate_up and down of all experts, which hold views of them; None where those are packed, or
+            quantized and not stacked.
     Shapes:
         router [N, E]; stacks [N, 2 * intermediate, E] and [N, E, intermediate]
     """
@@ -55,7 +58,7 @@ class Experts:
     experts: tuple[Mlp, ...]
     num_per_token: int
     normalizes_weights: bool
-    stacks: tuple[Tensor, Tensor] | None = None
+    stacks: tuple[Stack, Stack] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the experts add: [T, E] -> [T, E]."""

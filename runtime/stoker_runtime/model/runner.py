@@ -51,7 +51,9 @@ class AnyDecoder(Protocol):
 class RecordingDecoder(AnyDecoder, Protocol):
     """One that records steps for one cache, so that they cost fewer launches."""
 
-    def record(self, cache: KVCache, sizes: Sequence[int]) -> None: ...  # noqa: D102
+    def record(self, cache: KVCache, sizes: Sequence[int], token_sizes: Sequence[int]) -> None:
+        """Record steps of numbers of decodes, and with prompts steps of numbers of tokens; or none."""
+        ...
 
 
 @runtime_checkable

@@ -32,6 +32,7 @@ from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, PackedLinear, packed, packing_works
 from stoker_runtime.model.loader import load_runner
+from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.runner import ModelRunner, run_step
 from stoker_runtime.model.weights import SafetensorsSource
 from stoker_runtime.tokenizer_files import load_assets
@@ -147,6 +148,11 @@ def test_cuda_without_a_device_is_a_configuration_error(model: Path) -> None:
 def test_an_fp8_cache_on_a_cpu_is_a_configuration_error(model: Path) -> None:
     with pytest.raises(ConfigError, match="--kv-cache-dtype is fp8, which needs a CUDA device; use auto"):
         load_runner(config(model, kv_cache_dtype="fp8"))
+
+
+def test_recorded_steps_on_a_cpu_are_a_configuration_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match="--max-recorded-tokens is 9, which needs a CUDA device"):
+        load_runner(config(model, max_recorded_tokens=9))
 
 
 def test_nothing_there_is_model_not_found(tmp_path: Path) -> None:
@@ -390,6 +396,45 @@ def test_the_step_that_memory_is_measured_with_is_the_largest(model: Path) -> No
     cache = KVCache(architecture, 1, 8, torch.float32, torch.device("cpu"))
     decoder = load_runner(config(model, block_size=8)).decoder  # type: ignore[attr-defined]
     assert len(run_step(decoder, cache, plan).sampled) == 4
+
+
+class RecordingStandIn:
+    """A decoder on a device of 1000 bytes: 100 for weights, 200 for a step, 1 for each recorded row."""
+
+    def __init__(self, model: Path) -> None:
+        self.architecture = read_config_json(model / "config.json")
+        self.num_bytes = 100
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.picker = TorchPicker()
+        self.recorded: list[tuple[list[int], list[int]]] = []
+
+    @property
+    def reserved_bytes(self) -> int:
+        return 100 + (sum(map(sum, self.recorded[-1])) if self.recorded else 0)
+
+    def set_max_positions(self, count: int) -> None: ...
+
+    def record(self, cache: KVCache, sizes: list[int], token_sizes: list[int]) -> None:
+        assert cache.num_blocks == 1
+        self.recorded.append((sizes, token_sizes))
+
+    def __call__(self, plan: StepPlan, cache: KVCache) -> torch.Tensor:
+        return torch.zeros(len(plan.positions()), self.architecture.vocab_size)
+
+
+def test_memory_of_the_largest_recordings_is_left_free(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = RecordingStandIn(model)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    scratch_bytes = block_bytes(decoder.architecture, 16, torch.float32)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 300 + scratch_bytes)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: decoder.reserved_bytes)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000 - decoder.reserved_bytes, 1000))
+    for max_recorded, expected in ((40, 40), (1, 0)):
+        settings = config(model, device="cuda", max_num_seqs=4, max_recorded_tokens=max_recorded)
+        free = loader._free_cuda_bytes(settings.for_device("cuda"), decoder, torch.float32)
+        assert free == 900 - 300 - (4 + expected)
+        assert decoder.recorded[-2:] == [([4], [expected] if expected else []), ([], [])]
 
 
 @pytest.mark.gpu

@@ -335,6 +335,7 @@ def test_the_weights_of_a_mixture_are_in_memory_once(tmp_path: Path) -> None:
     for index, expert in enumerate(layer.mlp.experts):
         for linear, stack in zip((expert.gate_up, expert.down), layer.mlp.stacks, strict=True):
             assert isinstance(linear, Linear)
+            assert isinstance(stack, torch.Tensor)
             assert linear.weight.data_ptr() == stack[index].data_ptr()
     assert (layer.mlp.mapped(packed).stacks is None) == packing_works(torch.float32)
 

@@ -15,6 +15,7 @@ from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
 from stoker_runtime.model.cuda.experts import answer
+from stoker_runtime.model.cuda.quantized_experts import stacked_mixture
 from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
 from stoker_runtime.model.cuda.shapes import SPLIT_TOKENS, heads_of, scoring_of
@@ -27,7 +28,7 @@ from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight, fp
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _CHUNK_TOKENS = 40
 _NUM_PROGRAMS = 8
-_MOST_EXPERTS = 16
+_MOST_EXPERTS, _FEW_EXPERTS = 16, 4
 _WIDEST_TILE = 256
 
 
@@ -134,32 +135,66 @@ def _attention_deviation(
 
 
 @torch.inference_mode()
-def product_deviation(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Multiply few and many rows with weights of 4 and 8 bits and of fp8.
+def product_deviation(dtype: torch.dtype, device: torch.device, experts: ExpertSettings | None) -> str | None:
+    """Multiply few and many rows with weights of 4 and 8 bits and of fp8, and ask experts with such weights.
+
+    Args:
+        dtype: of the rows.
+        device: that multiplies.
+        experts: of the model, if it has any.
 
     Returns:
         What differs from PyTorch's products; None when nothing does.
     """
     generator = torch.Generator().manual_seed(0)
-    num_outputs, num_inputs, group_size = 72, 96, 32
-    weights: dict[str, QuantizedWeight] = {
-        "fp8": fp8_rounded(torch.randn(num_outputs, num_inputs, generator=generator))
-    }
-    for bits in (4, 8):
-        shape, groups = (num_inputs * bits // 32, num_outputs), (num_inputs // group_size, num_outputs)
-        words = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
-        zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
-        scales = torch.rand(groups, generator=generator) / 2**bits
-        weights[f"{bits} bits"] = IntWeight(words, zeros, scales, bits, group_size, None)
-    for name, weight in weights.items():
-        linear = QuantizedLinear((weight.to(device),))
+    for kind in ("fp8", "4 bits", "8 bits"):
+        linear = QuantizedLinear((_quantized(kind, 72, 96, generator).to(device),))
         for num_rows in (3, MANY_ROWS):
-            rows = torch.randn(num_rows, num_inputs, generator=generator).to(device, dtype)
-            expected = linear(rows).float()
-            largest = (KernelLinear(linear)(rows).float() - expected).abs().max() / expected.abs().max()
-            if not largest <= _TOLERANCE[dtype]:
-                return f"products with {name} differ by {largest.item()} of the largest"
+            rows = torch.randn(num_rows, 96, generator=generator).to(device, dtype)
+            found = _relative(KernelLinear(linear)(rows), linear(rows))
+            if not found <= _TOLERANCE[dtype]:
+                return f"products with {kind} differ by {found} of the largest"
+        if experts is not None:
+            found = _quantized_experts_difference(kind, experts, dtype, device, generator)
+            if not found <= _TOLERANCE[dtype]:
+                return f"experts with {kind} differ by {found} of the largest"
     return None
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+
+
+def _quantized(kind: str, num_outputs: int, num_inputs: int, generator: torch.Generator) -> QuantizedWeight:
+    """A random weight in groups of 32 inputs, or with a scale for each output."""
+    if kind == "fp8":
+        return fp8_rounded(torch.randn(num_outputs, num_inputs, generator=generator))
+    bits = int(kind.split()[0])
+    shape, groups = (num_inputs * bits // 32, num_outputs), (-(-num_inputs // 32), num_outputs)
+    words = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
+    zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
+    scales = torch.rand(groups, generator=generator) / 2**bits
+    return IntWeight(words, zeros, scales, bits, 32, None)
+
+
+def _quantized_experts_difference(
+    kind: str, settings: ExpertSettings, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> float:
+    count = max(settings.num_per_token, _FEW_EXPERTS)
+    hidden_size, size = 96, 72
+    products = [
+        QuantizedLinear((_quantized(kind, *shape, generator).to(device),))
+        for shape in [(2 * size, hidden_size), (hidden_size, size)] * count
+    ]
+    pairs = zip(products[::2], products[1::2], strict=True)
+    experts = tuple(Mlp(gate_up, down, "silu") for gate_up, down in pairs)
+    router = torch.zeros(count, hidden_size, device=device, dtype=dtype)
+    mixture = stacked_mixture(Experts(router, experts, settings.num_per_token, True))
+    assert mixture is not None, "weights of one kind stack"
+    rows = torch.randn(_CHUNK_TOKENS, hidden_size, generator=generator).to(device, dtype) / 4
+    scores = torch.rand(_CHUNK_TOKENS, count, generator=generator).argsort(dim=-1).to(device, dtype) / 8
+    slots = torch.zeros(_CHUNK_TOKENS, dtype=torch.int32, device=device)
+    return _relative(answer(mixture, rows, scores, slots), mixture.answer(rows, scores))
 
 
 def _plan(block_size: int) -> tuple[StepPlan, int]:

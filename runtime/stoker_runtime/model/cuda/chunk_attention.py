@@ -29,7 +29,7 @@ class ChunkWork:
         num_computed: each request's tokens before them.
         first_blocks: where each request's block table begins in `blocks`.
         blocks: block tables.
-        tile_requests: the request of each tile of queries.
+        tile_requests: the request of each tile of queries; -1 for tiles that are not needed.
         tile_tokens: the first of its tokens, counted from the request's first row.
     Shapes:
         [requests] and [tiles], all int32
@@ -130,6 +130,8 @@ def _chunks_kernel(
 ):
     kv_head = tl.program_id(0)
     request = tl.load(tile_requests + tl.program_id(1))
+    if request < 0:  # a tile that only a larger step would need
+        return
     first_token = tl.load(tile_tokens + tl.program_id(1))
     count = tl.load(num_tokens + request)
     computed = tl.load(num_computed + request)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,14 +19,20 @@ from stoker_runtime.model.cuda.chunk_attention import ChunkWork, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, make_partials
 from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.fp8_linear import fp8_products_work, with_kernels
-from stoker_runtime.model.cuda.graphs import Recorder, Run, bucket_for
+from stoker_runtime.model.cuda.graphs import Run
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.picker import CudaPicker
+from stoker_runtime.model.cuda.quantized_experts import stacked_mixture
+from stoker_runtime.model.cuda.recordings import Outputs, Recordings, make_recordings
+from stoker_runtime.model.cuda.rooms import Room, Rooms
 from stoker_runtime.model.cuda.step_layout import PackedStep, offsets, pack
 from stoker_runtime.model.cuda.store_blocks import store_blocks
 from stoker_runtime.model.kv_cache import KVCache
+from stoker_runtime.model.layer import Layer
+from stoker_runtime.model.linear import Product
+from stoker_runtime.model.mlp import Experts
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.rope import Rope
 
@@ -35,29 +41,6 @@ _INTERPRETED_PROGRAMS = 4
 _SMALLEST_BUFFER = 1 << 16  # integers
 _SMALLEST_SAMPLED = 1024  # tokens
 _FEWEST_ROWS = 16  # requests
-
-
-@dataclass(frozen=True, slots=True)
-class _Recordings:
-    """Steps of decodes alone, for one cache.
-
-    Args:
-        cache: the only one that they read and write.
-        sizes: rows of each recording, ascending.
-        replays: by rows.
-        buffer: where they read the step.
-        fields: sizes of the buffer's fields, by rows.
-        logits: where they leave their results.
-    Shapes:
-        logits [rows of the largest, V] float32
-    """
-
-    cache: KVCache
-    sizes: list[int]
-    replays: dict[int, Run]
-    buffer: InputBuffer
-    fields: dict[int, dict[str, int]]
-    logits: Tensor
 
 
 class CudaDecoder:
@@ -78,7 +61,7 @@ class CudaDecoder:
         self.dtype, self.device = assembly.dtype, assembly.device
         has_fp8 = fp8_products_work(self.dtype, self.device)
         change = partial(with_kernels, has_fp8_products=has_fp8)
-        self._loaded = [layer.mapped(change) for layer in assembly.layers()]
+        self._loaded = [_prepared(layer, change) for layer in assembly.layers()]
         self._frame = assembly.frame()
         self.num_bytes = assembly.num_bytes
         self.picker: Picker = CudaPicker()
@@ -87,7 +70,7 @@ class CudaDecoder:
         self._max_positions = 0
         self._layers: list[CudaLayer] = []
         self._buffer = InputBuffer(_SMALLEST_BUFFER, self.device)
-        self._recordings: _Recordings | None = None
+        self._recordings: Recordings | None = None
         self._sampled = torch.zeros(_SMALLEST_SAMPLED, dtype=torch.int32, device=self.device)
         self._tables = BlockTables(0, 0)
         self._blocks = torch.zeros(0, dtype=torch.int32, device=self.device)
@@ -106,30 +89,39 @@ class CudaDecoder:
         self._layers = [CudaLayer(layer, self.architecture, ropes, num_programs) for layer in self._loaded]
 
     @torch.inference_mode()
-    def record(self, cache: KVCache, sizes: Sequence[int]) -> None:
-        """Record steps of decodes alone, in place of what was recorded before.
+    def record(self, cache: KVCache, sizes: Sequence[int], token_sizes: Sequence[int]) -> None:
+        """Record steps, in place of what was recorded before.
 
         Args:
             cache: where it is used, the recordings replay.
-            sizes: numbers of decodes, ascending; a step takes the smallest that holds it.
+            sizes: numbers of decodes, ascending; a step of decodes alone takes the smallest that holds it.
+                The last one is the most requests of any recorded step. None: nothing is recorded.
+            token_sizes: numbers of tokens of steps with chunks, likewise.
         """
         self._recordings = None
         if sizes and sizes[-1] > len(self._sampled):
             self._sampled = torch.zeros(sizes[-1], dtype=torch.int32, device=self.device)
         if not sizes or any(layer.has_single_experts for layer in self._loaded):
             return
-        largest = sizes[-1]
-        max_blocks = self._make_room(largest, cache.block_size)
-        fields = {size: self._decode_fields(size, max_blocks) for size in sizes}
-        buffer = InputBuffer(max(offsets(of_size)[""] for of_size in fields.values()), self.device)
-        partials = make_partials(largest * shapes.max_splits(self._max_positions), self._heads, self.device)
-        logits = torch.empty(largest, self.architecture.vocab_size, device=self.device)
-        recorder = Recorder(self.device)
-        replays: dict[int, Run] = {}
-        for size in reversed(sizes):  # the largest first: the others fit into the scratch memory it took
-            step = self._step(buffer.views(fields[size]), size, size, partials)
-            replays[size] = recorder.record(self._run(step, cache, logits[:size]))
-        self._recordings = _Recordings(cache, list(sizes), replays, buffer, fields, logits)
+        max_splits, max_blocks = (
+            shapes.max_splits(self._max_positions),
+            self._make_room(sizes[-1], cache.block_size),
+        )
+        rooms = Rooms.of(sizes, token_sizes, self._tokens_per_tile)
+        partials = make_partials(rooms.max_requests * max_splits, self._heads, self.device)
+        architecture, most_rows = self.architecture, max(token_sizes, default=0)
+        outputs = Outputs(
+            logits=torch.empty(sizes[-1], architecture.vocab_size, device=self.device),
+            normed=torch.empty(most_rows, architecture.hidden_size, dtype=self.dtype, device=self.device),
+        )
+
+        def make_run(room: Room, views: Mapping[str, Tensor]) -> Run:
+            step = self._step(views, room.decodes, partials)
+            if room.chunks:
+                return self._mixed_run(step, cache, outputs.normed[: room.rows])
+            return self._decodes_run(step, cache, outputs.logits[: room.rows])
+
+        self._recordings = make_recordings(cache, rooms, max_splits, max_blocks, outputs, make_run)
 
     def feed(self, token_ids: Tensor) -> None:
         """Keep what a step sampled for the placeholders of the next one; see runner.FeedingDecoder."""
@@ -150,10 +142,10 @@ class CudaDecoder:
 
     def _compute(self, plan: StepPlan, cache: KVCache) -> Tensor:
         recordings = self._recordings
-        if recordings is not None and recordings.cache is cache and plan.num_tokens == len(plan.requests):
-            size = bucket_for(plan.num_tokens, recordings.sizes)
-            if size is not None:
-                return self._replay(plan, recordings, size)
+        if recordings is not None and recordings.cache is cache:
+            room = recordings.rooms.choose(plan)
+            if room is not None:
+                return self._replay(plan, recordings, room)
         self._make_room(len(plan.requests), cache.block_size)
         packed = pack(plan, cache.block_size, self._tokens_per_tile, tables=self._tables)
         field_sizes = {name: len(values) for name, values in packed.fields.items()}
@@ -161,17 +153,22 @@ class CudaDecoder:
         if needed > self._buffer.capacity:
             self._buffer = InputBuffer(2 * needed, self.device)
         views = self._upload(self._buffer, packed, field_sizes)
-        step = self._step(views, packed.num_decodes, packed.num_tokens, None)
-        return self._logits(*self._hidden(step, cache), views.get("sampled_rows"))
+        step = self._step(views, packed.num_decodes, None)
+        hidden, delta, delta_weight = self._hidden(step, cache)
+        if not packed.samples_each:
+            rows = views["sampled_rows"]
+            hidden, delta = hidden[rows], None if delta is None else delta[rows]
+        return self._logits(self._normed(hidden, delta, delta_weight, torch.empty_like(hidden)))
 
-    def _replay(self, plan: StepPlan, recordings: _Recordings, size: int) -> Tensor:
-        block_size, tile = recordings.cache.block_size, self._tokens_per_tile
-        packed = pack(plan, block_size, tile, size, self._tables)
-        self._upload(recordings.buffer, packed, recordings.fields[size])
-        recordings.replays[size]()
-        if len(packed.sampled_rows) == packed.num_decodes:
-            return recordings.logits[: packed.num_decodes]
-        return recordings.logits[packed.sampled_rows]
+    def _replay(self, plan: StepPlan, recordings: Recordings, room: Room) -> Tensor:
+        packed = pack(plan, recordings.cache.block_size, self._tokens_per_tile, room, self._tables)
+        views = self._upload(recordings.buffer, packed, recordings.fields[room])
+        recordings.replays[room]()
+        rows = views["sampled_rows"][: len(packed.sampled_rows)]
+        if room.chunks:
+            return self._logits(recordings.outputs.normed[rows])
+        logits = recordings.outputs.logits
+        return logits[: packed.num_decodes] if packed.samples_each else logits[rows]
 
     def _make_room(self, num_requests: int, block_size: int) -> int:
         """See that there are tables for so many requests; returns the most blocks of one."""
@@ -192,33 +189,30 @@ class CudaDecoder:
         store_blocks(self._blocks, views["changes"], len(packed.fields["changes"]) // 2)
         return views
 
-    def _run(self, step: StepTensors, cache: KVCache, logits: Tensor) -> Run:
+    def _decodes_run(self, step: StepTensors, cache: KVCache, logits: Tensor) -> Run:
         def run() -> None:
-            logits.copy_(self._logits(*self._hidden(step, cache), None))
+            hidden, delta, delta_weight = self._hidden(step, cache)
+            logits.copy_(self._logits(self._normed(hidden, delta, delta_weight, torch.empty_like(hidden))))
 
         return run
 
-    def _decode_fields(self, size: int, max_blocks: int) -> dict[str, int]:
-        """Sizes of the fields that pack makes for a step of decodes, at their largest."""
-        return {
-            "token_ids": size,
-            "positions": size,
-            "slots": size,
-            "contexts": size,
-            "first_items": size + 1,
-            "decode_first_blocks": size,
-            "items": size * shapes.max_splits(self._max_positions),
-            "changes": 2 * size * max_blocks,
-        }
+    def _mixed_run(self, step: StepTensors, cache: KVCache, normed: Tensor) -> Run:
+        """Return all of a step but its logits: how many rows are sampled has nothing to do with its size.
 
-    def _step(
-        self, views: Mapping[str, Tensor], num_decodes: int, num_tokens: int, partials: Partials | None
-    ) -> StepTensors:
+        They are left to three launches or so, which the device finds waiting when the recording is over.
+        """
+
+        def run() -> None:
+            self._normed(*self._hidden(step, cache), normed)
+
+        return run
+
+    def _step(self, views: Mapping[str, Tensor], num_decodes: int, partials: Partials | None) -> StepTensors:
         views = {**views, "blocks": self._blocks}
         decodes = DecodeWork.of(views, num_decodes) if num_decodes else None
         if decodes is not None and partials is None:
             partials = make_partials(decodes.items.shape[0], self._heads, self.device)
-        chunks = ChunkWork.of(views) if num_tokens > num_decodes else None
+        chunks = ChunkWork.of(views) if "tile_requests" in views else None
         return StepTensors(views["token_ids"], views["positions"], views["slots"], decodes, partials, chunks)
 
     def _hidden(self, step: StepTensors, cache: KVCache) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -227,34 +221,41 @@ class CudaDecoder:
         if self.architecture.scales.embedding != 1:
             hidden = hidden * self.architecture.scales.embedding
         scratch = make_scratch(self.architecture, hidden.shape[0], hidden)
+        if (
+            step.chunks is not None
+        ):  # nobody attends for rows that fill up a recording, and what is there may be NaN
+            scratch.attended.zero_()
         delta: Tensor | None = None
         delta_weight: Tensor | None = None
         for index, layer in enumerate(self._layers):
             delta, delta_weight = layer(hidden, delta, delta_weight, step, cache, index, scratch)
         return hidden, delta, delta_weight
 
-    def _logits(
-        self, hidden: Tensor, delta: Tensor | None, delta_weight: Tensor | None, sampled_rows: Tensor | None
+    def _normed(
+        self, hidden: Tensor, delta: Tensor | None, delta_weight: Tensor | None, out: Tensor
     ) -> Tensor:
-        """Logits of some rows, or of all: [B, V] float32."""
-        if sampled_rows is not None:
-            hidden = hidden[sampled_rows]
-            delta = None if delta is None else delta[sampled_rows]
-        scales = self.architecture.scales
+        """Return what the logits of some rows come from, [B, E], in `out`."""
+        eps, residual = self.architecture.rms_norm_eps, self.architecture.scales.residual
         if not hidden.shape[0]:
+            return out
+        return add_and_norm(hidden, delta, delta_weight, self._frame.norm, eps, residual, out)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        """Logits of some rows: [B, E] -> [B, V] float32."""
+        scales = self.architecture.scales
+        if not normed.shape[0]:
             return torch.empty(0, self.architecture.vocab_size, device=self.device)
-        normed = add_and_norm(
-            hidden,
-            delta,
-            delta_weight,
-            self._frame.norm,
-            self.architecture.rms_norm_eps,
-            scales.residual,
-            torch.empty_like(hidden),
-        )
         logits = self._frame.lm_head(normed).float()
         if scales.logits != 1:
             logits = logits / scales.logits
         if scales.logits_cap is not None:
             logits = (logits / scales.logits_cap).tanh_() * scales.logits_cap
         return logits
+
+
+def _prepared(layer: Layer, change: Callable[[Product], Product]) -> Layer:
+    """Return a layer with its products changed, but for those of experts that can be multiplied together."""
+    mapped = layer.mapped(change)
+    if not isinstance(layer.mlp, Experts) or not mapped.has_single_experts:
+        return mapped
+    return replace(mapped, mlp=stacked_mixture(layer.mlp) or mapped.mlp)

@@ -18,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from stoker_runtime.model.cuda.activation import activate
+from stoker_runtime.model.cuda.quantized_experts import multiply_quantized_groups
 from stoker_runtime.model.cuda.routing import Choices, Groups, choose_experts, group_by_expert
 from stoker_runtime.model.mlp import Experts
+from stoker_runtime.model.quantized.stack import QuantizedStack
 
 _COMBINED_COLUMNS = 1024
 
@@ -188,20 +190,34 @@ def answer(mixture: Experts, rows: Tensor, scores: Tensor, slots: Tensor) -> Ten
     """Return what a mixture adds, without a word to the host; see mlp.Experts.answer.
 
     Args:
-        mixture: with stacked weights.
+        mixture: with stacked weights, quantized or not.
         rows: of the step.
         scores: what the router says.
         slots: negative for rows that only fill up a recording, and get zeros.
     Shapes:
         rows [T, E], scores [T, N], slots [T] int32 -> [T, E]
     """
-    assert mixture.stacks is not None, "a mixture on a device is not packed"
+    assert mixture.stacks is not None, "mixtures without stacks answer expert by expert"
     gate_up, down = mixture.stacks
     num_per_token, activation = mixture.num_per_token, mixture.experts[0].activation
     choices = choose_experts(scores, slots, num_per_token, mixture.normalizes_weights)
     groups = group_by_expert(choices)
     activated = rows.new_empty(choices.experts.numel(), down.shape[2])
-    multiply_groups(rows, gate_up, groups, num_per_token, activation, activated)
+    _multiply(rows, gate_up, groups, num_per_token, activation, activated)
     answers = rows.new_empty(choices.experts.numel(), down.shape[1])
-    multiply_groups(activated, down, groups, num_per_token, None, answers)
+    _multiply(activated, down, groups, num_per_token, None, answers)
     return combine(answers, choices)
+
+
+def _multiply(
+    rows: Tensor,
+    weight: Tensor | QuantizedStack,
+    groups: Groups,
+    num_per_token: int,
+    activation: Literal["silu", "gelu_tanh"] | None,
+    out: Tensor,
+) -> None:
+    if isinstance(weight, QuantizedStack):
+        multiply_quantized_groups(rows, weight, groups, num_per_token, activation, out)
+    else:
+        multiply_groups(rows, weight, groups, num_per_token, activation, out)

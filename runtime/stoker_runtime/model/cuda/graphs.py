@@ -1,25 +1,12 @@
-"""Steps of decodes alone, recorded once per number of rows and replayed: one launch instead of hundreds."""
+"""Steps recorded once and replayed: one launch instead of hundreds."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
 
 Run = Callable[[], None]
-
-
-def buckets(max_num_seqs: int) -> list[int]:
-    """Return the numbers of rows to record; a step takes the smallest that holds it."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, max_num_seqs, 16)]
-    return [*(size for size in sizes if size < max_num_seqs), max_num_seqs]
-
-
-def bucket_for(num_rows: int, sizes: list[int]) -> int | None:
-    """Return the smallest of the ascending sizes that holds so many rows."""
-    index = bisect_left(sizes, num_rows)
-    return sizes[index] if index < len(sizes) else None
 
 
 class Recorder:

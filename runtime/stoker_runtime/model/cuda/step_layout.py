@@ -14,9 +14,14 @@ import numpy.typing as npt
 
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.model.cuda.block_tables import BlockTables
+from stoker_runtime.model.cuda.rooms import Room
 from stoker_runtime.model.cuda.shapes import MAX_SPLITS, SPLIT_TOKENS
 
 _ALIGNMENT = 16  # integers: kernels are compiled for aligned pointers, and anew for others
+
+# Fields of rows and what they hold in one that does nothing: it stores nothing and chooses no experts.
+_OF_ROWS = {"token_ids": 0, "positions": 0, "slots": -1}
+_OF_CHUNKS = ("first_rows", "num_tokens", "num_computed", "chunk_first_blocks")
 
 Integers = npt.NDArray[np.int32]
 Fields = dict[str, Integers]
@@ -30,21 +35,23 @@ class PackedStep:
         fields: by name; see DecodeWork and ChunkWork. The last one is `blocks`, or `changes` of tables that
             stay on the device, whose length varies most.
         num_decodes: rows that are a request's only one, the first ones.
-        num_tokens: all rows.
+        num_tokens: all rows, with those that fill up a recording.
         sampled_rows: rows whose logits are wanted, in the plan's order.
+        samples_each: those are the decodes' rows, one after the other, and there are no others.
     """
 
     fields: Fields
     num_decodes: int
     num_tokens: int
     sampled_rows: list[int]
+    samples_each: bool
 
 
 def pack(
     plan: StepPlan,
     block_size: int,
     tokens_per_tile: int,
-    num_rows: int = 0,
+    room: Room | None = None,
     tables: BlockTables | None = None,
 ) -> PackedStep:
     """Lay a plan out for the kernels.
@@ -53,27 +60,48 @@ def pack(
         plan: at least one request.
         block_size: tokens per KV block.
         tokens_per_tile: of the chunks' attention.
-        num_rows: pad to so many rows, for a plan of decodes alone; 0 pads nothing.
+        room: of a recording, which is filled up with rows, requests and tiles that do nothing; one with room
+            for chunks is for plans that have some.
         tables: that are on the device already; without, the plan's tables go along.
     """
     decodes = [request for request in plan.requests if len(request.token_ids) == 1]
     chunks = [request for request in plan.requests if len(request.token_ids) > 1]
+    room = room or Room(plan.num_tokens, len(decodes), len(chunks))
     firsts, last_field = _gathered(plan) if tables is None else tables.changes(plan.requests)
-    fields, first_blocks = _decode_fields(decodes, block_size, firsts, max(0, num_rows - len(decodes)))
+    fields = _decode_fields(decodes, block_size, firsts, room)
     rows = {request.request_id: row for row, request in enumerate(decodes)}
     if chunks:
-        of_chunks, last_rows = _chunk_fields(chunks, block_size, firsts, tokens_per_tile, len(decodes))
-        for name in ("token_ids", "positions", "slots"):
+        of_chunks, last_rows = _chunk_fields(chunks, block_size, firsts, tokens_per_tile, len(decodes), room)
+        for name in _OF_ROWS:
             fields[name] = np.concatenate([fields[name], of_chunks.pop(name)])
         fields |= of_chunks
         rows |= last_rows
-    fields["decode_first_blocks"] = first_blocks
+    for name, unused in _OF_ROWS.items():
+        fields[name] = _filled(fields[name], room.rows, unused)
     ends = ((request.num_samples, rows[request.request_id] + 1) for request in plan.requests)
     sampled_rows = [row for count, end in ends for row in range(end - count, end)]
-    if chunks or len(sampled_rows) < len(decodes):
-        fields["sampled_rows"] = np.array(sampled_rows, dtype=np.int32)
+    fields["sampled_rows"] = np.array(sampled_rows, dtype=np.int32)
     fields["blocks" if tables is None else "changes"] = last_field
-    return PackedStep(fields, len(decodes), len(fields["token_ids"]), sampled_rows)
+    samples_each = not chunks and len(sampled_rows) == len(decodes)
+    return PackedStep(fields, len(decodes), room.rows, sampled_rows, samples_each)
+
+
+def largest_fields(room: Room, max_splits: int, max_blocks: int) -> dict[str, int]:
+    """Return the sizes of the fields that pack makes for a room, each at its largest.
+
+    Args:
+        room: of the recording.
+        max_splits: of one context.
+        max_blocks: of one request.
+    """
+    sizes = dict.fromkeys(_OF_ROWS, room.rows)
+    sizes |= {"contexts": room.decodes, "decode_first_blocks": room.decodes, "first_items": room.decodes + 1}
+    if room.chunks:
+        sizes |= dict.fromkeys(_OF_CHUNKS, room.chunks)
+        sizes |= {"tile_requests": room.tiles, "tile_tokens": room.tiles}
+    sizes |= {"sampled_rows": room.rows, "items": room.decodes * max_splits}
+    num_requests = min(room.rows, room.decodes + room.chunks)
+    return sizes | {"changes": 2 * num_requests * max_blocks}
 
 
 def _gathered(plan: StepPlan) -> tuple[dict[str, int], Integers]:
@@ -85,9 +113,15 @@ def _gathered(plan: StepPlan) -> tuple[dict[str, int], Integers]:
     return firsts, np.array(blocks, dtype=np.int32)
 
 
+def _filled(values: Integers, size: int, unused: int = 0) -> Integers:
+    """Return the values and as many unused ones as make up the size."""
+    missing = size - len(values)
+    return values if missing <= 0 else np.concatenate([values, np.full(missing, unused, dtype=np.int32)])
+
+
 def _decode_fields(
-    decodes: Sequence[ScheduledRequest], block_size: int, firsts: Mapping[str, int], num_padding: int
-) -> tuple[Fields, Integers]:
+    decodes: Sequence[ScheduledRequest], block_size: int, firsts: Mapping[str, int], room: Room
+) -> Fields:
     token_ids, positions, slots, first_blocks = array("i"), array("i"), array("i"), array("i")
     for request in decodes:
         position, table = request.num_computed_tokens, request.block_ids
@@ -95,22 +129,18 @@ def _decode_fields(
         positions.append(position)
         slots.append(table[position // block_size] * block_size + position % block_size)
         first_blocks.append(firsts[request.request_id])
-    padding = [0] * num_padding
-    token_ids.fromlist(padding)
-    first_blocks.fromlist(padding)
-    slots.fromlist([-1] * num_padding)
-    contexts = np.array([*(position + 1 for position in positions), *padding], dtype=np.int32)
-    positions.fromlist(padding)
+    of_positions = np.array(positions, dtype=np.int32)
+    contexts = _filled(of_positions + 1, room.decodes)
     first_items, items = split_items(contexts)
-    fields = {
+    return {
         "token_ids": np.array(token_ids, dtype=np.int32),
-        "positions": np.array(positions, dtype=np.int32),
+        "positions": of_positions,
         "slots": np.array(slots, dtype=np.int32),
         "contexts": contexts,
         "first_items": first_items,
         "items": items,
+        "decode_first_blocks": _filled(np.array(first_blocks, dtype=np.int32), room.decodes),
     }
-    return fields, np.array(first_blocks, dtype=np.int32)
 
 
 def split_items(contexts: Integers) -> tuple[Integers, Integers]:
@@ -130,6 +160,7 @@ def _chunk_fields(
     firsts: Mapping[str, int],
     tokens_per_tile: int,
     first_row: int,
+    room: Room,
 ) -> tuple[Fields, dict[str, int]]:
     counts = np.array([len(request.token_ids) for request in chunks], dtype=np.int32)
     last_rows: dict[str, int] = {}
@@ -152,18 +183,22 @@ def _chunk_fields(
     tile_requests = np.repeat(np.arange(len(chunks), dtype=np.int32), tile_counts)
     before = np.cumsum(tile_counts, dtype=np.int32) - tile_counts
     tile_tokens = (np.arange(len(tile_requests), dtype=np.int32) - before[tile_requests]) * tokens_per_tile
+    of_requests = (
+        first_row + np.cumsum(counts, dtype=np.int32) - counts,
+        counts,
+        np.array([request.num_computed_tokens for request in chunks], dtype=np.int32),
+        np.array(first_blocks, dtype=np.int32),
+    )
     fields = {
         "token_ids": np.concatenate(token_ids),
         "positions": np.concatenate(positions),
         "slots": np.concatenate(slots),
-        "first_rows": (first_row + np.cumsum(counts) - counts).astype(np.int32),
-        "num_tokens": counts,
-        "num_computed": np.array([request.num_computed_tokens for request in chunks], dtype=np.int32),
-        "chunk_first_blocks": np.array(first_blocks, dtype=np.int32),
         # The last tiles of a chunk see most, so they begin first.
-        "tile_requests": tile_requests[::-1],
-        "tile_tokens": tile_tokens[::-1],
+        "tile_requests": _filled(tile_requests[::-1], room.tiles, -1),
+        "tile_tokens": _filled(tile_tokens[::-1], room.tiles),
     }
+    for name, values in zip(_OF_CHUNKS, of_requests, strict=True):
+        fields[name] = _filled(values, room.chunks)
     return fields, last_rows
 
 

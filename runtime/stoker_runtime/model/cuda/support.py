@@ -50,13 +50,13 @@ def _why_not(
     return _why_wrong(check, device)
 
 
-def computes_quantized(dtype: torch.dtype, device: torch.device) -> bool:
+def computes_quantized(architecture: Architecture, dtype: torch.dtype, device: torch.device) -> bool:
     """Tell whether the kernels multiply quantized weights rightly on a CUDA device; the log says why not."""
 
     def check() -> str | None:
         from stoker_runtime.model.cuda.check import product_deviation
 
-        return product_deviation(dtype, device)
+        return product_deviation(dtype, device, architecture.experts)
 
     reason = _why_wrong(check, device)
     if reason is not None:

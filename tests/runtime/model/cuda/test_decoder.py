@@ -20,7 +20,7 @@ from stoker_runtime.model.architecture import Architecture, ExpertSettings, Fami
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import check, support
 from stoker_runtime.model.cuda.decoder import CudaDecoder
-from stoker_runtime.model.cuda.graphs import buckets
+from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache
@@ -53,8 +53,9 @@ def decoder_of(engine: Engine) -> CudaDecoder:
     return decoder
 
 
-def record(engine: Engine, max_num_seqs: int) -> None:
-    decoder_of(engine).record(engine._runner.cache, buckets(max_num_seqs))  # type: ignore[attr-defined]
+def record(engine: Engine, max_num_seqs: int, max_tokens: int = 16) -> None:
+    cache = engine._runner.cache  # type: ignore[attr-defined]
+    decoder_of(engine).record(cache, buckets(max_num_seqs), token_buckets(max_tokens))
 
 
 def prompts(count: int, longest: int) -> list[list[int]]:
@@ -159,7 +160,7 @@ def test_recorded_steps_equal_others(
 
 def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine("llama", num_blocks=32, block_size=8, budget=24)
-    record(engine, 2)
+    record(engine, 2, max_tokens=1)
     replayed: list[int] = []
     recordings: Any = decoder_of(engine)._recordings
 
@@ -170,8 +171,8 @@ def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine:
 
         return run
 
-    for size, replay in list(recordings.replays.items()):
-        recordings.replays[size] = spy(size, replay)
+    for room, replay in list(recordings.replays.items()):
+        recordings.replays[room] = spy(room.rows, replay)
     requests = [make_request(prompt, max_tokens=6 - i) for i, prompt in enumerate(prompts(3, 6))]
     outputs = run_to_end(engine, {0: requests})
     assert set(replayed) == {1, 2}  # three at once do not fit

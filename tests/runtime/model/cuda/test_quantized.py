@@ -30,7 +30,14 @@ from stoker_runtime.model.cuda import check, fp8_linear, quantized_linear, suppo
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.e4m3 import from_e4m3, to_e4m3
 from stoker_runtime.model.cuda.fp8_linear import Fp8Linear, are_right, round_rows, with_kernels
-from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear, dequantized, tile_inputs
+from stoker_runtime.model.cuda.quantized_linear import (
+    MANY_ROWS,
+    KernelLinear,
+    dequantized,
+    multiply,
+    num_parts,
+    tile_inputs,
+)
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8, FP8_MAX
 from stoker_runtime.model.linear import Linear
@@ -114,6 +121,66 @@ def test_products_equal_the_reference(
 
 
 @FIXED_DEVICE
+@given(
+    weight=weights,
+    num_rows=st.sampled_from([1, 5, 17, 64]),
+    parts=st.integers(2, 8),
+    dtype=dtypes,
+)
+def test_products_in_parts_equal_the_reference(
+    device: torch.device, weight: QuantizedWeight, num_rows: int, parts: int, dtype: torch.dtype
+) -> None:
+    """More parts than there are tiles of inputs, too: those that begin behind the last one add zeros."""
+    size = tile_inputs(weight.group_size, weight.shape[1])
+    if size is None:
+        return
+    if isinstance(weight, IntWeight):
+        weight = replace(weight, order=None)
+    generator = torch.Generator().manual_seed(num_rows)
+    rows = torch.randn(num_rows, weight.shape[1], generator=generator).to(dtype)
+    found = multiply(rows.to(device), weight.to(device), size, parts)
+    assert_close(found.cpu(), rows.double() @ plain(weight).T)
+    assert torch.equal(found, multiply(rows.to(device), weight.to(device), size, parts))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_processors", "expected"),
+    [
+        pytest.param((4096, 4096), 132, 2, id="half-idle"),
+        pytest.param((4096, 14336), 132, 2, id="half-idle-and-deep"),
+        pytest.param((6144, 4096), 132, 1, id="busy-enough"),
+        pytest.param((28672, 4096), 132, 1, id="many-tiles"),
+        pytest.param((1024, 4096), 132, 4, id="parts-are-large-enough"),
+        pytest.param((64, 65536), 132, 8, id="most-parts"),
+        pytest.param((64, 1000), 132, 1, id="too-shallow"),
+        pytest.param((1, 1), 1, 1, id="smallest"),
+    ],
+)
+def test_inputs_are_cut_where_a_product_leaves_most_of_a_device_idle(
+    shape: tuple[int, int], num_processors: int, expected: int
+) -> None:
+    assert num_parts(*shape, num_processors) == expected
+
+
+def test_a_product_is_cut_into_parts_where_the_device_is_large(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_linear, "_num_processors", lambda _: 132)
+    cut = list[int]()
+
+    def spy(rows: Tensor, weight: QuantizedWeight, size: int, parts: int) -> Tensor:
+        cut.append(parts)
+        return multiply(rows, weight, size, parts)
+
+    monkeypatch.setattr(quantized_linear, "multiply", spy)
+    weight = random_weight("4", 32, 2048, 128)
+    rows = torch.randn(3, 2048, generator=torch.Generator().manual_seed(0))
+    found = KernelLinear(QuantizedLinear((weight.to(device),)))(rows.to(device))
+    assert cut == [2]
+    assert_close(found.cpu(), rows.double() @ plain(weight).T)
+
+
+@FIXED_DEVICE
 @given(weight=weights, dtype=dtypes)
 def test_dequantized_weights_equal_the_reference(
     device: torch.device, weight: QuantizedWeight, dtype: torch.dtype
@@ -152,7 +219,7 @@ def test_few_rows_read_the_codes_and_many_a_weight_made_for_them(
 
 
 def test_tiles_stay_within_a_group() -> None:
-    found = {size: tile_inputs(random_weight("4", 8, 160, size)) for size in (16, 96, 128, 160, 200, 24)}
+    found = {size: tile_inputs(size, 160) for size in (16, 96, 128, 160, 200, 24)}
     assert found == {16: 16, 96: 32, 128: 64, 160: 64, 200: 64, 24: None}
 
 
@@ -249,15 +316,18 @@ def test_which_products_round_activations(device: torch.device, monkeypatch: pyt
 
 
 def test_the_check_at_start_passes(device: torch.device) -> None:
-    assert check.product_deviation(torch.float32, device) is None
-    assert support.computes_quantized(torch.float16, device)
+    assert check.product_deviation(torch.float32, device, None) is None
+    assert check.product_deviation(torch.float16, device, None) is None
 
 
 def test_kernels_that_compute_wrongly_are_not_used(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    write_model(tmp_path, "llama")
+    architecture = read_config_json(tmp_path / "config.json")
+    assert support.computes_quantized(architecture, torch.float32, device)
     monkeypatch.setattr(KernelLinear, "__call__", lambda *_: torch.zeros(1, 72, device=device))
-    assert not support.computes_quantized(torch.float32, device)
+    assert not support.computes_quantized(architecture, torch.float32, device)
     assert "products with fp8 differ" in caplog.text
 
 
@@ -319,34 +389,6 @@ def test_a_model_over_the_kernels_generates_what_its_dequantized_weights_do(
     outputs = run_to_end(engine, {0: requests[:1], 1: requests[1:]})
     for request in requests:
         assert Reference(model).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
-
-
-def test_experts_that_stay_quantized_answer_one_after_the_other(
-    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_model(tmp_path, "mixtral")
-    kept: list[bool] = []
-    outputs = []
-
-    def decoder(kind: type[CudaDecoder] | type[Decoder]) -> CudaDecoder | Decoder:
-        architecture, source, assembly = kept_assembly(tmp_path, device, rounds_to_fp8=True)
-        with source:
-            return kind(architecture, assembly)
-
-    for kind in (CudaDecoder, Decoder):
-        monkeypatch.setattr(loader, "_decoder", lambda *_, kind=kind: decoder(kind))
-        monkeypatch.setattr(loader, "buckets", lambda _: [1, 2])
-        engine = make_engine(tmp_path, device=device.type, num_blocks=32, block_size=8, budget=24)
-        found: Any = engine._runner.decoder  # type: ignore[attr-defined]
-        if isinstance(found, CudaDecoder):
-            found.record(engine._runner.cache, [1, 2])  # type: ignore[attr-defined]
-            assert found._recordings is None
-            kept += [isinstance(expert.down, KernelLinear) for expert in found._loaded[0].mlp.experts]  # type: ignore[union-attr]
-        requests = [make_request([5, 80, 3, 9, 120][: 2 + i], max_tokens=3) for i in range(2)]
-        outputs.append(list(run_to_end(engine, {0: requests[:1], 1: requests[1:]}).values()))
-    assert kept
-    assert all(kept)
-    assert outputs[0] == outputs[1]
 
 
 def test_weights_that_stay_quantized_take_less_memory(tmp_path: Path) -> None:
