@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.model.linear import Linear, Product
-from stoker_runtime.model.quantized.stack import QuantizedStack
 
-Stack = Tensor | QuantizedStack
+
+class Stack(Protocol):
+    """Weights of all experts behind each other, in whatever form."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Experts, outputs and inputs."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from stoker_runtime.model.cuda.activation import activate
 from stoker_runtime.model.cuda.quantized_experts import multiply_quantized_groups
 from stoker_runtime.model.cuda.routing import Choices, Groups, choose_experts, group_by_expert
-from stoker_runtime.model.mlp import Experts
+from stoker_runtime.model.mlp import Experts, Stack
 from stoker_runtime.model.quantized.stack import QuantizedStack
 
 _COMBINED_COLUMNS = 1024
@@ -211,7 +211,7 @@ def answer(mixture: Experts, rows: Tensor, scores: Tensor, slots: Tensor) -> Ten
 
 def _multiply(
     rows: Tensor,
-    weight: Tensor | QuantizedStack,
+    weight: Stack,
     groups: Groups,
     num_per_token: int,
     activation: Literal["silu", "gelu_tanh"] | None,
@@ -220,4 +220,5 @@ def _multiply(
     if isinstance(weight, QuantizedStack):
         multiply_quantized_groups(rows, weight, groups, num_per_token, activation, out)
     else:
+        assert isinstance(weight, Tensor), "there are no other stacks"
         multiply_groups(rows, weight, groups, num_per_token, activation, out)

@@ -30,6 +30,7 @@ from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
+from stoker_runtime.model.quantized.stack import QuantizedStack
 from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight, QuantizedWeight
 from stoker_runtime.model.weights import SafetensorsSource
 
@@ -141,13 +142,14 @@ def test_stacked_experts_are_views_of_the_stacks(kind: str) -> None:
     assert stacked is not None
     assert stacked.stacks is not None
     for stack, name in zip(stacked.stacks, ("gate_up", "down"), strict=True):
+        assert isinstance(stack, QuantizedStack)
         products: list[Any] = [getattr(expert, name) for expert in mixture.experts]
         views: list[Any] = [getattr(expert, name) for expert in stacked.experts]
         assert stack.shape == (5, *products[0].weights[0].shape)
         for product, view in zip(products, views, strict=True):
             assert torch.equal(plain(product).weight, plain(view).weight)
             codes: Tensor = view.weights[0].words if kind != "fp8" else view.weights[0].codes
-            assert codes.untyped_storage().data_ptr() == stack.codes.untyped_storage().data_ptr()  # type: ignore[union-attr]
+            assert codes.untyped_storage().data_ptr() == stack.codes.untyped_storage().data_ptr()
 
 
 def with_other_down(mixture: Experts, down: Any) -> Experts:
