@@ -13,8 +13,10 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.rotate import Rotation
 from stoker_runtime.model.cuda.shapes import Heads, Scoring
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.mlp import Experts, Mlp
+from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight, QuantizedWeight
 from stoker_runtime.model.rope import rotate
 
 
@@ -129,6 +131,36 @@ def rotate_reference(
             part = rotate(part, cos, sin)
         turned.append(part)
     return turned[0], turned[1], value
+
+
+def random_weight(
+    kind: str,
+    num_outputs: int,
+    num_inputs: int,
+    group_size: int,
+    is_shuffled: bool = False,
+    seed: int | None = None,
+) -> QuantizedWeight:
+    """A weight of random codes, its products as large as its inputs; kind is fp8 or an integer's bits."""
+    generator = torch.Generator().manual_seed(num_outputs * num_inputs if seed is None else seed)
+    groups = (-(-num_inputs // group_size), num_outputs)
+    scales = (0.5 + torch.rand(groups, generator=generator)) / num_inputs**0.5
+    if kind == "fp8":
+        codes = torch.randn(num_outputs, num_inputs, generator=generator).to(FP8)
+        return Fp8Weight(codes, scales, group_size, rounds_inputs=True)
+    bits = int(kind)
+    shape = (num_inputs * bits // 32, num_outputs)
+    words = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
+    zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
+    order = torch.randperm(num_inputs, generator=generator) if is_shuffled else None
+    return IntWeight(words, zeros, (scales * 4 / 2**bits).half(), bits, group_size, order)
+
+
+def plain_weight(weight: QuantizedWeight) -> Tensor:
+    """What a quantized weight stands for, [out, in] float64 on the CPU."""
+    found = torch.empty(weight.shape)
+    weight.to(torch.device("cpu")).dequantize_into(found)
+    return found.double()
 
 
 def make_mixture(

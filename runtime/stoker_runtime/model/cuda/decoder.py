@@ -103,10 +103,8 @@ class CudaDecoder:
             self._sampled = torch.zeros(sizes[-1], dtype=torch.int32, device=self.device)
         if not sizes or any(layer.has_single_experts for layer in self._loaded):
             return
-        max_splits, max_blocks = (
-            shapes.max_splits(self._max_positions),
-            self._make_room(sizes[-1], cache.block_size),
-        )
+        max_blocks = self._make_room(sizes[-1], cache.block_size)
+        max_splits = shapes.max_splits(self._max_positions)
         rooms = Rooms.of(sizes, token_sizes, self._tokens_per_tile)
         partials = make_partials(rooms.max_requests * max_splits, self._heads, self.device)
         architecture, most_rows = self.architecture, max(token_sizes, default=0)
@@ -221,9 +219,8 @@ class CudaDecoder:
         if self.architecture.scales.embedding != 1:
             hidden = hidden * self.architecture.scales.embedding
         scratch = make_scratch(self.architecture, hidden.shape[0], hidden)
-        if (
-            step.chunks is not None
-        ):  # nobody attends for rows that fill up a recording, and what is there may be NaN
+        if step.chunks is not None:
+            # Nobody attends for rows that fill up a recording, and what their memory holds may be NaN.
             scratch.attended.zero_()
         delta: Tensor | None = None
         delta_weight: Tensor | None = None

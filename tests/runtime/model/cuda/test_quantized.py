@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_references import plain_weight, random_weight
 from model_builders import Reference, make_engine, run_to_end, write_model
 from runtime_builders import make_request
 from torch import Tensor
@@ -30,21 +31,13 @@ from stoker_runtime.model.cuda import check, fp8_linear, quantized_linear, suppo
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.e4m3 import from_e4m3, to_e4m3
 from stoker_runtime.model.cuda.fp8_linear import Fp8Linear, are_right, round_rows, with_kernels
-from stoker_runtime.model.cuda.quantized_linear import (
-    MANY_ROWS,
-    KernelLinear,
-    dequantized,
-    multiply,
-    num_parts,
-    tile_inputs,
-)
+from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear, dequantized, tile_inputs
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8, FP8_MAX
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.weight import (
-    Fp8Weight,
     IntWeight,
     QuantizedWeight,
     fp8_rounded,
@@ -56,24 +49,6 @@ IS_INTERPRETED = "TRITON_INTERPRET" in os.environ
 # The interpreter multiplies and rounds bfloat16 wrongly.
 dtypes = st.sampled_from([torch.float32, torch.float16, *([] if IS_INTERPRETED else [torch.bfloat16])])
 FIXED_DEVICE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-
-
-def random_weight(
-    kind: str, num_outputs: int, num_inputs: int, group_size: int, is_shuffled: bool = False
-) -> QuantizedWeight:
-    """A weight of random codes; kind is fp8 or the bits of an integer."""
-    generator = torch.Generator().manual_seed(num_outputs * num_inputs)
-    groups = (-(-num_inputs // group_size), num_outputs)
-    if kind == "fp8":
-        codes = torch.randn(num_outputs, num_inputs, generator=generator).to(FP8)
-        return Fp8Weight(codes, 0.5 + torch.rand(groups, generator=generator), group_size, rounds_inputs=True)
-    bits = int(kind)
-    shape = (num_inputs * bits // 32, num_outputs)
-    words = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
-    zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
-    scales = ((0.5 + torch.rand(groups, generator=generator)) / 2**bits).half()
-    order = torch.randperm(num_inputs, generator=generator) if is_shuffled else None
-    return IntWeight(words, zeros, scales, bits, group_size, order)
 
 
 weights = st.builds(
@@ -93,13 +68,6 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance * largest)
 
 
-def plain(weight: QuantizedWeight) -> Tensor:
-    """What a weight stands for, [out, in] float64."""
-    found = torch.empty(weight.shape)
-    weight.dequantize_into(found)
-    return found.double()
-
-
 @FIXED_DEVICE
 @given(
     weight=weights,
@@ -113,71 +81,11 @@ def test_products_equal_the_reference(
     generator = torch.Generator().manual_seed(num_rows)
     rows = torch.randn(num_rows, weight.shape[1], generator=generator).to(dtype)
     bias = torch.randn(weight.shape[0], generator=generator).to(dtype) if has_bias else None
-    expected = rows.double() @ plain(weight).T
+    expected = rows.double() @ plain_weight(weight).T
     expected = expected if bias is None else expected + bias.double()
     on_device = QuantizedLinear((weight.to(device),), None if bias is None else bias.to(device))
     assert_close(KernelLinear(on_device)(rows.to(device)).cpu(), expected)
     assert_close(on_device(rows.to(device)).cpu(), expected)
-
-
-@FIXED_DEVICE
-@given(
-    weight=weights,
-    num_rows=st.sampled_from([1, 5, 17, 64]),
-    parts=st.integers(2, 8),
-    dtype=dtypes,
-)
-def test_products_in_parts_equal_the_reference(
-    device: torch.device, weight: QuantizedWeight, num_rows: int, parts: int, dtype: torch.dtype
-) -> None:
-    """More parts than there are tiles of inputs, too: those that begin behind the last one add zeros."""
-    size = tile_inputs(weight.group_size, weight.shape[1])
-    if size is None:
-        return
-    if isinstance(weight, IntWeight):
-        weight = replace(weight, order=None)
-    generator = torch.Generator().manual_seed(num_rows)
-    rows = torch.randn(num_rows, weight.shape[1], generator=generator).to(dtype)
-    found = multiply(rows.to(device), weight.to(device), size, parts)
-    assert_close(found.cpu(), rows.double() @ plain(weight).T)
-    assert torch.equal(found, multiply(rows.to(device), weight.to(device), size, parts))
-
-
-@pytest.mark.parametrize(
-    ("shape", "num_processors", "expected"),
-    [
-        pytest.param((4096, 4096), 132, 2, id="half-idle"),
-        pytest.param((4096, 14336), 132, 2, id="half-idle-and-deep"),
-        pytest.param((6144, 4096), 132, 1, id="busy-enough"),
-        pytest.param((28672, 4096), 132, 1, id="many-tiles"),
-        pytest.param((1024, 4096), 132, 4, id="parts-are-large-enough"),
-        pytest.param((64, 65536), 132, 8, id="most-parts"),
-        pytest.param((64, 1000), 132, 1, id="too-shallow"),
-        pytest.param((1, 1), 1, 1, id="smallest"),
-    ],
-)
-def test_inputs_are_cut_where_a_product_leaves_most_of_a_device_idle(
-    shape: tuple[int, int], num_processors: int, expected: int
-) -> None:
-    assert num_parts(*shape, num_processors) == expected
-
-
-def test_a_product_is_cut_into_parts_where_the_device_is_large(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quantized_linear, "_num_processors", lambda _: 132)
-    cut = list[int]()
-
-    def spy(rows: Tensor, weight: QuantizedWeight, size: int, parts: int) -> Tensor:
-        cut.append(parts)
-        return multiply(rows, weight, size, parts)
-
-    monkeypatch.setattr(quantized_linear, "multiply", spy)
-    weight = random_weight("4", 32, 2048, 128)
-    rows = torch.randn(3, 2048, generator=torch.Generator().manual_seed(0))
-    found = KernelLinear(QuantizedLinear((weight.to(device),)))(rows.to(device))
-    assert cut == [2]
-    assert_close(found.cpu(), rows.double() @ plain(weight).T)
 
 
 @FIXED_DEVICE
@@ -188,7 +96,7 @@ def test_dequantized_weights_equal_the_reference(
     found = dequantized(weight.to(device), dtype).cpu()
     if isinstance(weight, IntWeight) and weight.order is not None:
         found = found[:, torch.argsort(weight.order)]
-    assert torch.equal(found, plain(weight).float().to(dtype))
+    assert torch.equal(found, plain_weight(weight).float().to(dtype))
 
 
 def test_weights_side_by_side_read_the_same_rows(device: torch.device) -> None:
@@ -197,7 +105,7 @@ def test_weights_side_by_side_read_the_same_rows(device: torch.device) -> None:
     linear = QuantizedLinear(tuple(parts), bias)
     rows = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).to(device)
     expected = torch.cat(
-        [rows.cpu().double() @ plain(part.to(torch.device("cpu"))).T for part in parts], dim=1
+        [rows.cpu().double() @ plain_weight(part.to(torch.device("cpu"))).T for part in parts], dim=1
     )
     assert_close(KernelLinear(linear)(rows).cpu(), expected + bias.cpu().double())
 

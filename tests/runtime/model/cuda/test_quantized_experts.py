@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_references import mixture_reference
+from kernel_references import mixture_reference, plain_weight, random_weight
 from model_builders import make_engine, run_to_end, write_model
 from runtime_builders import make_request
 from torch import Tensor
@@ -25,46 +25,21 @@ from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.quantized_experts import multiply_quantized_groups, stacked_mixture
 from stoker_runtime.model.cuda.quantized_linear import KernelLinear
 from stoker_runtime.model.decoder import Decoder
-from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.stack import QuantizedStack
-from stoker_runtime.model.quantized.weight import Fp8Weight, IntWeight, QuantizedWeight
 from stoker_runtime.model.weights import SafetensorsSource
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 8e-3}
 FIXED_DEVICE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 
 
-def random_weight(
-    kind: str, shape: tuple[int, int], group_size: int, is_shuffled: bool, seed: int
-) -> QuantizedWeight:
-    """A weight of random codes; kind is fp8 or the bits of an integer."""
-    generator = torch.Generator().manual_seed(seed)
-    num_outputs, num_inputs = shape
-    groups = (-(-num_inputs // group_size), num_outputs)
-    scales = (0.5 + torch.rand(groups, generator=generator)) / num_inputs**0.5
-    if kind == "fp8":
-        return Fp8Weight(
-            torch.randn(shape, generator=generator).to(FP8), scales, group_size, rounds_inputs=True
-        )
-    bits = int(kind)
-    words = torch.randint(
-        -(2**31), 2**31, (num_inputs * bits // 32, num_outputs), generator=generator, dtype=torch.int32
-    )
-    zeros = torch.randint(0, 2**bits, groups, generator=generator, dtype=torch.uint8)
-    order = torch.randperm(num_inputs, generator=generator) if is_shuffled else None
-    return IntWeight(words, zeros, (scales * 4 / 2**bits).half(), bits, group_size, order)
-
-
 def plain(product: Any) -> Linear:
     """What a quantized product multiplies with, in float64."""
     (weight,) = product.weights
-    found = torch.empty(weight.shape)
-    weight.to(torch.device("cpu")).dequantize_into(found)
-    return Linear(found.double())
+    return Linear(plain_weight(weight))
 
 
 def make_mixture(
@@ -81,7 +56,7 @@ def make_mixture(
     for index in range(counts[0]):
         shapes = ((2 * size, hidden_size), (hidden_size, size))
         first, second = (
-            QuantizedLinear((random_weight(kind, shape, group_size, is_shuffled, 2 * index + place),))
+            QuantizedLinear((random_weight(kind, *shape, group_size, is_shuffled, seed=2 * index + place),))
             for place, shape in enumerate(shapes)
         )
         made.append(Mlp(first, second, activation))
@@ -159,14 +134,12 @@ def with_other_down(mixture: Experts, down: Any) -> Experts:
 @pytest.mark.parametrize(
     "down",
     [
-        pytest.param(QuantizedLinear((random_weight("4", (64, 48), 16, False, 0),)), id="group"),
-        pytest.param(QuantizedLinear((random_weight("8", (64, 48), 32, False, 0),)), id="bits"),
-        pytest.param(QuantizedLinear((random_weight("4", (64, 48), 32, True, 0),)), id="order"),
-        pytest.param(QuantizedLinear((random_weight("fp8", (64, 48), 32, False, 0),)), id="kind"),
-        pytest.param(QuantizedLinear((random_weight("4", (32, 48), 32, False, 0),) * 2), id="two"),
-        pytest.param(
-            QuantizedLinear((random_weight("4", (64, 48), 32, False, 0),), torch.ones(64)), id="bias"
-        ),
+        pytest.param(QuantizedLinear((random_weight("4", 64, 48, 16),)), id="group"),
+        pytest.param(QuantizedLinear((random_weight("8", 64, 48, 32),)), id="bits"),
+        pytest.param(QuantizedLinear((random_weight("4", 64, 48, 32, is_shuffled=True),)), id="order"),
+        pytest.param(QuantizedLinear((random_weight("fp8", 64, 48, 32),)), id="kind"),
+        pytest.param(QuantizedLinear((random_weight("4", 32, 48, 32),) * 2), id="two"),
+        pytest.param(QuantizedLinear((random_weight("4", 64, 48, 32),), torch.ones(64)), id="bias"),
         pytest.param(Linear(torch.zeros(64, 48)), id="plain"),
     ],
 )
