@@ -198,7 +198,11 @@ class Assembly:
     def _norm(self, module: str, size: int) -> Tensor:
         weight = self._vector(f"{module}.weight", size)
         offset = self._architecture.family.norm_offset
-        return weight + offset if offset else weight
+        if not offset:
+            return weight
+        widened = weight.float() + offset
+        self.num_bytes += widened.nbytes - weight.nbytes
+        return widened
 
     def _qk_norms(self, prefix: str) -> HeadNorms | ProjectionNorms | None:
         arch = self._architecture

@@ -140,6 +140,7 @@ class NativeDecoder:
             vocab_size=arch.vocab_size,
             normalizes_projections=arch.family.qk_norm == "projection",
             has_gelu=arch.family.activation == "gelu_tanh",
+            has_float_norms=frame.norm.dtype == torch.float32,
             eps=arch.rms_norm_eps,
             embedding_scale=scales.embedding,
             residual_scale=scales.residual,
