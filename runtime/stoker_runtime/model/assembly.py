@@ -53,6 +53,12 @@ class Frame:
         assert isinstance(self.embedding, Tensor), "blocks are for the C++ kernels"
         return self.embedding
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the rows of lm_head are those of the embedding, in one place."""
+        head = self.lm_head.weight if isinstance(self.lm_head, Linear) else self.lm_head.parts[0]
+        return head is self.embedding
+
 
 class Assembly:
     """Loads tensor after tensor into its place and remembers which names it used.

@@ -12,7 +12,7 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import rms_norm
-from stoker_runtime.model.linear import packed
+from stoker_runtime.model.linear import PackedLinear, packed
 from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.rope import Rope
 
@@ -38,6 +38,8 @@ class Decoder:
         self._rope_divisors = frame.rope_divisors
         self._ropes: dict[RopeSettings, Rope] | None = None
         self.num_bytes = assembly.num_bytes
+        if isinstance(self._lm_head, PackedLinear) and frame.is_tied:
+            self.num_bytes += self._embedding.nbytes  # packing made a copy
         self.picker = TorchPicker()
 
     @property
