@@ -104,7 +104,7 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     small_cache = tuple(part.to(torch.float8_e4m3fn) for part in cache)
     norm_weight = numbers(heads.num_heads + heads.num_kv_heads, heads.head_dim)
     tables = [numbers(64, heads.head_dim) for _ in range(2)]
-    for weight in (None, norm_weight):
+    for weight in (None, norm_weight, norm_weight.float()):
         rotation = Rotation(tables[0], tables[1], weight, norms_projections=False)
         for keys, values in (cache, small_cache):
             rotate_and_store(
@@ -120,7 +120,8 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
         attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, 528)
         attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
-    add_and_norm(hidden, hidden, None, weight, 1e-5, 1.0, hidden)
+    for scale in (weight, weight.float()):
+        add_and_norm(hidden, hidden, None, scale, 1e-5, 1.0, hidden)
     pick(torch.zeros(4, 128256), torch.zeros(4, NUM_SETTINGS, dtype=torch.float64))
     feed(integers(_TOKENS), integers(_TOKENS))
     store_blocks(integers(64), integers(64), 32)

@@ -1,11 +1,12 @@
-"""What this process may use of the machine: CPUs and memory under its cgroup's limits.
+"""What this process may use of the machine: CPUs and memory under its cgroup's limits, and give back.
 
-Read from /proc and /sys by the two public functions; nothing is cached. Both cgroup versions are read, each
+Read from /proc and /sys by two public functions; nothing is cached. Both cgroup versions are read, each
 level up to the root, because a limit may sit on any of them (a pod's, or the slice above it).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -92,3 +93,10 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def return_freed_memory() -> None:
+    """Give back to the kernel what this process has freed and its allocator keeps, if that is glibc's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -128,7 +128,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     device: str  # "cpu" or "cuda:0"
     dtype: str  # "bfloat16", "float16" or "float32"
     eos_token_ids: tuple[int, ...]  # end a request unless ignore_eos; the model's own files name them
-    weights_bytes: int
+    weights_bytes: int  # as they lie in memory
     kv_cache_bytes: int
     load_s: float
     async_scheduling: bool = False  # a step may be submitted before the one before it is done

@@ -1,8 +1,10 @@
+import ctypes
+import resource
 from pathlib import Path
 
 import pytest
 
-from stoker_runtime.machine import available_memory_bytes, usable_cpus
+from stoker_runtime.machine import available_memory_bytes, return_freed_memory, usable_cpus
 
 GIB = 1024**3
 
@@ -180,3 +182,25 @@ def test_kernel_without_memavailable_is_an_error_not_a_guess(tmp_path: Path) -> 
 def test_this_machine_has_something_to_use() -> None:
     assert usable_cpus() >= 1
     assert available_memory_bytes() > 0
+
+
+def test_freed_memory_goes_back_to_the_kernel() -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("only glibc gives memory back when it is asked to")
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    size, count = 64 << 10, 1000
+    blocks = [libc.malloc(size) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    full = resident_bytes()
+    for block in blocks[:-1]:  # behind the last one, nothing can be given back by itself
+        libc.free(block)
+    return_freed_memory()
+    assert resident_bytes() < full - size * count // 2
+    libc.free(blocks[-1])
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

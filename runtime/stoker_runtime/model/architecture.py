@@ -123,7 +123,8 @@ class Family:
         qkv_bias: the projections of queries, keys and values have biases (Qwen 2).
         qk_norm: where queries and keys are normalised, if they are.
         norms: whether attention and MLP are normalised before, behind (OLMo 2) or both (Gemma).
-        norm_offset: added to the weights of all norms (1 in Gemma).
+        norm_offset: added to the weights of all norms (1 in Gemma), in float32: such norms are computed in it
+            and rounded once.
         activation: of the MLP's gate.
         has_fused_projections: checkpoints hold queries, keys and values as one tensor, gate and up as well
             (Phi 3).

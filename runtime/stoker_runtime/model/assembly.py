@@ -53,6 +53,12 @@ class Frame:
         assert isinstance(self.embedding, Tensor), "blocks are for the C++ kernels"
         return self.embedding
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the rows of lm_head are those of the embedding, in one place."""
+        head = self.lm_head.weight if isinstance(self.lm_head, Linear) else self.lm_head.parts[0]
+        return head is self.embedding
+
 
 class Assembly:
     """Loads tensor after tensor into its place and remembers which names it used.
@@ -215,7 +221,11 @@ class Assembly:
     def _norm(self, module: str, size: int) -> Tensor:
         weight = self._vector(f"{module}.weight", size)
         offset = self._architecture.family.norm_offset
-        return weight + offset if offset else weight
+        if not offset:
+            return weight
+        widened = weight.float() + offset
+        self.num_bytes += widened.nbytes - weight.nbytes
+        return widened
 
     def _qk_norms(self, prefix: str) -> HeadNorms | ProjectionNorms | None:
         arch = self._architecture

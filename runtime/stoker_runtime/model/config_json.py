@@ -130,6 +130,8 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_OWN_FIELDS["GraniteForCausalLM"], (1, None)),
     **dict.fromkeys(_OWN_FIELDS["Gemma2ForCausalLM"], (None,)),
 }
+# Where AutoGPTQ and AutoAWQ wrote what is now config.json's quantization_config, and its quant_method.
+_OLDER_QUANTIZATION = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}
 
 
@@ -139,15 +141,30 @@ def read_config_json(path: Path) -> Architecture:
     Raises:
         ModelError: reason InvalidModel (missing or broken) or UnsupportedModel (names what is not supported).
     """
+    if not path.exists():
+        raise ModelError(f"{path.parent} has neither config.json nor a .gguf file")
+    config = _read_object(path)
+    if config.get("quantization_config"):
+        return architecture_from_config(config)
+    for name, method in _OLDER_QUANTIZATION.items():
+        beside = path.parent / name
+        if beside.exists():
+            config["quantization_config"] = {"quant_method": method, **_read_object(beside)}
+            try:
+                return architecture_from_config(config)
+            except ModelError as error:
+                raise ModelError(f"{error} (with the fields of {name})", reason=error.reason) from error
+    return architecture_from_config(config)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} has neither config.json nor a .gguf file") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelError(f"{path} is not an object")
-    return architecture_from_config(config)
+    return found
 
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:

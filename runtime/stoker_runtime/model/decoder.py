@@ -11,7 +11,8 @@ from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.batch import pack_batch
 from stoker_runtime.model.kv_cache import KVCache
-from stoker_runtime.model.linear import packed
+from stoker_runtime.model.layer import rms_norm
+from stoker_runtime.model.linear import PackedLinear, packed
 from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.rope import Rope
 
@@ -37,6 +38,8 @@ class Decoder:
         self._rope_divisors = frame.rope_divisors
         self._ropes: dict[RopeSettings, Rope] | None = None
         self.num_bytes = assembly.num_bytes
+        if isinstance(self._lm_head, PackedLinear) and frame.is_tied:
+            self.num_bytes += self._embedding.nbytes  # packing made a copy
         self.picker = TorchPicker()
 
     @property
@@ -76,7 +79,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             hidden = layer(hidden, angles, cache.layer(index), batch, self.architecture)
         hidden = hidden[batch.sampled_rows]
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self._norm, self.architecture.rms_norm_eps)
+        normed = rms_norm(hidden, self._norm, self.architecture.rms_norm_eps)
         logits = self._lm_head(normed).float()
         if scales.logits != 1:
             logits = logits / scales.logits

@@ -32,7 +32,9 @@ class HeadNorms:
 
     def __call__(self, heads: Tensor, eps: float) -> Tensor:
         """Normalise queries and keys: [T, H + Hkv, D] -> the same."""
-        return F.rms_norm(heads, heads.shape[-1:], None, eps) * self.weight
+        if self.weight.dtype == heads.dtype:
+            return F.rms_norm(heads, heads.shape[-1:], None, eps) * self.weight
+        return (F.rms_norm(heads.float(), heads.shape[-1:], None, eps) * self.weight).to(heads.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +131,12 @@ class Layer:
         return self.output(out)
 
 
+def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return rows / rms(rows) * weight, rounded after both where the weight is of a wider type: [T, E]."""
+    if weight.dtype == rows.dtype:
+        return F.rms_norm(rows, weight.shape, weight, eps)
+    return F.rms_norm(rows.float(), weight.shape, weight, eps).to(rows.dtype)
+
+
 def _normed(rows: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    return rows if weight is None else F.rms_norm(rows, rows.shape[-1:], weight, eps)
+    return rows if weight is None else rms_norm(rows, weight, eps)

@@ -13,7 +13,7 @@ from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.gguf_file import find_gguf, read_gguf
-from stoker_runtime.machine import available_memory_bytes
+from stoker_runtime.machine import available_memory_bytes, return_freed_memory
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
@@ -78,6 +78,9 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     kv_dtype = _kv_dtype(config, dtype, device)
     with source:
         decoder = _decoder(config, architecture, _assembly(config, architecture, source, dtype, device))
+    # Weights were unpacked, rounded and rearranged in pieces that nobody needs any more: of SmolLM2's 600 MiB
+    # resident that is 14 MiB (gguf), 26 to 136 (none) or 112 to 154 (int8).
+    return_freed_memory()
     limit = config.max_model_len or architecture.max_position
     if limit > architecture.max_position:
         raise ConfigError(

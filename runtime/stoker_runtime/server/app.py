@@ -18,7 +18,6 @@ from stoker_runtime.server import inference, openapi
 from stoker_runtime.server.body import read_body
 from stoker_runtime.server.entry import Entry
 from stoker_runtime.server.problems import error_response
-from stoker_runtime.server.prompt import check_token_ids
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from stoker_runtime.server.serving import Serving
 
@@ -143,7 +142,7 @@ def _token_routes(serving: Serving) -> APIRouter:
         body = await read_body(request, DetokenizeBody, serving.config.max_request_bytes)
         serving.check_model(body.model)
         text, ready = serving.loaded()
-        check_token_ids(body.tokens, ready.vocab_size, "tokens")
+        text.check_known(body.tokens, ready.vocab_size, "tokens")
         return _json({"prompt": await text.text(body.tokens)})
 
     return router

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.server.body import read_body
 from stoker_runtime.server.generation import Generation
-from stoker_runtime.server.prompt import TextRoom, check_length, check_token_ids
+from stoker_runtime.server.prompt import TextRoom, check_length
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody
 from stoker_runtime.server.respond import respond
 from stoker_runtime.server.sampling import chat_sampling, check_room, check_size, completion_sampling
@@ -44,6 +44,7 @@ async def chat(serving: Serving, request: Request) -> Response:
     prompt = await text.chat_ids(
         body.messages, extra=body.chat_template_kwargs, max_tokens=serving.max_model_len
     )
+    text.check_known(prompt, ready.vocab_size, "messages")
     check_length(len(prompt), serving.max_model_len, "messages")
     shape = ChatShape(
         _head(serving, "chatcmpl"),
@@ -72,12 +73,13 @@ def _include_usage(body: SamplingBody) -> bool:
 async def _prompt_ids(
     text: TextRoom, prompts: list[str] | list[list[int]], vocab_size: int, max_model_len: int
 ) -> list[list[int]]:
-    """Return the tokens of each prompt; prompts that came as tokens are checked."""
+    """Return the tokens of each prompt."""
     token_lists = [prompt for prompt in prompts if isinstance(prompt, list)]
-    for token_ids in token_lists:
-        check_token_ids(token_ids, vocab_size, "prompt")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    return token_lists or await text.prompt_ids(texts, max_tokens=max_model_len)
+    found = token_lists or await text.prompt_ids(texts, max_tokens=max_model_len)
+    for token_ids in found:
+        text.check_known(token_ids, vocab_size, "prompt")
+    return found
 
 
 def _generation(body: SamplingBody, prompts: list[list[int]], sampling: SamplingParams) -> Generation:

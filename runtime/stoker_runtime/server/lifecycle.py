@@ -130,6 +130,7 @@ class _Process:
                 "device": ready.device,
                 "dtype": ready.dtype,
                 "max_model_len": serving.max_model_len,
+                "weights_bytes": ready.weights_bytes,
                 "kv_blocks": ready.num_blocks,
                 "load_s": round(ready.load_s, 2),
             },

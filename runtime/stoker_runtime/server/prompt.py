@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -93,6 +93,22 @@ class TextRoom:
         name = self.assets.tokenizer.id_to_token
         return await self._run(len(token_ids), lambda: [name(token_id) for token_id in token_ids])
 
+    def check_known(self, token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+        """Refuse tokens that the model has no row for: some tokenizers have more of them.
+
+        Raises:
+            RequestError: 400; names the token.
+        """
+        highest = max(token_ids, default=0)
+        if highest >= vocab_size:
+            name = self.assets.tokenizer.id_to_token(highest)
+            raise RequestError(
+                f"`{param}` holds token {highest}{'' if name is None else f' ({name!r})'}, but the model's "
+                f"vocabulary ends at {vocab_size - 1}",
+                param=param,
+                code="invalid_value",
+            )
+
     def _check_text(self, text: str, max_tokens: int | None, param: str) -> None:
         """Refuse a text that is too long even if it consisted of the vocabulary's longest token."""
         if max_tokens is not None and len(text) > max_tokens * self._longest_token:
@@ -125,21 +141,6 @@ def _compile(assets: Assets) -> tuple[TemplateProcess | None, str]:
     except ModelError as error:
         logger.warning("the model's chat template cannot be used: %s", error)
         return None, f"this model's chat template cannot be used ({error}); use /v1/completions"
-
-
-def check_token_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
-    """Refuse token ids that the model does not have.
-
-    Raises:
-        RequestError: 400.
-    """
-    highest = max(token_ids, default=0)
-    if highest >= vocab_size:
-        raise RequestError(
-            f"`{param}` holds token {highest}, but the vocabulary ends at {vocab_size - 1}",
-            param=param,
-            code="invalid_value",
-        )
 
 
 def check_length(num_tokens: int, max_model_len: int, param: str) -> None:

@@ -20,6 +20,8 @@ METADATA_FILES = frozenset(
         "chat_template.json",
         "config.json",
         "generation_config.json",
+        "quant_config.json",
+        "quantize_config.json",
         "merges.txt",
         "special_tokens_map.json",
         "tokenizer.json",

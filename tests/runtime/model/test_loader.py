@@ -20,7 +20,7 @@ from model_builders import (
 )
 from runtime_builders import make_request, make_sampling
 
-from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, Dtype, EngineConfig
+from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, Dtype, EngineConfig, Quantization
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.model import loader
@@ -31,7 +31,8 @@ from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.linear import Linear, PackedLinear, packed, packing_works
-from stoker_runtime.model.loader import load_runner
+from stoker_runtime.model.loader import has_fast_bfloat16, load_runner
+from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.runner import ModelRunner, run_step
 from stoker_runtime.model.weights import SafetensorsSource
@@ -73,6 +74,30 @@ def test_ready_describes_the_loaded_model(model: Path) -> None:
     assert (ready.vocab_size, ready.max_model_len, ready.eos_token_ids) == (VOCAB_SIZE, MAX_POSITION, (7,))
     assert ready.weights_bytes == parameters * 4
     assert ready.load_s > 0
+
+
+@pytest.mark.parametrize(
+    ("quantization", "block_size", "bits"),
+    [
+        pytest.param("none", 4, 16, id="pytorch"),
+        pytest.param("none", 16, 16, id="kernels"),
+        pytest.param("int8", 16, 8.5, id="int8"),  # 32 weights share a scale of 16 bits
+    ],
+)
+def test_weights_count_as_they_lie_in_memory(
+    quantization: Quantization, block_size: int, bits: float, tmp_path: Path
+) -> None:
+    if not has_fast_bfloat16() or find_kernels(torch.bfloat16, 1) is None:
+        pytest.skip("this machine computes nothing in bfloat16")
+    theirs = write_model(tmp_path, "llama", tie_word_embeddings=True)
+    settings: dict[str, Any] = {"dtype": "bfloat16", "block_size": block_size, "quantization": quantization}
+    ready = load_runner(config(tmp_path, kv_cache_bytes=2**20, **settings)).ready()
+    parameters = dict(theirs.named_parameters())
+    products = sum(p.numel() for name, p in parameters.items() if "proj" in name)
+    table = parameters["model.embed_tokens.weight"].numel()
+    norms = sum(p.numel() for name, p in parameters.items() if "norm" in name)
+    # the table a second time as rows of lm_head, which are packed
+    assert ready.weights_bytes == (products + table) * bits / 8 + (table + norms) * 2
 
 
 def test_automatic_kv_cache_on_a_cpu_stays_small(model: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from server_builders import make_assets, smollm2_assets
 
 from stoker_runtime.errors import RequestError
-from stoker_runtime.server.prompt import INLINE_CHARS, TextRoom, check_length, check_token_ids
+from stoker_runtime.server.prompt import INLINE_CHARS, TextRoom, check_length
 from stoker_runtime.server.protocol import Message
 
 
@@ -50,9 +50,12 @@ async def test_tokens_become_text_with_their_special_tokens() -> None:
 
 
 def test_a_token_beyond_the_vocabulary_is_refused() -> None:
-    check_token_ids([0, 9], 10, "prompt")
-    with pytest.raises(RequestError, match="token 10, but the vocabulary ends at 9") as caught:
-        check_token_ids([0, 10], 10, "prompt")
+    text = TextRoom(make_assets())
+    text.check_known([0, 9], 10, "prompt")
+    with pytest.raises(RequestError, match=r"token 10 .*, but the model's vocabulary ends at 9") as caught:
+        text.check_known([0, 10], 10, "prompt")
+    with pytest.raises(RequestError, match="token 999, but the model's vocabulary ends at 511"):
+        text.check_known([999], 512, "prompt")
     assert caught.value.param == "prompt"
 
 

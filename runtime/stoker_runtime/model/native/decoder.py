@@ -80,7 +80,8 @@ class NativeDecoder:
         self._model = self._describe(frame)
         if quantization == "gguf":
             logger.info("GGUF weights: %s", self._tally)
-        self.num_bytes = assembly.num_bytes
+        # As they lie in memory: packed, rounded to int8 where that was asked for, tied ones twice.
+        self.num_bytes = sum(kept.nbytes for kept in self._kept if isinstance(kept, Tensor))
         self.picker = NativePicker(kernels)
 
     def set_max_positions(self, count: int) -> None:
@@ -126,8 +127,7 @@ class NativeDecoder:
         if isinstance(frame.embedding, Tensor):
             table = self._keep(frame.embedding)
         else:
-            is_tied = isinstance(frame.lm_head, BlockLinear) and frame.lm_head.parts[0] is frame.embedding
-            blocks = lm_head.parts if is_tied else self._pack_table(frame.embedding)
+            blocks = lm_head.parts if frame.is_tied else self._pack_table(frame.embedding)
         return structs.Model(
             num_layers=arch.num_layers,
             hidden_size=arch.hidden_size,
@@ -138,6 +138,7 @@ class NativeDecoder:
             vocab_size=arch.vocab_size,
             normalizes_projections=arch.family.qk_norm == "projection",
             has_gelu=arch.family.activation == "gelu_tanh",
+            has_float_norms=frame.norm.dtype == torch.float32,
             eps=arch.rms_norm_eps,
             embedding_scale=scales.embedding,
             residual_scale=scales.residual,

@@ -78,6 +78,7 @@ class Model(Structure):
         ("vocab_size", c_int32),
         ("normalizes_projections", c_int32),
         ("has_gelu", c_int32),
+        ("has_float_norms", c_int32),
         ("eps", c_float),
         ("embedding_scale", c_float),
         ("residual_scale", c_float),

@@ -70,6 +70,26 @@ def test_add_and_norm_equals_the_reference(
     assert_close(normed, expected[1])
 
 
+def test_norms_take_weights_in_float32_beside_rows_of_half_precision(device: torch.device) -> None:
+    """As Gemma's are: 1.0038 would be 1 in bfloat16, which shows in the mean over many numbers."""
+    random, heads = Random(0, torch.bfloat16, device), Heads(4, 2, 32)
+    rows, projected = random(40, 512), random(40, 8 * 32)
+    positions = torch.arange(40, dtype=torch.int32, device=device)
+
+    def results(factor: float) -> list[Tensor]:
+        weight = torch.full((512,), factor, device=device)
+        normed = add_and_norm(rows.clone(), None, None, weight, EPS, 1.0, torch.empty_like(rows))
+        summed = add_and_norm(torch.zeros_like(rows), rows, weight, None, EPS, 1.0, rows)
+        rotation = Rotation(None, None, weight[: 6 * 32].view(6, 32), norms_projections=False)
+        cache, query = (random(40, 2, 32), random(40, 2, 32)), random(40, 4 * 32)
+        rotate_and_store(projected, rotation, positions, positions, cache, heads, EPS, query)
+        return [normed.double(), summed.double(), query.double(), cache[0].double()]
+
+    for found, plain in zip(results(1.0038), results(1.0), strict=True):
+        slope = (found * plain).sum() / (plain * plain).sum()
+        assert abs(slope - 1.0038) < 5e-4
+
+
 @FIXED_DEVICE
 @given(
     num_rows=st.integers(1, 4),

@@ -42,7 +42,7 @@ struct StokerLayer {
   StokerLinear gate_up;  // packed as pairs, see product.h
   StokerLinear down;
   const StokerExperts* experts;  // in place of gate_up and down; null where a layer has one MLP
-  const void* attention_before;  // RMSNorm weights [E]; null where the family has none
+  const void* attention_before;  // RMSNorm weights [E], see has_float_norms; null where the family has none
   const void* attention_behind;
   const void* mlp_before;
   const void* mlp_behind;
@@ -64,6 +64,7 @@ struct StokerModel {
   int32_t vocab_size;
   int32_t normalizes_projections;  // query_norm and key_norm span a projection, not a head
   int32_t has_gelu;                // of the MLP's gate; else SiLU
+  int32_t has_float_norms;         // all norms' weights are float32, and products with them are rounded once
   float eps;
   float embedding_scale;
   float residual_scale;

@@ -52,7 +52,7 @@ void Pool::end() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Pool::run(const std::function<void(int)>& body) {
+void Pool::run(const Body& body) {
   body_ = &body;
   cores_[0].store(sched_getcpu(), std::memory_order_relaxed);
   runs_.advance();

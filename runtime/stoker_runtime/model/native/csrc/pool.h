@@ -6,7 +6,6 @@
 #include <stdint.h>
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -25,6 +24,22 @@ class Signal {
   std::atomic<int> num_sleepers_{0};
 };
 
+// What a pool runs, borrowed from whoever asks: unlike a std::function it never takes memory, so no exception can
+// leave a function that C calls.
+class Body {
+ public:
+  template <class Callable>
+  Body(const Callable& callable)  // NOLINT(google-explicit-constructor): a lambda is one
+      : callable_(&callable),
+        call_([](const void* body, int thread) { (*static_cast<const Callable*>(body))(thread); }) {}
+
+  void operator()(int thread) const { call_(callable_, thread); }
+
+ private:
+  const void* callable_;
+  void (*call_)(const void* body, int thread);
+};
+
 class Pool {
  public:
   explicit Pool(int num_threads);
@@ -35,7 +50,7 @@ class Pool {
   int num_threads() const { return num_threads_; }
 
   // Run the body on every thread, the caller's included; returns when all have finished it.
-  void run(const std::function<void(int thread)>& body);
+  void run(const Body& body);
 
   // Wait, inside a body, until every thread of the pool has come here.
   void barrier();
@@ -47,7 +62,7 @@ class Pool {
 
   const int num_threads_;
   std::unique_ptr<std::atomic<int>[]> cores_;  // by thread: where it ran last
-  const std::function<void(int)>* body_ = nullptr;
+  const Body* body_ = nullptr;
   bool is_ending_ = false;
   Signal runs_;                                   // bodies given out so far
   alignas(64) std::atomic<uint32_t> arrived_{0};  // threads at the current barrier

@@ -17,8 +17,20 @@ struct Rows {
   Stored* operator[](int64_t row) const { return data + row * stride; }
 };
 
-// x / rms(x), rounded; times the weight before rounding, or after it when `rounds_first`.
-inline void rms_norm(const Stored* x, const Stored* weight, int size, float eps, bool rounds_first, Stored* out) {
+// The weight of an RMSNorm, in the element type or in float32.
+struct NormWeight {
+  const void* data;
+  bool is_float;
+
+  __m512 load(int first, __mmask16 mask) const {
+    if (is_float) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + first);
+    return Element::load(static_cast<const Stored*>(data) + first, mask);
+  }
+};
+
+// x / rms(x), rounded; times the weight from element `first` on before rounding, or after it when `rounds_first`.
+inline void rms_norm(const Stored* x, const NormWeight& weight, int first, int size, float eps, bool rounds_first,
+                     Stored* out) {
   __m512 sum = _mm512_setzero_ps();
   for (int i = 0; i < size; i += kLanes) {
     const __m512 part = Element::load(x + i, lanes(size - i));
@@ -29,7 +41,7 @@ inline void rms_norm(const Stored* x, const Stored* weight, int size, float eps,
     const __mmask16 mask = lanes(size - i);
     __m512 part = _mm512_mul_ps(Element::load(x + i, mask), factor);
     if (rounds_first) part = Element::round(part);
-    Element::store(out + i, _mm512_mul_ps(part, Element::load(weight + i, mask)), mask);
+    Element::store(out + i, _mm512_mul_ps(part, weight.load(first + i, mask)), mask);
   }
 }
 

@@ -84,6 +84,9 @@ class Step {
   float* piece(const QueryRows& rows, int segment, int row) const;
   int64_t piece_floats() const { return kLanes + model_.head_dim; }
   const Rows& normalize(const void* weight, int& phase);
+  void normalize_row(const Stored* row, const void* weight, Stored* out) const {
+    rms_norm(row, {weight, model_.has_float_norms != 0}, 0, model_.hidden_size, model_.eps, false, out);
+  }
   void add_to_hidden(const StokerLinear& linear, const Rows& in, const void* norm, int& phase);
   void add_row(int row, const void* norm);
 
@@ -272,7 +275,7 @@ void Step::work() {
     mlp(model_.layers[layer], phase);
   }
   each_row(step_.num_sampled, phase, [&](int i) {
-    rms_norm(hidden_[step_.sampled_rows[i]], elements(model_.norm), model_.hidden_size, model_.eps, false, normed_[i]);
+    normalize_row(hidden_[step_.sampled_rows[i]], model_.norm, normed_[i]);
   });
   each_output(model_.lm_head, normed_, step_.num_sampled, phase, [&](int row, int column, __mmask16 mask, __m512 x) {
     if (model_.logits_divisor != 1) x = _mm512_div_ps(x, _mm512_set1_ps(model_.logits_divisor));
@@ -333,16 +336,17 @@ void Step::store_heads(const StokerLayer& layer, const LayerCache& cache, int ro
 
 void Step::normalize_heads(const StokerLayer& layer, Stored* queries, Stored* keys) {
   const std::pair<Stored*, int> parts[] = {{queries, model_.num_heads}, {keys, model_.num_kv_heads}};
-  const Stored* weights[] = {elements(layer.query_norm), elements(layer.key_norm)};
+  const bool is_float = model_.has_float_norms != 0;
+  const NormWeight weights[] = {{layer.query_norm, is_float}, {layer.key_norm, is_float}};
   for (int i = 0; i < 2; ++i) {
     const auto [heads, count] = parts[i];
     if (model_.normalizes_projections) {
-      rms_norm(heads, weights[i], count * model_.head_dim, model_.eps, false, heads);
+      rms_norm(heads, weights[i], 0, count * model_.head_dim, model_.eps, false, heads);
       continue;
     }
     for (int head = 0; head < count; ++head) {
       const int start = head * model_.head_dim;
-      rms_norm(heads + start, weights[i] + start, model_.head_dim, model_.eps, true, heads + start);
+      rms_norm(heads + start, weights[i], start, model_.head_dim, model_.eps, !is_float, heads + start);
     }
   }
 }
@@ -432,7 +436,7 @@ void Step::mixture(const StokerLayer& layer, const Rows& in, int& phase) {
 const Rows& Step::normalize(const void* weight, int& phase) {
   if (weight == nullptr) return hidden_;
   each_row(step_.num_tokens, phase, [&](int row) {
-    rms_norm(hidden_[row], elements(weight), model_.hidden_size, model_.eps, false, normed_[row]);
+    normalize_row(hidden_[row], weight, normed_[row]);
   });
   return normed_;
 }
@@ -453,7 +457,7 @@ void Step::add_to_hidden(const StokerLinear& linear, const Rows& in, const void*
 
 // Add what is in added_ to the residual stream, normalised where the family has a norm there.
 void Step::add_row(int row, const void* norm) {
-  if (norm) rms_norm(added_[row], elements(norm), model_.hidden_size, model_.eps, false, added_[row]);
+  if (norm) normalize_row(added_[row], norm, added_[row]);
   add_scaled(hidden_[row], added_[row], model_.residual_scale, model_.hidden_size);
 }
 
