@@ -98,10 +98,15 @@ def serve(
 
 
 def _load_for_good(config: EngineConfig, load_runner: LoadRunner) -> Runner:
-    """Load, then hide what was loaded from the garbage collector, which would walk it for nothing."""
+    """Load, then hide what was loaded from the garbage collector, which would walk it for nothing.
+
+    Meanwhile it stays off: as a load only adds objects, it would run again and again and find nothing.
+    """
+    gc.disable()
     runner = load_runner(config)
     gc.collect()
     gc.freeze()
+    gc.enable()
     return runner
 
 

@@ -207,7 +207,7 @@ def open_model(path: Path) -> tuple[Architecture, WeightSource]:
         raise ModelError(f"{path} does not exist", reason="ModelNotFound")
     file = find_gguf(path)
     if file is not None:
-        gguf = read_gguf(file)
+        gguf = read_gguf(file, has_texts=False)
         architecture = architecture_from_gguf(gguf)
         return architecture, GgufSource(gguf, architecture)
     architecture, files = read_config_json(path / "config.json"), SafetensorsSource(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.messages import SamplingParams
@@ -21,7 +21,8 @@ _CHUNK = 32  # prompt tokens that are timed
 _STRETCH = 1.8  # of a step of so many decodes, by the prompt tokens that join it
 _LEAST, _MOST = 16, 64  # what is believed of a measurement on a machine that may be busy
 _LONG_S = 0.2  # a step that takes so long is timed once
-_NUM_RUNS = 5
+_NUM_RUNS = 5  # at most
+_AGREEMENT = 1.05  # of the two shortest runs: then nothing disturbed them, and more would tell no more
 
 
 def prefill_beside_decodes(
@@ -58,13 +59,20 @@ def prefill_beside_decodes(
 
 
 def _time(step: Callable[[StepPlan], object], plan: StepPlan, clock: Callable[[], float]) -> float:
-    """Return the shortest of a few runs."""
+    """Return the shortest of a few runs, which is what a step takes on a machine that does nothing else."""
     times: list[float] = []
-    while len(times) < _NUM_RUNS and not (times and times[-1] > _LONG_S):
+    while len(times) < _NUM_RUNS and not _is_settled(times):
         started_s = clock()
         step(plan)
         times.append(clock() - started_s)
     return min(times)
+
+
+def _is_settled(times: Sequence[float]) -> bool:
+    if len(times) < 2:
+        return bool(times) and times[0] > _LONG_S
+    shortest, second = sorted(times)[:2]
+    return second <= shortest * _AGREEMENT or times[-1] > _LONG_S
 
 
 def _request(name: str, num_tokens: int, num_computed: int, block_size: int) -> ScheduledRequest:
