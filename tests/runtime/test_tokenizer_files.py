@@ -428,7 +428,9 @@ def test_damaged_gguf_headers_are_refused_or_read_never_worse(
     damaged.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     refusals = [why_refused(damaged, has_texts) for has_texts in (True, False)]
     assert all(refusal is None or str(damaged) in refusal for refusal in refusals)
-    assert refusals[0] == refusals[1] or "utf-8" in (refusals[0] or "")  # a text that nobody reads is not checked
+    assert refusals[0] == refusals[1] or "utf-8" in (
+        refusals[0] or ""
+    )  # a text that nobody reads is not checked
 
 
 def why_refused(path: Path, has_texts: bool) -> str | None:

@@ -14,7 +14,7 @@ def _load_runner(config: EngineConfig) -> Runner:
     # Imported here, because torch takes seconds and OpenMP reads its environment at import.
     from stoker_runtime.model.loader import load_runner
 
-    # 170,000 objects that stay: the collection at the end of the load would spend a tenth of a second on them.
+    # 170,000 objects that stay: the collection at the end of the load would take 0.1 s for them.
     gc.freeze()
     return load_runner(config)
 

@@ -24,6 +24,7 @@ from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+from stoker_runtime.model.native.blocks import read_blocks
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
@@ -234,7 +235,7 @@ class GgufSource:
         if self._num_interleaved(name) == 0:
             self._dequantize(tensor, form, destination)
             return
-        target = torch.empty(destination.shape, dtype=torch.float32)
+        target = torch.empty(destination.shape, dtype=destination.dtype)
         self._dequantize(tensor, form, target)
         destination.copy_(self._halves_apart(name, target))
 
@@ -273,6 +274,8 @@ class GgufSource:
 
     def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
         stored = self._stored(tensor, form)
+        if read_blocks(tensor.type_id, stored, target):
+            return
         if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()
         rows = target.view(-1, target.shape[-1])
