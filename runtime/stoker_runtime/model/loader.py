@@ -28,6 +28,7 @@ from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
+from stoker_runtime.model.native.blocks import read_blocks
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.pace import prefill_beside_decodes
@@ -209,7 +210,7 @@ def open_model(path: Path) -> tuple[Architecture, WeightSource]:
     if file is not None:
         gguf = read_gguf(file, has_texts=False)
         architecture = architecture_from_gguf(gguf)
-        return architecture, GgufSource(gguf, architecture)
+        return architecture, GgufSource(gguf, architecture, read_blocks)
     architecture, files = read_config_json(path / "config.json"), SafetensorsSource(path)
     storage = architecture.storage
     return architecture, files if storage is None else QuantizedSource(files, storage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,8 @@ from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
-from stoker_runtime.model.native.blocks import read_blocks
 
+ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
 
@@ -174,10 +175,20 @@ def _hf_name(gguf_name: str) -> str:
 
 
 class GgufSource:
-    """The tensors of one GGUF file, dequantized as they are copied."""
+    """The tensors of one GGUF file, dequantized as they are copied.
 
-    def __init__(self, gguf: GgufFile, architecture: Architecture) -> None:
+    Args:
+        gguf: the file's header.
+        architecture: of its model.
+        read_blocks: dequantizes blocks of a GGML type into a tensor of any dtype, or returns False; then, and
+            without it, PyTorch's operators do.
+    """
+
+    def __init__(
+        self, gguf: GgufFile, architecture: Architecture, read_blocks: ReadBlocks | None = None
+    ) -> None:
         self._gguf = gguf
+        self._read_blocks = read_blocks
         self._tensors = {_hf_name(name): tensor for name, tensor in gguf.tensors.items()}
         # llama.cpp's llama files interleave each head's rotary pairs; its other families do not.
         self._interleaved_heads = (
@@ -274,7 +285,7 @@ class GgufSource:
 
     def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
         stored = self._stored(tensor, form)
-        if read_blocks(tensor.type_id, stored, target):
+        if self._read_blocks is not None and self._read_blocks(tensor.type_id, stored, target):
             return
         if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()

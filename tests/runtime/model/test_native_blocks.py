@@ -58,7 +58,7 @@ def test_a_library_that_reads_blocks_wrongly_is_not_used(
     parsed = read_gguf(tmp_path / "m.gguf")
     name, shape = "model.layers.0.mlp.down_proj.weight", parsed.tensors["blk.0.ffn_down.weight"].shape
     right, wrong = torch.empty(shape), torch.empty(shape)
-    with GgufSource(parsed, architecture_from_gguf(parsed)) as source:
+    with GgufSource(parsed, architecture_from_gguf(parsed), read_blocks) as source:
         source.copy_into(name, right)
         monkeypatch.setattr(blocks, "dequantizer", lambda _: lambda *_: 1)
         blocks._reader.cache_clear()
