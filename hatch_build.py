@@ -35,6 +35,7 @@ UNITS = (
     ("step.cpp", "f32.o", ("-march=x86-64-v4",)),
     ("step.cpp", "bf16.o", BF16),
     ("integer_pack.cpp", "integer_pack.o", BF16),
+    ("dequantize.cpp", "dequantize.o", ("-march=x86-64-v4", "-ffp-contract=off")),
 )
 
 

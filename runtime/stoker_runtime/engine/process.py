@@ -60,12 +60,14 @@ def main(load_runner: LoadRunner, arguments: Sequence[str] | None = None) -> int
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # OpenMP reads it once, when torch is imported, and would count the node's cores rather than the pod's.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.num_threads))
+    # Numpy multiplies nothing here, but its library would start as many threads, which spin for a while.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(options.socket)
         threading.Thread(target=_end_with_server, args=(sock.fileno(),), daemon=True).start()
-        return serve(Connection(sock), config, lambda config: _load_for_good(config, load_runner))
+        return serve(Connection(sock), config, lambda config: load_for_good(config, load_runner))
 
 
 def serve(
@@ -97,11 +99,16 @@ def serve(
     return 0
 
 
-def _load_for_good(config: EngineConfig, load_runner: LoadRunner) -> Runner:
-    """Load, then hide what was loaded from the garbage collector, which would walk it for nothing."""
+def load_for_good(config: EngineConfig, load_runner: LoadRunner) -> Runner:
+    """Load, then hide what was loaded from the garbage collector, which would walk it for nothing.
+
+    Meanwhile it stays off: as a load only adds objects, it would run again and again and find nothing.
+    """
+    gc.disable()
     runner = load_runner(config)
     gc.collect()
     gc.freeze()
+    gc.enable()
     return runner
 
 

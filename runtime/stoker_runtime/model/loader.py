@@ -27,6 +27,7 @@ from stoker_runtime.model.dequantize import FORMATS
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
+from stoker_runtime.model.native.blocks import read_blocks
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.quantized.source import QuantizedSource
@@ -209,9 +210,9 @@ def open_model(path: Path) -> tuple[Architecture, WeightSource]:
         raise ModelError(f"{path} does not exist", reason="ModelNotFound")
     file = find_gguf(path)
     if file is not None:
-        gguf = read_gguf(file)
+        gguf = read_gguf(file, has_texts=False)
         architecture = architecture_from_gguf(gguf)
-        return architecture, GgufSource(gguf, architecture)
+        return architecture, GgufSource(gguf, architecture, read_blocks)
     architecture = read_config_json(path / "config.json")
     files = SafetensorsSource(path, None if architecture.wrapper is None else text_name)
     storage = architecture.storage

@@ -26,6 +26,7 @@ from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
 
+ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
 
@@ -191,10 +192,20 @@ def _hf_name(gguf_name: str) -> str:
 
 
 class GgufSource:
-    """The tensors of one GGUF file, dequantized as they are copied."""
+    """The tensors of one GGUF file, dequantized as they are copied.
 
-    def __init__(self, gguf: GgufFile, architecture: Architecture) -> None:
+    Args:
+        gguf: the file's header.
+        architecture: of its model.
+        read_blocks: dequantizes blocks of a GGML type into a tensor of any dtype, or returns False; then, and
+            without it, PyTorch's operators do.
+    """
+
+    def __init__(
+        self, gguf: GgufFile, architecture: Architecture, read_blocks: ReadBlocks | None = None
+    ) -> None:
         self._gguf = gguf
+        self._read_blocks = read_blocks
         self._tensors = {_hf_name(name): tensor for name, tensor in gguf.tensors.items()}
         # llama.cpp's llama files interleave each head's rotary pairs; its other families do not.
         self._interleaved_heads = (
@@ -252,7 +263,7 @@ class GgufSource:
         if self._num_interleaved(name) == 0:
             self._dequantize(tensor, form, destination)
             return
-        target = torch.empty(destination.shape, dtype=torch.float32)
+        target = torch.empty(destination.shape, dtype=destination.dtype)
         self._dequantize(tensor, form, target)
         destination.copy_(self._halves_apart(name, target))
 
@@ -291,6 +302,8 @@ class GgufSource:
 
     def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
         stored = self._stored(tensor, form)
+        if self._read_blocks is not None and self._read_blocks(tensor.type_id, stored, target):
+            return
         if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()
         rows = target.view(-1, target.shape[-1])

@@ -116,13 +116,13 @@ class _Process:
 
         path = self._engine_config.model
         serving.text = await asyncio.to_thread(lambda: TextRoom(load_assets(path)))
+        # What is loaded stays for good; without this each full collection would walk it again.
+        gc.collect()
+        gc.freeze()
         await serving.client.is_ready.wait()
         ready = serving.client.ready
         assert ready is not None
         serving.max_running = self._engine_config.for_device(ready.device).max_num_seqs
-        # What is loaded stays for good; without this each full collection would walk it again.
-        gc.collect()
-        gc.freeze()
         logger.info(
             "ready",
             extra={

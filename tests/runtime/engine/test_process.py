@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from runtime_builders import FakeRunner, make_engine_config, make_request
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import Runner, StepPlan
+from stoker_runtime.engine.process import load_for_good
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.messages import Shutdown
 
@@ -86,7 +88,7 @@ from stoker_runtime.engine.process import main
 from stoker_runtime.errors import ModelError
 
 def load(config):
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     raise ModelError(" ".join([*(os.environ.get(name, "-") for name in names), str("torch" in sys.modules)]))
 
 sys.exit(main(load))
@@ -96,20 +98,36 @@ sys.exit(main(load))
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        pytest.param({}, "1 - 20000 False", id="default"),
-        pytest.param({"GOMP_SPINCOUNT": "7"}, "1 - 7 False", id="own-count"),
-        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "1 PASSIVE - False", id="own-policy"),
+        pytest.param({}, "1 1 - 20000 False", id="default"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "1 1 - 7 False", id="own-count"),
+        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "1 1 PASSIVE - False", id="own-policy"),
     ],
 )
 def test_openmp_is_set_before_torch_is_imported(
     tmp_path: Path, environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
     program = tmp_path / "engine.py"
     program.write_text(TELL_ENVIRONMENT)
     with engine_process(tmp_path, program, **environment) as (peer, _process):
         assert peer.read_failed().message == said
+
+
+def test_the_garbage_collector_rests_while_a_model_is_loaded() -> None:
+    was_enabled: list[bool] = []
+    loaded = FakeRunner()
+
+    def load(_: EngineConfig) -> Runner:
+        was_enabled.append(gc.isenabled())
+        return loaded
+
+    try:
+        assert load_for_good(make_engine_config(), load) is loaded
+        assert (was_enabled, gc.isenabled()) == ([False], True)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_failed_load_is_told_with_its_reason_and_status(tmp_path: Path) -> None:

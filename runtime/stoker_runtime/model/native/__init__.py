@@ -4,5 +4,6 @@ PyTorch's operators cost some microseconds each, and a small model's step has a 
 computes the same step with the same roundings and no dispatch in between. It is optional: without it, on a
 CPU it was not made for, or for a model that it does not compute, `decoder.Decoder` does the work.
 
-`structs` mirrors csrc/api.h, `library` finds and checks the library, `decoder` runs a model with it.
+`structs` mirrors csrc/api.h, `library` finds and checks the library, `decoder` runs a model with it,
+`blocks` reads a GGUF file with it.
 """

@@ -71,7 +71,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.stoker_pick.argtypes = [c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p]
     library.stoker_pick.restype = c_int32
     for prefix in _PREFIX.values():
-        pack, linear, step = (getattr(library, f"{prefix}_{name}") for name in ("pack", "linear", "step"))
+        names = ("pack", "linear", "step", "dequantize")
+        pack, linear, step, dequantize = (getattr(library, f"{prefix}_{name}") for name in names)
+        dequantize.argtypes = [c_int32, c_void_p, c_int64, c_void_p]
+        dequantize.restype = c_int32
         pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_void_p]
         linear.argtypes = [c_void_p, POINTER(structs.Linear), c_void_p, c_int32, c_void_p]
         step.argtypes = [
@@ -256,6 +259,15 @@ def _map(num_bytes: int) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(region, dtype=torch.uint8)
+
+
+def dequantizer(dtype: torch.dtype) -> Any:
+    """Return the library's `stoker_*_dequantize` for a dtype, see csrc/api.h; None where it cannot run."""
+    library = find_library()
+    # What it needs of a CPU is what float32 kernels need, whatever the values are rounded to.
+    if dtype not in _PREFIX or library is None or not library.stoker_supported() & 1:
+        return None
+    return getattr(library, f"{_PREFIX[dtype]}_dequantize")
 
 
 def find_kernels(dtype: torch.dtype, num_threads: int) -> Kernels | None:

@@ -143,6 +143,11 @@ int64_t stoker_bf16_blocks_bytes(int32_t type, int64_t num_outputs, int64_t num_
 void stoker_bf16_pack_blocks(int32_t type, const void* blocks, int64_t num_outputs, int64_t num_inputs, int32_t is_pair,
                              void* packed);
 
+// Read GGML's blocks of types 2, 3, 8, 12 and 14, as numbers of the element type. Returns 0, and has read nothing, for
+// any other type. Needs what float32 kernels need.
+int32_t stoker_f32_dequantize(int32_t type, const void* blocks, int64_t num_blocks, void* values);
+int32_t stoker_bf16_dequantize(int32_t type, const void* blocks, int64_t num_blocks, void* values);
+
 // rows [num_rows, inputs] @ weight.T + bias -> out [num_rows, outputs]; what the self-check calls.
 void stoker_f32_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
 void stoker_bf16_linear(StokerContext* context, const StokerLinear* linear, const void* rows, int32_t num_rows, void* out);
