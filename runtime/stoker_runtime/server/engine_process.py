@@ -17,7 +17,8 @@ from stoker_runtime.server.client import EngineClient
 
 logger = logging.getLogger(__name__)
 
-ENGINE_COMMAND = (sys.executable, "-m", "stoker_runtime.engine")
+# -P: a file in the working directory that is named like a module must not take its place.
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "stoker_runtime.engine")
 # From the end of the connection to the end of the process, and from Shutdown to the end of both.
 _BURIAL_S = 5.0
 _GOODBYE_S = 10.0

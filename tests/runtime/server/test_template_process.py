@@ -14,6 +14,7 @@ import pytest
 from server_builders import CHATML
 
 from stoker_runtime.errors import ModelError, RequestError
+from stoker_runtime.server.engine_process import ENGINE_COMMAND
 from stoker_runtime.server.template import ChatTemplate
 from stoker_runtime.server.template_process import TemplateProcess
 
@@ -116,3 +117,15 @@ def test_its_process_ends_with_it() -> None:
     del process
     gc.collect()
     assert not entry.exists()
+
+
+def test_a_file_in_the_working_directory_takes_no_modules_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jinja2", "json", "stoker_runtime"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')\n")
+    monkeypatch.chdir(tmp_path)
+    with template("{{ messages[0].content }}") as process:
+        assert process.render(HELLO) == "Hello"
+    command = subprocess.run([*ENGINE_COMMAND, "--help"], capture_output=True, text=True, check=False)
+    assert (command.returncode, command.stderr) == (0, "")
