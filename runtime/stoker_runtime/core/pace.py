@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-LEAST, MOST = 12, 64  # tokens; whatever the clock says, prompts go on and decodes are not held up
+LEAST, MOST = 16, 64  # tokens; whatever the clock says, prompts go on and decodes are not held up
 _NUM_SAMPLES = 9  # steps that are remembered; their median counts, so a few disturbed ones do not
 _GROWTH = 1.5  # times as many tokens as were seen: what a token costs is no constant, least of all for few
 

@@ -67,7 +67,7 @@ def test_disturbed_steps_change_little_and_a_slower_machine_much() -> None:
         pace.observe(8, calm, 0.2)
         pace.observe(8, 0, 0.1)
     assert pace.tokens(8) == calm
-    assert follow(pace, 0.01, 0.0006) == calm // 2
+    assert follow(pace, 0.01, 0.0005) == 18
 
 
 def test_steps_of_many_decodes_are_not_followed() -> None:
@@ -81,7 +81,7 @@ def test_as_many_decodes_as_come_next_stand_for_those_that_were_not_seen() -> No
     follow(pace, 0.01, 0.0003)
     assert pace.tokens(7) == pace.tokens(1) == 30
     follow(pace, 0.005, 0.0003, num_decodes=1)
-    assert (pace.tokens(1), pace.tokens(3), pace.tokens(6)) == (15, 15, 30)
+    assert (pace.tokens(1), pace.tokens(3), pace.tokens(6)) == (LEAST, LEAST, 30)
     pace.observe(6, 0, 0.01)  # what prompt tokens cost beside so many is still not known
     assert pace.tokens(6) == 30
 
