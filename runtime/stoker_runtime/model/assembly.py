@@ -161,7 +161,7 @@ class Assembly:
         assert settings is not None, "as the architecture's readers see to"
         module, stacks = f"{prefix}.{names.module}", None
         modules = [f"{module}.experts.{index}" for index in range(settings.num_experts)]
-        if self._keeps_quantized:  # weights of their own layouts, which do not stack
+        if not self._stacks_experts:  # weights of their own layouts
             size = settings.intermediate_size
             experts = [
                 self._mlp(one, {names.gate: size, names.up: size}, names.down, size) for one in modules
@@ -177,6 +177,10 @@ class Assembly:
             normalizes_weights=settings.normalizes_weights,
             stacks=stacks,
         )
+
+    @property
+    def _stacks_experts(self) -> bool:
+        return not self._keeps_quantized
 
     def _expert_stacks(
         self, modules: Sequence[str], names: ExpertNames, settings: ExpertSettings

@@ -1,0 +1,189 @@
+"""Each architecture as a GGUF file, as llama.cpp's converter writes them, against `transformers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from model_builders import (
+    MAX_POSITION,
+    Reference,
+    make_gguf_engine,
+    make_model,
+    run_to_end,
+    write_gguf,
+)
+from runtime_builders import make_request
+
+from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.model.architecture import Architecture, ExpertSettings, LinearScaling, YarnScaling
+from stoker_runtime.model.assembly import Assembly
+from stoker_runtime.model.decoder import Decoder
+from stoker_runtime.model.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.weights import GgufSource
+
+TYPES = gguf.GGMLQuantizationType
+# GGUF files have experts in all layers, and their weights made to add up to 1.
+QWEN3_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama", "llama", {}),
+    "llama-tied": ("llama", "llama-tied", {}),
+    "llama-linear": ("llama", "llama", {"rope_parameters": LINEAR}),
+    "llama-yarn": ("llama", "llama-yarn", {}),
+    "qwen2": ("qwen2", "qwen2", {}),
+    "qwen2-yarn": ("qwen2", "qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("qwen3", "qwen3", {}),
+    "mixtral": ("llama", "mixtral", {}),
+    "qwen3moe": ("qwen3moe", "qwen3-moe", QWEN3_MOE),
+    "qwen3moe-many": ("qwen3moe", "qwen3-moe-normalized", QWEN3_MOE),
+    "qwen3moe-yarn": ("qwen3moe", "qwen3-moe", {**QWEN3_MOE, "rope_parameters": YARN}),
+}
+
+
+def architecture_of(path: Path) -> Architecture:
+    return architecture_from_gguf(read_gguf(path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gguf_model_generates_what_the_original_does(name: str, tmp_path: Path) -> None:
+    architecture, family, fields = CASES[name]
+    model = make_model(family, **fields)
+    write_gguf(tmp_path / "m.gguf", model, architecture)
+    # Longer than windows, and than the context before yarn.
+    prompt = [(7 * index * index + 3 * index) % 157 for index in range(80)]
+    requests = [make_request([5, 80, 3, 9, 120], max_tokens=12), make_request(prompt, max_tokens=12)]
+    outputs = run_to_end(make_gguf_engine(tmp_path / "m.gguf"), {0: requests})
+    reference = Reference(model)
+    for request in requests:
+        output = outputs[request.request_id]
+        assert len(output) == 12
+        assert reference.num_near_ties(request.prompt_token_ids, output) == 0
+
+
+def write(path: Path, name: str, **metadata: Any) -> None:
+    architecture, family, fields = CASES[name]
+    write_gguf(path, make_model(family, **fields), architecture, **metadata)
+
+
+def test_experts_are_read_from_the_metadata(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "qwen3moe")
+    found = architecture_of(tmp_path / "m.gguf")
+    assert found.experts == ExpertSettings(6, 3, 48, normalizes_weights=True)
+    assert [kind.is_sparse for kind in found.layers] == [True, True]
+    write(tmp_path / "m.gguf", "qwen3moe", expert_feed_forward_length=0)
+    unstated = architecture_of(tmp_path / "m.gguf").experts
+    assert unstated == ExpertSettings(6, 3, 96 // 3, normalizes_weights=True)
+    write(tmp_path / "m.gguf", "mixtral")
+    assert architecture_of(tmp_path / "m.gguf").experts == ExpertSettings(4, 2, 96, normalizes_weights=True)
+    write(tmp_path / "m.gguf", "llama", expert_count=0)
+    assert architecture_of(tmp_path / "m.gguf").experts is None
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "word"),
+    [
+        ("qwen3moe", {"expert_weights_norm": False}, "qwen3moe.expert_weights_norm = False"),
+        ("qwen3moe", {"expert_weights_scale": 2.5}, "qwen3moe.expert_weights_scale = 2.5"),
+        ("qwen3moe", {"expert_gating_func": 2}, "qwen3moe.expert_gating_func = 2"),
+        ("qwen3moe", {"expert_shared_count": 1}, "qwen3moe.expert_shared_count = 1"),
+        ("qwen3moe", {"leading_dense_block_count": 1}, "qwen3moe.leading_dense_block_count = 1"),
+        ("mixtral", {"expert_feed_forward_length": 32}, "llama.expert_feed_forward_length = 32"),
+        ("qwen3", {"expert_count": 8}, "qwen3.expert_count = 8"),
+        ("llama", {"attention__causal": False}, "llama.attention.causal = False"),
+        ("llama", {"logit_scale": 8.0}, "llama.logit_scale = 8.0"),
+        ("llama", {"attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping = 50.0"),
+        ("llama", {"rope__scaling__type": "longrope"}, "llama.rope.scaling.type = 'longrope'"),
+        ("llama", {"rope__scaling__attn_factor": 1.5}, "llama.rope.scaling.attn_factor = 1.5"),
+        ("llama-yarn", {"rope__scaling__yarn_attn_factor": 1.5}, "llama.rope.scaling.yarn_attn_factor = 1.5"),
+        ("llama-yarn", {"rope__scaling__yarn_ext_factor": 0.5}, "llama.rope.scaling.yarn_ext_factor = 0.5"),
+        ("llama-yarn", {"rope__scaling__yarn_log_multiplier": 0.5}, "yarn_log_multiplier = 0.5"),
+        ("qwen3", {"rope__dimension_sections": [1, 2, 3, 0]}, "qwen3.rope.dimension_sections = [1, 2, 3, 0]"),
+    ],
+)
+def test_metadata_that_changes_results_is_refused_by_name(
+    name: str, metadata: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "m.gguf", name, **metadata)
+    with pytest.raises(ModelError) as caught:
+        architecture_of(tmp_path / "m.gguf")
+    assert caught.value.reason == "UnsupportedModel"
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"expert_weights_norm": True, "expert_weights_scale": 1.0, "expert_gating_func": 1},
+        {"attention__causal": True, "expert_shared_count": 0, "rope__scaling__type": "none"},
+    ],
+)
+def test_metadata_that_says_what_is_computed_is_taken(metadata: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "qwen3moe")
+    expected = architecture_of(tmp_path / "m.gguf")
+    write(tmp_path / "m.gguf", "qwen3moe", **metadata)
+    assert architecture_of(tmp_path / "m.gguf") == expected
+
+
+def test_a_factor_without_a_type_divides_all_frequencies(tmp_path: Path) -> None:
+    """As llama.cpp takes it, under the older name as well."""
+    for metadata in ({"rope__scaling__factor": 4.0}, {"rope__scale_linear": 4.0}):
+        write(tmp_path / "m.gguf", "llama", **metadata)
+        (rope,) = architecture_of(tmp_path / "m.gguf").ropes
+        assert rope.scaling == LinearScaling(4.0)
+
+
+def test_yarn_extends_the_context(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "llama-yarn", rope__scaling__factor=8.0, rope__scaling__attn_factor=2.0)
+    found = architecture_of(tmp_path / "m.gguf")
+    (rope,) = found.ropes
+    assert found.max_position == 8 * 64
+    assert isinstance(rope.scaling, YarnScaling)
+    assert (rope.scaling.beta_fast, rope.scaling.beta_slow) == (4.0, 1.0)
+    assert rope.attention_factor == pytest.approx(2 * (1 + 0.1 * np.log(8)))
+    write(tmp_path / "m.gguf", "llama-yarn", context_length=4 * MAX_POSITION)
+    assert architecture_of(tmp_path / "m.gguf").max_position == 4 * MAX_POSITION
+
+
+def load(path: Path) -> None:
+    parsed = read_gguf(path)
+    architecture = architecture_from_gguf(parsed)
+    with GgufSource(parsed, architecture) as source:
+        Decoder(architecture, Assembly(architecture, source, torch.float32, torch.device("cpu")))
+
+
+def test_experts_of_a_type_that_is_not_supported_are_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", {"ffn_up_exps": TYPES.Q5_0})
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up_exps\.weight is Q5_0"):
+        load(tmp_path / "m.gguf")
+
+
+def test_fewer_experts_than_the_metadata_says_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", expert_count=5)
+    with pytest.raises(ModelError, match=r"experts\.4\.gate_proj\.weight is missing"):
+        load(tmp_path / "m.gguf")
+
+
+def test_more_experts_than_the_metadata_says_are_refused(tmp_path: Path) -> None:
+    router = np.zeros((3, 64), dtype=np.float32)
+    extra = {f"blk.{layer}.ffn_gate_inp.weight": router for layer in range(2)}
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", extra=extra, expert_count=3)
+    with pytest.raises(ModelError, match=r"tensors have no place in llama, the first is .*experts\.3\."):
+        load(tmp_path / "m.gguf")
+
+
+def test_a_mixture_without_a_number_of_experts_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "qwen3moe", expert_count=0)
+    with pytest.raises(ModelError, match="experts cannot be picked"):
+        architecture_of(tmp_path / "m.gguf")
