@@ -11,10 +11,13 @@ from typing import Any
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
-from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family
+from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
 from stoker_runtime.model.config_values import integer, number, unsupported
 from stoker_runtime.model.gguf_layers import layer_kinds
 
+_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
+_WINDOW = "attention.sliding_window"
 _EXPERTS = ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
 
 
@@ -36,7 +39,19 @@ _ARCHITECTURES = {
     "qwen2": _Reading(Family(qkv_bias=True)),
     "qwen3": _Reading(Family(qk_norm="head")),
     "qwen3moe": _Reading(Family(qk_norm="head", expert_names=_EXPERTS), ("expert_count",)),
+    # Gemma's norms have the 1 that is added to their weights in the file.
+    "gemma2": _Reading(Family(norms="both", activation="gelu_tanh"), (*_SOFT_CAPS, _WINDOW)),
+    "gemma3": _Reading(
+        Family(qk_norm="head", norms="both", activation="gelu_tanh"), (_SOFT_CAPS[1], _WINDOW)
+    ),
+    "phi3": _Reading(Family(has_fused_projections=True), (_WINDOW,)),
+    "granite": _Reading(Family(), _SCALES),
+    "olmo2": _Reading(Family(qk_norm="projection", norms="outputs")),
+    "smollm3": _Reading(Family()),
 }
+# Gemma's sizes whose scores are scaled by the width of a head as it would be without a size of its own, by
+# their number of layers: the 27B models. No key says so.
+_NARROW_LAYERS = {"gemma2": 46, "gemma3": 62}
 # What these keys may say where they are not computed with: most of them change the result, or name what does.
 _NONE: tuple[Any, ...] = (0,)  # False is 0
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
@@ -100,11 +115,11 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
         raise ModelError(f"{gguf.path} has no tensor token_embd.weight")
     num_heads, hidden_size = integer(values, "attention.head_count"), integer(values, "embedding_length")
     head_dim = integer(values, "attention.key_length", hidden_size // max(num_heads, 1))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if values.get(key, head_dim) != head_dim:
-            raise unsupported(f"{name}.{key} = {values[key]} with a head size of {head_dim}")
+    value_length = values.get("attention.value_length", head_dim)
+    if value_length != head_dim:
+        raise unsupported(f"{name}.attention.value_length = {value_length} with a head size of {head_dim}")
     experts = _experts(values, name) if reading.family.expert_names else None
-    layers, longest = layer_kinds(values, name, head_dim, is_sparse=experts is not None)
+    layers, longest = layer_kinds(gguf, values, name, head_dim, is_sparse=experts is not None)
     return Architecture(
         name=name,
         family=reading.family,
@@ -119,8 +134,36 @@ def architecture_from_gguf(gguf: GgufFile) -> Architecture:
         tied_embeddings="output.weight" not in gguf.tensors,
         stored_dtype=None,
         layers=layers,
+        scales=_scales(values, name, hidden_size, num_heads, len(layers)),
         experts=experts,
     )
+
+
+def _scales(
+    values: Mapping[str, Any], name: str, hidden_size: int, num_heads: int, num_layers: int
+) -> Scales:
+    if name == "granite":
+        embedding, residual, attention, logits = (_factor(values, key) for key in _SCALES)
+        return Scales(
+            embedding=embedding or 1.0, residual=residual or 1.0, attention=attention, logits=logits or 1.0
+        )
+    if name not in _NARROW_LAYERS:
+        return Scales()
+    is_narrow = num_layers == _NARROW_LAYERS[name]
+    if name == "gemma2":  # older files lack the keys, not the caps
+        values = {_SOFT_CAPS[0]: 50.0, _SOFT_CAPS[1]: 30.0, **values}
+    return Scales(
+        embedding=hidden_size**0.5,
+        rounds_embedding=True,
+        attention=(hidden_size // num_heads) ** -0.5 if is_narrow else None,
+        attention_cap=_factor(values, _SOFT_CAPS[0]),
+        logits_cap=_factor(values, _SOFT_CAPS[1]),
+    )
+
+
+def _factor(values: Mapping[str, Any], key: str) -> float | None:
+    """Return a number; None for 0, which says that there is none."""
+    return number(values, key) if values.get(key) else None
 
 
 def _experts(values: Mapping[str, Any], name: str) -> ExpertSettings | None:

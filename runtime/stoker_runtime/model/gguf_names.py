@@ -10,10 +10,10 @@ from dataclasses import replace
 from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.model.architecture import Architecture, Family, LongScaling
 from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.gguf_layers import LONG_DIVISORS, SHORT_DIVISORS
 
 # Architectures whose rotary pairs are neighbours in the file, where Hugging Face has halves of a head.
 INTERLEAVED = frozenset({"llama", "granite", "smollm3"})
-LONG_DIVISORS, SHORT_DIVISORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 _GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",

@@ -246,6 +246,8 @@ FILES: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
         "9 matrices stay in their blocks (9 Q4_0), 0 (of mixed types, or of experts) are rounded to int8, "
         "2 products are bf",
     ),
+    "fused": ("phi3", "phi3", {"": TYPES.Q8_0}, "10 matrices stay in their blocks (10 Q8_0), 0 (of"),
+    "windows": ("gemma3", "gemma3", {"": TYPES.Q4_0}, "15 matrices stay in their blocks (15 Q4_0), 0 (of"),
     "experts": ("llama", "mixtral", {"": TYPES.Q4_0}, "34 matrices stay in their blocks (34 Q4_0), 0 (of"),
     "mixed-experts": (  # the pairs' halves alike, downwards others, in one layer alone
         "qwen3moe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from runtime_builders import make_request
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
-from stoker_runtime.model.architecture import Architecture, ExpertSettings, LinearScaling, YarnScaling
+from stoker_runtime.model.architecture import (
+    Architecture,
+    ExpertSettings,
+    LinearScaling,
+    LongScaling,
+    YarnScaling,
+)
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
@@ -37,6 +44,12 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+# The pattern that no key says, in as many layers as it takes.
+GEMMA3 = {
+    "num_hidden_layers": 7,
+    "query_pre_attn_scalar": 32,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention", "sliding_attention"],
+}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {}),
     "llama-tied": ("llama", "llama-tied", {}),
@@ -49,6 +62,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3moe": ("qwen3moe", "qwen3-moe", QWEN3_MOE),
     "qwen3moe-many": ("qwen3moe", "qwen3-moe-normalized", QWEN3_MOE),
     "qwen3moe-yarn": ("qwen3moe", "qwen3-moe", {**QWEN3_MOE, "rope_parameters": YARN}),
+    "gemma2": ("gemma2", "gemma2", {"num_hidden_layers": 3, "query_pre_attn_scalar": 32}),
+    "gemma3": ("gemma3", "gemma3", GEMMA3),
+    "gemma3-capped": ("gemma3", "gemma3", {**GEMMA3, "final_logit_softcapping": 4.0}),
+    "phi3": ("phi3", "phi3", {}),
+    "phi4": ("phi3", "phi4", {}),
+    "phi4-mini": ("phi3", "phi4-mini", {}),
+    "granite": ("granite", "granite", {}),
+    "olmo2": ("olmo2", "olmo2", {}),
+    "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 5, "no_rope_layer_interval": 4}),
 }
 
 
@@ -109,6 +131,15 @@ def test_experts_are_read_from_the_metadata(tmp_path: Path) -> None:
         ("llama-yarn", {"rope__scaling__yarn_attn_factor": 1.5}, "llama.rope.scaling.yarn_attn_factor = 1.5"),
         ("llama-yarn", {"rope__scaling__yarn_ext_factor": 0.5}, "llama.rope.scaling.yarn_ext_factor = 0.5"),
         ("llama-yarn", {"rope__scaling__yarn_log_multiplier": 0.5}, "yarn_log_multiplier = 0.5"),
+        ("qwen2", {"attention__sliding_window": 64}, "qwen2.attention.sliding_window = 64"),
+        ("olmo2", {"attention__sliding_window": 64}, "olmo2.attention.sliding_window = 64"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "gemma3.attn_logit_softcapping = 50.0"),
+        ("gemma2", {"attention__scale": 0.1}, "gemma2.attention.scale = 0.1"),
+        ("gemma2", {"rope__dimension_count": 16}, "gemma2.rope.dimension_count = 16"),
+        ("gemma2", {"attention__value_length": 16}, "gemma2.attention.value_length = 16"),
+        ("granite", {"rope__scaling__finetuned": False}, "granite.rope.scaling.finetuned = False"),
+        ("phi4-mini", {"rope__scaling__type": "yarn"}, "yarn rope scaling beside rope_factors_short.weight"),
+        ("phi4", {"rope__scaling__attn_factor": 1.5}, "phi3.rope.scaling.attn_factor = 1.5"),
         ("qwen3", {"rope__dimension_sections": [1, 2, 3, 0]}, "qwen3.rope.dimension_sections = [1, 2, 3, 0]"),
     ],
 )
@@ -154,6 +185,101 @@ def test_yarn_extends_the_context(tmp_path: Path) -> None:
     assert rope.attention_factor == pytest.approx(2 * (1 + 0.1 * np.log(8)))
     write(tmp_path / "m.gguf", "llama-yarn", context_length=4 * MAX_POSITION)
     assert architecture_of(tmp_path / "m.gguf").max_position == 4 * MAX_POSITION
+
+
+def test_windows_are_those_of_the_architecture(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "gemma3")
+    found = architecture_of(tmp_path / "m.gguf")
+    assert [kind.window for kind in found.layers] == [9, 9, 9, 9, 9, None, 9]
+    assert [rope.theta for rope in found.ropes] == [10000.0, 1e6]
+    assert [rope.scaling for rope in found.ropes] == [None, LinearScaling(8.0)]
+    write(tmp_path / "m.gguf", "gemma3", attention__sliding_window=0)
+    (rope,) = architecture_of(tmp_path / "m.gguf").ropes
+    assert (rope.theta, rope.scaling) == (1e6, LinearScaling(8.0))
+    changed = {"attention__sliding_window_pattern": 3, "rope__freq_base_swa": 20000.0}
+    write(tmp_path / "m.gguf", "gemma3", **changed)
+    found = architecture_of(tmp_path / "m.gguf")
+    assert [kind.window for kind in found.layers] == [9, 9, None, 9, 9, None, 9]
+    assert found.ropes[0].theta == 20000.0
+    write(tmp_path / "m.gguf", "gemma2")
+    assert [kind.window for kind in architecture_of(tmp_path / "m.gguf").layers] == [9, None, 9]
+    write(tmp_path / "m.gguf", "gemma2", attention__sliding_window=MAX_POSITION)
+    assert architecture_of(tmp_path / "m.gguf").windows == (None,)
+
+
+def test_gemma_without_keys_has_what_its_first_files_lacked(tmp_path: Path) -> None:
+    absent = {"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"}
+    write(tmp_path / "m.gguf", "gemma2", context_length=8192)
+    parsed = read_gguf(tmp_path / "m.gguf")
+    kept = {key: value for key, value in parsed.metadata.items() if key.removeprefix("gemma2.") not in absent}
+    found = architecture_from_gguf(replace(parsed, metadata=kept))
+    assert (found.scales.attention_cap, found.scales.logits_cap) == (50.0, 30.0)
+    assert found.windows == (4096, None)
+
+
+@pytest.mark.parametrize(("name", "num_layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_gemmas_largest_models_scale_scores_by_a_narrower_head(
+    name: str, num_layers: int, tmp_path: Path
+) -> None:
+    """144 and 168 in the real ones, whose heads have 128 elements."""
+    write(tmp_path / "m.gguf", name)
+    assert architecture_of(tmp_path / "m.gguf").scales.attention is None
+    write(tmp_path / "m.gguf", name, block_count=num_layers)
+    assert architecture_of(tmp_path / "m.gguf").scales.attention == (64 // 4) ** -0.5
+
+
+def test_a_window_of_phi_is_kept(tmp_path: Path) -> None:
+    """Which `transformers` does and llama.cpp does not."""
+    write(tmp_path / "m.gguf", "phi3")
+    assert architecture_of(tmp_path / "m.gguf").windows == (13,)
+    write(tmp_path / "m.gguf", "phi4")
+    assert architecture_of(tmp_path / "m.gguf").windows == (None,)
+
+
+def test_long_rope_ends_with_the_original_context(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "phi4-mini")
+    found = architecture_of(tmp_path / "m.gguf")
+    assert found.max_position == MAX_POSITION
+    (rope,) = found.ropes
+    assert isinstance(rope.scaling, LongScaling)
+    assert rope.scaling.divisors == (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    assert rope.attention_factor == pytest.approx(1.118034)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "word"),
+    [
+        (
+            np.ones(5, dtype=np.float32),
+            np.ones(6, dtype=np.float32),
+            "6 numbers in the tensor rope_factors_short",
+        ),
+        (np.ones(6, dtype=np.float32), None, "6 numbers in the tensor rope_factors_long"),
+        (np.zeros(6, dtype=np.float32), np.ones(6, dtype=np.float32), "no frequency can be divided by"),
+        (np.ones(6, dtype=np.float16), np.ones(6, dtype=np.float32), "rope_factors_short.weight is not F32"),
+    ],
+)
+def test_divisors_that_cannot_be_meant_are_refused(short: Any, long: Any, word: str, tmp_path: Path) -> None:
+    extra = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    write(tmp_path / "m.gguf", "phi4-mini", extra=extra)
+    with pytest.raises(ModelError, match=word):
+        architecture_of(tmp_path / "m.gguf")
+
+
+def test_divisors_behind_the_end_of_the_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write(path, "phi4-mini")
+    parsed = read_gguf(path)
+    path.write_bytes(path.read_bytes()[: parsed.tensors["rope_factors_short.weight"].offset + 8])
+    with pytest.raises(ModelError, match="cut short"):
+        architecture_of(path)
+
+
+def test_divisors_without_a_place_are_named(tmp_path: Path) -> None:
+    extra = {"rope_factors_long.weight": np.ones(4, dtype=np.float32)}
+    write_gguf(tmp_path / "m.gguf", make_model("phi4"), "phi3", extra=extra)
+    with pytest.raises(ModelError, match=r"no place in phi3, the first is rope_factors_long\.weight"):
+        load(tmp_path / "m.gguf")
 
 
 def load(path: Path) -> None:
