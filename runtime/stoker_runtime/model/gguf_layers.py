@@ -51,6 +51,10 @@ def layer_kinds(
         case LongScaling(_, original):  # longer texts have other divisors, and their keys would change
             longest = min(longest, original)
     num_layers = integer(values, "block_count")
+    if num_layers > len(gguf.tensors):  # else a header alone could take all memory
+        raise ModelError(
+            f"the model's block_count is {num_layers}, with {len(gguf.tensors)} tensors in the file"
+        )
     slides, size = _slides(values, name, num_layers)
     window = size if size < longest else None
     local = _local_rope(values, name, rope)

@@ -18,6 +18,7 @@ from stoker_runtime.model.gguf_layers import layer_kinds
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 _WINDOW = "attention.sliding_window"
+_MAX_EXPERTS = 4096  # eight times llama.cpp's limit
 _EXPERTS = ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
 
 
@@ -155,7 +156,7 @@ def _scales(
     return Scales(
         embedding=hidden_size**0.5,
         rounds_embedding=True,
-        attention=(hidden_size // num_heads) ** -0.5 if is_narrow else None,
+        attention=max(hidden_size // max(num_heads, 1), 1) ** -0.5 if is_narrow else None,
         attention_cap=_factor(values, _SOFT_CAPS[0]),
         logits_cap=_factor(values, _SOFT_CAPS[1]),
     )
@@ -172,6 +173,8 @@ def _experts(values: Mapping[str, Any], name: str) -> ExpertSettings | None:
     if count == 0 and name == "llama":
         return None
     num_per_token, size = integer(values, "expert_used_count"), integer(values, "feed_forward_length")
+    if count > _MAX_EXPERTS:  # the file's header alone could make them take all memory
+        raise unsupported(f"{name}.expert_count = {count}, more than {_MAX_EXPERTS},")
     stated = integer(values, "expert_feed_forward_length", 0)
     if name == "llama":
         if stated not in (0, size):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.model.architecture import Architecture, Family, LongScaling
 from stoker_runtime.model.dequantize import FORMATS
@@ -48,14 +49,18 @@ def hugging_face_tensors(gguf: GgufFile, architecture: Architecture) -> dict[str
     """Return a file's tensors by Hugging Face's names, or their own where those have none.
 
     The experts of a layer, which a file stacks, are tensors of their own here.
+
+    Raises:
+        ModelError: a stack holds another number of experts than the metadata says.
     """
     names = _layer_names(architecture.family)
     has_long_rope = any(isinstance(rope.scaling, LongScaling) for rope in architecture.ropes)
     read = {LONG_DIVISORS, SHORT_DIVISORS} if has_long_rope else set()  # they are in the architecture
+    num_experts = 0 if architecture.experts is None else architecture.experts.num_experts
     found: dict[str, GgufTensor] = {}
     for tensor in gguf.tensors.values():
         if tensor.name not in read:
-            found.update(_named(tensor, names))
+            found.update(_named(tensor, names, num_experts))
     return found
 
 
@@ -68,11 +73,17 @@ def _layer_names(family: Family) -> Mapping[str, str]:
     return names
 
 
-def _named(tensor: GgufTensor, names: Mapping[str, str]) -> Iterator[tuple[str, GgufTensor]]:
+def _named(
+    tensor: GgufTensor, names: Mapping[str, str], num_experts: int
+) -> Iterator[tuple[str, GgufTensor]]:
     match = _TENSOR.fullmatch(tensor.name)
     if match is None:
         yield _GLOBAL.get(tensor.name, tensor.name), tensor
     elif match[2] in _STACKS and len(tensor.shape) == 3 and match[3] == "weight":
+        if tensor.shape[0] != num_experts:
+            raise ModelError(
+                f"tensor {tensor.name} has {tensor.shape[0]} experts, the metadata says {num_experts}"
+            )
         module = f"model.layers.{match[1]}.mlp.experts"
         for index, expert in enumerate(_unstacked(tensor)):
             yield f"{module}.{index}.{_STACKS[match[2]]}.weight", expert

@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from model_builders import (
     MAX_POSITION,
     Reference,
@@ -21,7 +23,7 @@ from model_builders import (
 from runtime_builders import make_request
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.gguf_file import read_gguf
+from stoker_runtime.gguf_file import GgufFile, read_gguf
 from stoker_runtime.model.architecture import (
     Architecture,
     ExpertSettings,
@@ -34,6 +36,14 @@ from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.weights import GgufSource
 
+VALUES = st.one_of(
+    st.integers(-3, 300),
+    st.sampled_from([2**31, 46, 62]),
+    st.floats(),
+    st.booleans(),
+    st.sampled_from(["", "yarn", "linear", "none", "longrope"]),
+    st.lists(st.integers(0, 3), max_size=2),
+)
 TYPES = gguf.GGMLQuantizationType
 # GGUF files have experts in all layers, and their weights made to add up to 1.
 QWEN3_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
@@ -123,6 +133,7 @@ def test_experts_are_read_from_the_metadata(tmp_path: Path) -> None:
         ("qwen3moe", {"leading_dense_block_count": 1}, "qwen3moe.leading_dense_block_count = 1"),
         ("mixtral", {"expert_feed_forward_length": 32}, "llama.expert_feed_forward_length = 32"),
         ("qwen3", {"expert_count": 8}, "qwen3.expert_count = 8"),
+        ("mixtral", {"expert_count": 2**31}, "llama.expert_count = 2147483648"),
         ("llama", {"attention__causal": False}, "llama.attention.causal = False"),
         ("llama", {"logit_scale": 8.0}, "llama.logit_scale = 8.0"),
         ("llama", {"attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping = 50.0"),
@@ -224,7 +235,8 @@ def test_gemmas_largest_models_scale_scores_by_a_narrower_head(
     """144 and 168 in the real ones, whose heads have 128 elements."""
     write(tmp_path / "m.gguf", name)
     assert architecture_of(tmp_path / "m.gguf").scales.attention is None
-    write(tmp_path / "m.gguf", name, block_count=num_layers)
+    model = make_model(name, num_hidden_layers=num_layers, layer_types=["full_attention"] * num_layers)
+    write_gguf(tmp_path / "m.gguf", model, name)
     assert architecture_of(tmp_path / "m.gguf").scales.attention == (64 // 4) ** -0.5
 
 
@@ -282,6 +294,34 @@ def test_divisors_without_a_place_are_named(tmp_path: Path) -> None:
         load(tmp_path / "m.gguf")
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
+    """One file of each architecture."""
+    folder = tmp_path_factory.mktemp("files")
+    found = {}
+    for name, (architecture, _, _) in CASES.items():
+        write(folder / f"{name}.gguf", name)
+        found[architecture] = read_gguf(folder / f"{name}.gguf")
+    return found
+
+
+@given(data=st.data())
+def test_metadata_of_any_kind_is_read_or_refused_never_worse(
+    data: st.DataObject, files: dict[str, GgufFile]
+) -> None:
+    name = data.draw(st.sampled_from(sorted(files)))
+    metadata = dict(files[name].metadata)
+    keys = [key for key in metadata if key.startswith(name)]
+    keys += [f"{name}.{key}" for key in ("rope.scaling.type", "rope.scaling.factor", "expert_weights_scale")]
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
+        metadata[key] = data.draw(VALUES)
+    try:
+        found = architecture_from_gguf(replace(files[name], metadata=metadata))
+    except ModelError:
+        return
+    assert found.name == name
+
+
 def load(path: Path) -> None:
     parsed = read_gguf(path)
     architecture = architecture_from_gguf(parsed)
@@ -295,18 +335,24 @@ def test_experts_of_a_type_that_is_not_supported_are_named(tmp_path: Path) -> No
         load(tmp_path / "m.gguf")
 
 
-def test_fewer_experts_than_the_metadata_says_are_refused(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", expert_count=5)
-    with pytest.raises(ModelError, match=r"experts\.4\.gate_proj\.weight is missing"):
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_another_number_of_experts_than_the_metadata_says_is_refused(count: int, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", expert_count=count)
+    with pytest.raises(ModelError, match=rf"ffn_\w+_exps\.weight has 4 experts, the metadata says {count}"):
         load(tmp_path / "m.gguf")
 
 
-def test_more_experts_than_the_metadata_says_are_refused(tmp_path: Path) -> None:
-    router = np.zeros((3, 64), dtype=np.float32)
-    extra = {f"blk.{layer}.ffn_gate_inp.weight": router for layer in range(2)}
-    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", extra=extra, expert_count=3)
-    with pytest.raises(ModelError, match=r"tensors have no place in llama, the first is .*experts\.3\."):
+def test_experts_that_a_layer_lacks_are_named(tmp_path: Path) -> None:
+    extra = {"blk.1.ffn_down_exps.weight": None}
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", extra=extra)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts\.0\.down_proj\.weight is missing"):
         load(tmp_path / "m.gguf")
+
+
+def test_more_layers_than_there_are_tensors_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "llama", block_count=2**31)
+    with pytest.raises(ModelError, match="block_count is 2147483648, with 21 tensors in the file"):
+        architecture_of(tmp_path / "m.gguf")
 
 
 def test_a_mixture_without_a_number_of_experts_is_refused(tmp_path: Path) -> None:
