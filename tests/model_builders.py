@@ -7,7 +7,7 @@ model that the development requirements bring along.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from gguf_converter import Array, add_parameters, converted
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from stoker_runtime.config import EngineConfig
@@ -310,12 +311,22 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     return tokenizer
 
 
+# A value that is written again takes the place of the converter's.
+_ADD: dict[type, Callable[[gguf.GGUFWriter, str, Any], None]] = {
+    str: gguf.GGUFWriter.add_string,
+    bool: gguf.GGUFWriter.add_bool,
+    int: gguf.GGUFWriter.add_uint32,
+    float: gguf.GGUFWriter.add_float32,
+    list: gguf.GGUFWriter.add_array,
+}
+
+
 def write_gguf(
     path: Path,
     model: transformers.PreTrainedModel,
     architecture: str,
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
-    extra: Mapping[str, np.ndarray[Any, Any] | None] | None = None,
+    extra: Mapping[str, Array | None] | None = None,
     **metadata: Any,
 ) -> None:
     """Write a model as GGUF, named and permuted as llama.cpp's converter does.
@@ -323,29 +334,19 @@ def write_gguf(
     Args:
         path: the file to write.
         model: a make_model model.
-        architecture: "llama", "qwen2" or "qwen3".
+        architecture: GGUF's name of the model's architecture.
         types: quantization of the tensors whose GGUF name contains the key; the rest is float32.
         extra: further tensors by GGUF name; None leaves the model's own tensor out. Bytes are stored as they
             are, as blocks of the type that `types` gives.
-        metadata: further keys of the architecture, with "__" for each dot: rope__scaling__type="yarn".
+        metadata: further keys of the architecture, or other values, with "__" for each dot:
+            rope__scaling__type="yarn".
     """
-    config = model.config
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    add_parameters(writer, model.config)
     for key, value in metadata.items():
         name = f"{architecture}.{key.replace('__', '.')}"
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
-    tensors = _gguf_tensors(model, architecture) | dict(extra or {})
+        _ADD[type(value)](writer, name, value)
+    tensors: dict[str, Array | None] = {**dict(converted(model, architecture)), **(extra or {})}
     for name, values in tensors.items():
         if values is not None:
             _add_tensor(writer, name, values, types or {})
@@ -355,40 +356,10 @@ def write_gguf(
     writer.close()
 
 
-def _gguf_tensors(
-    model: transformers.PreTrainedModel, architecture: str
-) -> dict[str, np.ndarray[Any, Any] | None]:
-    config = model.config
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    tensors: dict[str, np.ndarray[Any, Any] | None] = {}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        values = weight.numpy()
-        part = name.split(".")[-2]
-        if architecture == "llama" and part in heads:
-            shape = (heads[part], 2, values.shape[0] // heads[part] // 2, *values.shape[1:])
-            values = values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
-        tensors[gguf_name(name)] = np.ascontiguousarray(values)
-    return tensors
-
-
-@cache
-def _gguf_names() -> gguf.TensorNameMap:
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 64)  # Qwen 3 has every tensor that a family has
-
-
-def gguf_name(name: str) -> str:
-    """The name that llama.cpp's converter gives a Hugging Face tensor."""
-    found = _gguf_names().get_name(name, try_suffixes=(".weight", ".bias"))
-    assert found is not None, name
-    return str(found)
-
-
 def _add_tensor(
     writer: gguf.GGUFWriter,
     name: str,
-    values: np.ndarray[Any, Any],
+    values: Array,
     types: Mapping[str, gguf.GGMLQuantizationType],
 ) -> None:
     kind = next((kind for part, kind in types.items() if part in name), None)
@@ -400,7 +371,7 @@ def _add_tensor(
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
 
 
-def k_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> np.ndarray[Any, Any]:
+def k_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> Array:
     """Random rows of Q4_K or Q6_K with the size of weights; the `gguf` package only reads these types."""
     size, num_bytes = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(seed)

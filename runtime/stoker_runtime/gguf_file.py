@@ -8,6 +8,7 @@ Source: the GGUF specification in the ggml project's documentation, versions 2 a
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_FLOAT32 = 0  # GGML's number of the type
 _MAX_ARRAY_DEPTH = 4
 _MAX_DIMENSIONS = 4
 _LENGTH = struct.Struct("<Q")  # of a string
@@ -97,6 +99,24 @@ def read_gguf(path: Path, *, has_texts: bool = True) -> GgufFile:
             reason="UnsupportedModel",
         )
     return parsed
+
+
+def read_floats(gguf: GgufFile, name: str) -> tuple[float, ...]:
+    """Return the values of a small tensor of float32.
+
+    Raises:
+        ModelError: the tensor is of another type, or the file is cut short.
+    """
+    tensor = gguf.tensors[name]
+    if tensor.type_id != _FLOAT32:
+        raise ModelError(f"tensor {name} is not F32", reason="UnsupportedModel")
+    layout = f"<{math.prod(tensor.shape)}f"
+    with gguf.path.open("rb") as file:
+        file.seek(tensor.offset)
+        stored = file.read(struct.calcsize(layout))
+    if len(stored) != struct.calcsize(layout):
+        raise ModelError(f"{gguf.path} is cut short: tensor {name} ends beyond the file")
+    return struct.unpack(layout, stored)
 
 
 class _Reader:

@@ -14,13 +14,33 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# GPT-4o's, which Phi-4-mini has: words end where upper-case letters follow lower-case ones.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _GENERIC_SPLITS = (
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
     r"\p{N}+",
     r"[0-9][0-9][0-9]",
 )
+# By tokenizer.ggml.pre. The smaug-bpe files are those of Llama 3's tokenizer that add no bos (SmolLM 3), the
+# dbrx ones those of GPT-4's (Phi-4, OLMo 2).
+_SPLITS = {
+    "llama-bpe": (_LLAMA3_SPLIT % "{1,3}",),
+    "smaug-bpe": (_LLAMA3_SPLIT % "{1,3}",),
+    "dbrx": (_LLAMA3_SPLIT % "{1,3}",),
+    "qwen2": (_LLAMA3_SPLIT % "",),
+    "gpt-4o": (_CASED_SPLIT,),
+    "default": _GENERIC_SPLITS,
+}
+_DIGITS_APART = ("smollm", "refact", "starcoder")  # refact is Granite's
+_IGNORES_MERGES = ("llama-bpe", "smaug-bpe")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
+_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3's special tokens
 _SPACE = "\u2581"  # what SentencePiece writes for one
 _SPECIAL_NAMES = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
 
@@ -76,10 +96,11 @@ def _byte_level(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
     pre_tokenizer = _supported_pre_tokenizer(gguf)
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in meta.get("tokenizer.ggml.merges", [])]
-    is_llama3 = pre == "llama-bpe"
     try:
         bpe = models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)}, merges=merges, ignore_merges=is_llama3
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre in _IGNORES_MERGES,
         )
     except Exception as error:  # the library raises bare Exception on a merge that is not in the vocabulary
         raise ModelError(f"{gguf.path}: the vocabulary and merges do not fit together: {error}") from error
@@ -92,7 +113,7 @@ def _byte_level(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
     _add_around(
         tokenizer,
         special,
-        bos=meta.get("tokenizer.ggml.add_bos_token", is_llama3),
+        bos=meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"),
         eos=meta.get("tokenizer.ggml.add_eos_token", False),
     )
     return tokenizer
@@ -164,9 +185,16 @@ def _add_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:
     """Find control and user-defined tokens in a text before anything else is done with it."""
     meta = gguf.metadata
     types = meta.get("tokenizer.ggml.token_type", [])
+    # Phi-3's swallow what space follows them; its files do not say so, and llama.cpp knows it as well.
+    is_phi3 = (meta.get("general.architecture"), meta.get("tokenizer.ggml.model")) == ("phi3", "llama")
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            AddedToken(
+                token,
+                special=kind != _USER_DEFINED,
+                normalized=False,
+                rstrip=is_phi3 and token not in _KEEP_SPACE,
+            )
             for token, kind in zip(meta["tokenizer.ggml.tokens"], types, strict=False)
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ]
@@ -178,8 +206,9 @@ def _supported_pre_tokenizer(gguf: GgufFile) -> pre_tokenizers.PreTokenizer:
     pre_tokenizer = _pre_tokenizer(pre)
     if pre_tokenizer is None:
         raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported (smollm, llama-bpe, qwen2, gpt-2, "
-            "default); use the model's safetensors directory with its tokenizer.json",
+            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported "
+            f"({', '.join((*_SPLITS, *_DIGITS_APART, 'gpt-2'))}); use the model's safetensors directory with "
+            "its tokenizer.json",
             reason="UnsupportedModel",
         )
     return pre_tokenizer
@@ -193,15 +222,11 @@ def _pre_tokenizer(name: str | None) -> pre_tokenizers.PreTokenizer | None:
         )
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name == "smollm":
+    if name in _DIGITS_APART:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     if name == "gpt-2":
         return byte_level
-    if name == "llama-bpe":
-        return split(_LLAMA3_SPLIT % "{1,3}")
-    if name == "qwen2":
-        return split(_LLAMA3_SPLIT % "")
-    return split(*_GENERIC_SPLITS) if name == "default" else None
+    return split(*_SPLITS[name]) if name in _SPLITS else None
 
 
 def _add_around(tokenizer: Tokenizer, special: Mapping[str, str], *, bos: bool, eos: bool) -> None:

@@ -30,6 +30,9 @@ _GGUF_DEFAULTS = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 _GGUF_END_TOKENS = ("eos", "eot", "eom")
+# What ends a turn in chats. Files of Gemma and Phi-3 name only what ends a text, so llama.cpp goes by these.
+_GGUF_TURN_ENDS = ("<end_of_turn>", "<|end|>", "<|im_end|>", "<|eot_id|>")
+_GGUF_SPECIAL_TYPES = (3, 4)  # control and user-defined tokens
 
 
 @dataclass(frozen=True)
@@ -242,4 +245,11 @@ def _template(gguf: GgufFile, key: str) -> str | None:
 def _gguf_eos_ids(gguf: GgufFile) -> tuple[int, ...]:
     keys = [f"tokenizer.ggml.{name}_token_id" for name in _GGUF_END_TOKENS]
     ids = [token_id for key in keys for token_id in token_ids(gguf.metadata.get(key), key, str(gguf.path))]
+    tokens, types = (gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if isinstance(tokens, list) and isinstance(types, list):
+        ids += [
+            token_id
+            for token_id, (token, kind) in enumerate(zip(tokens, types, strict=False))
+            if kind in _GGUF_SPECIAL_TYPES and token in _GGUF_TURN_ENDS
+        ]
     return tuple(dict.fromkeys(ids))

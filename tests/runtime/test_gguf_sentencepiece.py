@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.server.detokenize import Detokenizer, TokenBytes
-from stoker_runtime.tokenizer_files import load_assets
+from stoker_runtime.tokenizer_files import load_assets, read_eos_token_ids
 
 SPACE = "\u2581"
 CORPUS = [
@@ -62,14 +62,20 @@ NAMED = [token for token, _, kind in VOCABULARY if kind not in (NORMAL, BYTE)]
 SCORES = {token: score for token, score, kind in VOCABULARY if kind == NORMAL}
 
 
-def write(path: Path, **changes: Any) -> Path:
-    """A GGUF file of VOCABULARY; changes are tokenizer.ggml.* values."""
+def write(
+    path: Path,
+    architecture: str = "llama",
+    further: Sequence[tuple[str, float, int]] = (),
+    **changes: Any,
+) -> Path:
+    """A GGUF file of VOCABULARY and further pieces; changes are tokenizer.ggml.* values."""
     keys: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, **changes}
-    writer = gguf.GGUFWriter(path, "llama")
+    pieces = [*VOCABULARY, *further]
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([token for token, _, _ in VOCABULARY])
-    writer.add_token_scores(keys.pop("scores", [score for _, score, _ in VOCABULARY]))
-    writer.add_token_types([kind for _, _, kind in VOCABULARY])
+    writer.add_token_list([token for token, _, _ in pieces])
+    writer.add_token_scores(keys.pop("scores", [score for _, score, _ in pieces]))
+    writer.add_token_types([kind for _, _, kind in pieces])
     for key, value in keys.items():
         name = f"tokenizer.ggml.{key}"
         writer.add_bool(name, value) if isinstance(value, bool) else writer.add_uint32(name, value)
@@ -161,6 +167,45 @@ def test_the_file_says_whether_a_text_begins_with_a_space(tmp_path: Path) -> Non
     assert "".join(VOCABULARY[token_id][0] for token_id in ids) == "the</s>"
     assert assets.tokenizer.decode([IDS[f"{SPACE}the"]]) == " the"
     assert (assets.add_bos, assets.eos_token_ids) == (False, (2,))
+
+
+def test_runs_of_spaces_and_lines_that_gemma_has_are_tokens_of_their_own(tmp_path: Path) -> None:
+    """User-defined pieces, which SentencePiece finds before it merges anything; the longest first."""
+    runs = [("  ", -1000.0, USER_DEFINED), ("   ", -1000.0, USER_DEFINED), ("\n\n", -1000.0, USER_DEFINED)]
+    path = write(tmp_path / "m.gguf", "gemma2", runs, add_space_prefix=False, add_bos_token=True)
+    tokenizer = load_assets(path).tokenizer
+    two, three, lines = range(len(VOCABULARY), len(VOCABULARY) + 3)
+
+    ids = tokenizer.encode("the   they     a\n\nb").ids
+
+    assert ids[0] == 1
+    assert [token_id for token_id in ids if token_id >= two] == [three, three, two, lines]
+    assert tokenizer.decode(ids) == "the   they     a\n\nb"
+    assert ids.count(IDS[SPACE]) == 0
+
+
+def test_what_ends_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    """Gemma's files and Phi-3's name only the end of a text."""
+    named = [
+        ("<end_of_turn>", -1000.0, CONTROL),
+        ("<|end|>", -1000.0, USER_DEFINED),
+        ("<|im_end|>", -9.0, NORMAL),
+    ]
+    path = write(tmp_path / "m.gguf", "gemma3", named)
+    assert load_assets(path).eos_token_ids == (2, len(VOCABULARY), len(VOCABULARY) + 1)
+    assert read_eos_token_ids(path) == load_assets(path).eos_token_ids
+
+
+def test_phis_named_tokens_swallow_the_space_behind_them(tmp_path: Path) -> None:
+    """As its tokenizer.json says and llama.cpp knows; no other architecture's do."""
+    named = [("<|user|>", -1000.0, CONTROL), ("<|endoftext|>", -1000.0, CONTROL)]
+    text = "<|user|>\n the<s> the<|endoftext|> the"
+    user, end = len(VOCABULARY), len(VOCABULARY) + 1
+    for architecture, behind in (("phi3", llama_cpp("the")), ("llama", llama_cpp("\n the"))):
+        path = write(tmp_path / "m.gguf", architecture, named, add_bos_token=False)
+        ids = load_assets(path).tokenizer.encode(text).ids
+        space_the = llama_cpp(" the")
+        assert ids == [user, *behind, 1, *space_the, end, *space_the]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tokenizers import (
 )
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
@@ -33,6 +34,7 @@ CORPUS = [
     "Hello world, it's 12345 o'clock and they'll say: don't!",
     "  def main(argv):\n\n    return argv[0] + 2024\r\n",
     "naïve café über straße 東京タワー Привет мир 🎉🎉 ½ ²",
+    "parseHTTPResponse ÄrgerÜber don'T http://a/b//",
     "the theory of the thing that they thought there",
 ] * 4
 SPECIALS = ["<|begin|>", "<|end|>", "<|turn|>"]
@@ -100,6 +102,7 @@ def references() -> dict[str, Tokenizer]:
     )
     qwen2 = Qwen2Tokenizer(vocab={"a": 0}, merges=[]).backend_tokenizer
     assert TikTokenConverter(vocab_file="none").pattern == llama3_pattern
+    assert {GGUF_PRE_TOKENIZER_SPLITS[pre] for pre in ("llama-bpe", "smaug-bpe", "dbrx")} == {llama3_pattern}
     llama3_split = pre_tokenizers.Split(Regex(llama3_pattern), "isolated")
     no_regex = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made = {
@@ -109,6 +112,16 @@ def references() -> dict[str, Tokenizer]:
         "qwen2": train(qwen2.normalizer, qwen2.pre_tokenizer),
     }
     made["llama-bpe"].model.ignore_merges = True
+    for pre, like in {
+        "smaug-bpe": "llama-bpe",
+        "dbrx": "llama-bpe",
+        "refact": "smollm",
+        "starcoder": "smollm",
+    }.items():
+        made[pre] = Tokenizer.from_str(made[like].to_str())
+    made["dbrx"].model.ignore_merges = False
+    cased = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["gpt-4o"]), "isolated")
+    made["gpt-4o"] = train(None, pre_tokenizers.Sequence([cased, no_regex]))
     return made
 
 
@@ -125,7 +138,10 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokeniz
     return pairs
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize(
+    "pre",
+    ["gpt-2", "smollm", "refact", "starcoder", "llama-bpe", "smaug-bpe", "dbrx", "qwen2", "gpt-4o"],
+)
 @given(text=st.one_of(st.text(max_size=40), st.lists(st.sampled_from([*CORPUS, *SPECIALS])).map("".join)))
 def test_gguf_tokenizer_encodes_and_decodes_as_the_original(
     pre: str, text: str, rebuilt: dict[str, tuple[Tokenizer, Tokenizer]]

@@ -123,8 +123,8 @@ class Family:
         qkv_bias: the projections of queries, keys and values have biases (Qwen 2).
         qk_norm: where queries and keys are normalised, if they are.
         norms: whether attention and MLP are normalised before, behind (OLMo 2) or both (Gemma).
-        norm_offset: added to the weights of all norms (1 in Gemma), in float32: such norms are computed in it
-            and rounded once.
+        norm_offset: added to the weights of all norms, in float32: such norms are computed in it and rounded
+            once (Gemma: 1, or 0 where the file's weights have it). None: norms are of the model's dtype.
         activation: of the MLP's gate.
         has_fused_projections: checkpoints hold queries, keys and values as one tensor, gate and up as well
             (Phi 3).
@@ -134,7 +134,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: QkNorm | None = None
     norms: Literal["inputs", "outputs", "both"] = "inputs"
-    norm_offset: float = 0.0
+    norm_offset: float | None = None
     activation: Literal["silu", "gelu_tanh"] = "silu"
     has_fused_projections: bool = False
     expert_names: ExpertNames | None = None

@@ -167,7 +167,7 @@ class Assembly:
         assert settings is not None, "as the architecture's readers see to"
         module, stacks = f"{prefix}.{names.module}", None
         modules = [f"{module}.experts.{index}" for index in range(settings.num_experts)]
-        if self._keeps_quantized:  # weights of their own layouts, which only kernels stack
+        if not self._stacks_experts:  # weights of their own layouts, which only kernels stack
             size = settings.intermediate_size
             experts = [
                 self._mlp(one, {names.gate: size, names.up: size}, names.down, size) for one in modules
@@ -183,6 +183,10 @@ class Assembly:
             normalizes_weights=settings.normalizes_weights,
             stacks=stacks,
         )
+
+    @property
+    def _stacks_experts(self) -> bool:
+        return not self._keeps_quantized
 
     def _expert_stacks(
         self, modules: Sequence[str], names: ExpertNames, settings: ExpertSettings
@@ -219,10 +223,13 @@ class Assembly:
         return Norms(*weights[:2]), Norms(*weights[2:])
 
     def _norm(self, module: str, size: int) -> Tensor:
-        weight = self._vector(f"{module}.weight", size)
-        offset = self._architecture.family.norm_offset
+        name, offset = f"{module}.weight", self._architecture.family.norm_offset
+        if offset is None:
+            return self._vector(name, size, self.dtype)
         if not offset:
-            return weight
+            return self._vector(name, size, torch.float32)
+        # Rounded before the addition and not behind it, as in `transformers`.
+        weight = self._vector(name, size, self.dtype)
         widened = weight.float() + offset
         self.num_bytes += widened.nbytes - weight.nbytes
         return widened
@@ -292,8 +299,8 @@ class Assembly:
             first += rows
         self.num_bytes += stacked.nbytes
 
-    def _vector(self, name: str, size: int) -> Tensor:
-        vector = self._empty(size)
+    def _vector(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
+        vector = torch.empty(size, dtype=dtype, device=self.device)
         self._copy(name, vector)
         self.num_bytes += vector.nbytes
         return vector

@@ -12,13 +12,20 @@ from stoker_runtime.model.weights import GgufSource
 
 
 class BlockAssembly(Assembly):
-    """An Assembly whose products are BlockLinear where all their tensors are of KEPT_TYPES."""
+    """An Assembly whose products are BlockLinear where all their tensors are of KEPT_TYPES.
+
+    Experts are products of their own: views of the file's stacks, which are read when they are packed.
+    """
 
     def __init__(
         self, architecture: Architecture, source: GgufSource, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(architecture, source, dtype, device)
         self._file = source
+
+    @property
+    def _stacks_experts(self) -> bool:
+        return False
 
     def _product(self, parts: dict[str, int], num_inputs: int, bias: bool = False) -> Linear | BlockLinear:
         found: list[BlockTensor] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +24,7 @@ from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+from stoker_runtime.model.gguf_names import INTERLEAVED, hugging_face_tensors
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -158,39 +158,6 @@ class SafetensorsSource:
         return bool(shard.get_slice(stored).get_dtype() == "F8_E4M3")
 
 
-_GGUF_GLOBAL = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_GGUF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_HF_LAYER = {ours: theirs for theirs, ours in _GGUF_LAYER.items()}
-_GGUF_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-
-
-def _hf_name(gguf_name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; the name itself when there is none."""
-    for theirs, ours in _GGUF_GLOBAL.items():
-        if ours == gguf_name:
-            return theirs
-    match = _GGUF_TENSOR.fullmatch(gguf_name)
-    if match is None or match[2] not in _HF_LAYER:
-        return gguf_name
-    return f"model.layers.{match[1]}.{_HF_LAYER[match[2]]}.{match[3]}"
-
-
 class GgufSource:
     """The tensors of one GGUF file, dequantized as they are copied.
 
@@ -206,11 +173,10 @@ class GgufSource:
     ) -> None:
         self._gguf = gguf
         self._read_blocks = read_blocks
-        self._tensors = {_hf_name(name): tensor for name, tensor in gguf.tensors.items()}
-        # llama.cpp's llama files interleave each head's rotary pairs; its other families do not.
+        self._tensors = hugging_face_tensors(gguf, architecture)
         self._interleaved_heads = (
             {"q_proj": architecture.num_heads, "k_proj": architecture.num_kv_heads}
-            if architecture.name == "llama"
+            if architecture.name in INTERLEAVED
             else {}
         )
         self._data = torch.empty(0, dtype=torch.uint8)

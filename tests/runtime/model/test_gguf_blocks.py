@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import VOCAB_SIZE, k_blocks, make_model, smollm2_path, write_gguf, write_model
@@ -23,12 +24,17 @@ from torch import Tensor
 from stoker_runtime.config import EngineConfig, Quantization
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError
+from stoker_runtime.gguf_file import read_gguf
 from stoker_runtime.model import loader
+from stoker_runtime.model.block_assembly import BlockAssembly
 from stoker_runtime.model.blocks import KEPT_TYPES, BlockLinear, BlockTensor
 from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.mlp import Experts
 from stoker_runtime.model.native.decoder import NativeDecoder
 from stoker_runtime.model.native.library import GROUP, PANEL, Kernels, find_kernels, fits_panels
 from stoker_runtime.model.runner import ModelRunner
+from stoker_runtime.model.weights import GgufSource
 from stoker_runtime.tokenizer_files import load_assets
 
 TYPES = gguf.GGMLQuantizationType
@@ -219,24 +225,53 @@ def logits_of(runner: ModelRunner, *steps: list[ScheduledRequest]) -> Tensor:
 
 # The first match of a tensor's name decides. Values and downward projections often have more bits.
 MIXED = {"attn_v": TYPES.Q8_0, "ffn_down": TYPES.Q8_0, "token_embd": TYPES.Q8_0, "": TYPES.Q4_0}
+# Tiny mixtures: GGUF files have experts in all layers.
+MIXTURE = {"decoder_sparse_step": 1, "moe_intermediate_size": 96}
 FILES: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
-    "llama": ("llama", "llama", {"": TYPES.Q4_0}, "16 matrices stay in their blocks (16 Q4_0), 0 of"),
-    "tied": ("llama", "llama-tied", {"": TYPES.Q4_1}, "15 matrices stay in their blocks (15 Q4_1), 0 of"),
-    "biased": ("qwen2", "qwen2", {"": TYPES.Q8_0}, "15 matrices stay in their blocks (15 Q8_0), 0 of"),
-    "mixed": ("qwen3", "qwen3", MIXED, "16 matrices stay in their blocks (11 Q4_0, 5 Q8_0), 0 of"),
+    "llama": ("llama", "llama", {"": TYPES.Q4_0}, "16 matrices stay in their blocks (16 Q4_0), 0 (of"),
+    "tied": ("llama", "llama-tied", {"": TYPES.Q4_1}, "15 matrices stay in their blocks (15 Q4_1), 0 (of"),
+    "biased": ("qwen2", "qwen2", {"": TYPES.Q8_0}, "15 matrices stay in their blocks (15 Q8_0), 0 (of"),
+    "mixed": ("qwen3", "qwen3", MIXED, "16 matrices stay in their blocks (11 Q4_0, 5 Q8_0), 0 (of"),
     "mixed-pair": (
         "qwen3",
         "qwen3",
         {"ffn_up": TYPES.Q8_0, "": TYPES.Q4_1},
-        "12 matrices stay in their blocks (12 Q4_1), 4 of mixed types are rounded to int8, 0 products",
+        "12 matrices stay in their blocks (12 Q4_1), 4 (of mixed types, or of experts) are rounded to int8, "
+        "0 products",
     ),
     "partly-floats": (
         "llama",
         "llama",
         {"attn_k": TYPES.F16, "token_embd": TYPES.F16, "": TYPES.Q4_0},
-        "9 matrices stay in their blocks (9 Q4_0), 0 of mixed types are rounded to int8, 2 products are bf",
+        "9 matrices stay in their blocks (9 Q4_0), 0 (of mixed types, or of experts) are rounded to int8, "
+        "2 products are bf",
+    ),
+    "fused": ("phi3", "phi3", {"": TYPES.Q8_0}, "10 matrices stay in their blocks (10 Q8_0), 0 (of"),
+    "windows": ("gemma3", "gemma3", {"": TYPES.Q4_0}, "15 matrices stay in their blocks (15 Q4_0), 0 (of"),
+    "experts": ("llama", "mixtral", {"": TYPES.Q4_0}, "34 matrices stay in their blocks (34 Q4_0), 0 (of"),
+    "mixed-experts": (  # the pairs' halves alike, downwards others, in one layer alone
+        "qwen3moe",
+        "qwen3-moe",
+        {"blk.1.ffn_down_exps": TYPES.Q8_0, "": TYPES.Q4_1},
+        "46 matrices stay in their blocks (40 Q4_1, 6 Q8_0), 0 (of mixed types",
+    ),
+    "mixed-pairs-of-experts": (
+        "qwen3moe",
+        "qwen3-moe",
+        {"blk.0.ffn_up_exps": TYPES.Q8_0, "": TYPES.Q4_1},
+        "34 matrices stay in their blocks (34 Q4_1), 12 (of mixed types, or of experts) are rounded to int8",
+    ),
+    "plain-experts": (  # beside those of the other layer, which stay in their blocks
+        "qwen3moe",
+        "qwen3-moe",
+        {"blk.1.ffn_gate_exps": TYPES.F16, "blk.1.ffn_down_exps": TYPES.BF16, "": TYPES.Q8_0},
+        "28 matrices stay in their blocks (28 Q8_0), 12 (of mixed types, or of experts) are rounded to int8",
     ),
 }
+
+
+def file_model(family: str) -> transformers.PreTrainedModel:
+    return make_model(family, **(MIXTURE if family == "qwen3-moe" else {}))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -245,7 +280,7 @@ def test_a_model_in_blocks_stays_close_to_its_dequantized_self(
 ) -> None:
     architecture, family, types, said = FILES[name]
     path = tmp_path / "m.gguf"
-    write_gguf(path, make_model(family), architecture, types)
+    write_gguf(path, file_model(family), architecture, types)
     steps = (
         [request(tokens(40, 1), 0, range(1, 4)), request(tokens(5, 2), 0, range(4, 6))],
         [request([9], 40, range(1, 4)), request(tokens(20, 4), 5, range(4, 6))],
@@ -282,6 +317,52 @@ def test_a_model_in_k_blocks_stays_close_to_its_dequantized_self(kind: int, tmp_
     assert 0 < (plain - kept).norm() < TOLERANCE * plain.norm()
 
 
+def write_k_mixture(path: Path) -> None:
+    """As llama.cpp's Q4_K_M mixes them: downwards with more bits, in some of the layers."""
+    fields = {"hidden_size": 256, "moe_intermediate_size": 256, "decoder_sparse_step": 1}
+    model = make_model("qwen3-moe", **fields)
+    kinds = {
+        f"blk.{layer}.ffn_{part}_exps.weight": TYPES.Q6_K if (layer, part) == (1, "down") else TYPES.Q4_K
+        for layer in range(2)
+        for part in ("gate", "up", "down")
+    }
+    raw = {
+        name: k_blocks(kind, 6 * 256, 256, seed).reshape(6, 256, -1)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+    write_gguf(path, model, "qwen3moe", {**kinds, "": TYPES.Q8_0}, extra=raw)
+
+
+def test_a_mixture_in_k_blocks_stays_close_to_its_dequantized_self(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_k_mixture(path)
+    steps = [[request(tokens(40, seed), 0, range(1, 4))] for seed in range(4)]
+    plain, kept = logits_of(load(path, "none"), *steps), logits_of(load(path), *steps)
+    assert 0 < (plain - kept).norm() < TOLERANCE * plain.norm()
+
+
+def test_experts_blocks_stay_in_the_file_until_they_are_packed(tmp_path: Path) -> None:
+    write_k_mixture(tmp_path / "m.gguf")
+    parsed = read_gguf(tmp_path / "m.gguf")
+    architecture = architecture_from_gguf(parsed)
+    with GgufSource(parsed, architecture) as source:
+        assembly = BlockAssembly(architecture, source, torch.bfloat16, torch.device("cpu"))
+        mixtures = [layer.mlp for layer in assembly.layers()]
+        parts: list[BlockTensor] = []
+        for mixture in mixtures:
+            assert isinstance(mixture, Experts)
+            for expert in mixture.experts:
+                assert isinstance(expert.gate_up, BlockLinear)
+                assert isinstance(expert.down, BlockLinear)
+                parts += [*expert.gate_up.parts, *expert.down.parts]
+        assert len(parts) == 2 * 6 * 3
+        (mapped,) = {part.blocks.untyped_storage().data_ptr() for part in parts}
+        starts = sorted(part.blocks.data_ptr() - mapped for part in parts)
+    offsets = {tensor.offset for name, tensor in parsed.tensors.items() if "_exps" in name}
+    assert offsets <= set(starts)
+    assert len(set(starts)) == len(parts)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
 def test_embeddings_in_blocks_are_the_files_in_every_bit(kind: int, tmp_path: Path) -> None:
     """With all products in bfloat16 nothing else is left to differ."""
@@ -293,11 +374,11 @@ def test_embeddings_in_blocks_are_the_files_in_every_bit(kind: int, tmp_path: Pa
     assert torch.equal(logits_of(load(path), step), logits_of(load(path, "none"), step))
 
 
-@pytest.fixture(scope="module")
-def mixed_model(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
+@pytest.fixture(scope="module", params=["mixed", "mixed-experts", "mixed-pairs-of-experts", "plain-experts"])
+def mixed_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     path = tmp_path_factory.mktemp("mixed") / "m.gguf"
-    architecture, family, types, _ = FILES["mixed"]
-    write_gguf(path, make_model(family), architecture, types)
+    architecture, family, types, _ = FILES[request.param]
+    write_gguf(path, file_model(family), architecture, types)
     return load(path)
 
 

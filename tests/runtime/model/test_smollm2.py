@@ -8,7 +8,8 @@ import gguf
 import pytest
 import torch
 import transformers
-from model_builders import NEAR_TIE, gguf_name, run_to_end, smollm2_path
+from gguf_converter import gguf_name
+from model_builders import NEAR_TIE, run_to_end, smollm2_path
 from runtime_builders import make_request
 
 from stoker_runtime.config import EngineConfig
@@ -85,7 +86,7 @@ def reference_model() -> transformers.PreTrainedModel:
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(smollm2_path()).tensors}
     state = {}
     for name in model.state_dict():
-        tensor = stored["token_embd.weight" if name == "lm_head.weight" else gguf_name(name)]
+        tensor = stored["token_embd.weight" if name == "lm_head.weight" else gguf_name(name, "llama")]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         heads = {"q_proj": 9, "k_proj": 3}.get(name.split(".")[-2])
         if heads:

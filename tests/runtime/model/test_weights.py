@@ -65,19 +65,6 @@ def test_dequantized_blocks_equal_the_gguf_package_bit_for_bit(
     np.testing.assert_array_equal(ours.view(np.float32), expected.reshape(ours.shape).astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "family"),
-    [("llama", "llama"), ("llama", "llama-tied"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
-)
-def test_gguf_model_generates_what_the_original_does(architecture: str, family: str, tmp_path: Path) -> None:
-    model = make_model(family)
-    write_gguf(tmp_path / "m.gguf", model, architecture)
-    request = make_request([5, 80, 3, 9, 120], max_tokens=12)
-    output = run_to_end(make_gguf_engine(tmp_path / "m.gguf"), {0: [request]})[request.request_id]
-    assert len(output) == 12
-    assert Reference(model).num_near_ties(request.prompt_token_ids, output) == 0
-
-
 @pytest.mark.parametrize("kind", [TYPES.F16, TYPES.BF16, TYPES.Q4_0, TYPES.Q4_1, TYPES.Q8_0])
 def test_gguf_tensor_of_each_type_loads_as_the_gguf_package_reads_it(kind: int, tmp_path: Path) -> None:
     model = make_model("qwen3")

@@ -72,6 +72,8 @@ class NativeDecoder:
         self.dtype = kernels.dtype
         self._kernels = kernels
         self._is_quantized = quantization == "int8"
+        # All experts of a model have integer products or none has (Mixture of csrc/experts.h).
+        self._rounds_experts = quantization != "none"
         self._kept: list[object] = []  # what the structs point to
         self._tally = _Tally()
         self._layers = (structs.Layer * architecture.num_layers)(*self._packed_layers(assembly))
@@ -189,8 +191,8 @@ class NativeDecoder:
         count = len(mixture.experts)
         gate_up, down = (structs.Linear * count)(), (structs.Linear * count)()
         for index, expert in enumerate(mixture.experts):
-            gate_up[index] = self._pack(expert.gate_up, is_pair=True)
-            down[index] = self._pack(expert.down)
+            gate_up[index] = self._pack_expert(expert.gate_up, is_pair=True)
+            down[index] = self._pack_expert(expert.down)
         self._kept += [gate_up, down]
         # Never quantized: few weights, and they decide which of the others are used.
         router, kept = self._kernels.packed(Linear(mixture.router))
@@ -221,15 +223,23 @@ class NativeDecoder:
         self._tally.num_plain += 1
         return struct
 
+    def _pack_expert(self, linear: Product, is_pair: bool = False) -> structs.Linear:
+        if isinstance(linear, Linear) and self._rounds_experts:
+            return self._pack_rounded(linear, is_pair)
+        return self._pack(linear, is_pair)
+
+    def _pack_rounded(self, linear: Linear, is_pair: bool, num_matrices: int = 1) -> structs.Linear:
+        struct, kept = self._kernels.packed(linear, is_pair, is_quantized=True)
+        self._kept += kept
+        self._tally.num_rounded += num_matrices
+        return struct
+
     def _pack_blocks(self, linear: BlockLinear, is_pair: bool) -> structs.Linear:
         joined = linear.joined()
-        if fits_panels(joined, is_pair):
-            struct, kept = self._kernels.packed_blocks(joined, is_pair)
-            self._tally.kept.update(FORMATS[part.type_id].name for part in linear.parts)
-        else:  # halves of a pair, or parts of a panel, of several types
-            rounded = Linear(linear.weight(), linear.bias)
-            struct, kept = self._kernels.packed(rounded, is_pair, is_quantized=True)
-            self._tally.num_rounded += len(linear.parts)
+        if not fits_panels(joined, is_pair):  # halves of a pair, or parts of a panel, of several types
+            return self._pack_rounded(Linear(linear.weight(), linear.bias), is_pair, len(linear.parts))
+        struct, kept = self._kernels.packed_blocks(joined, is_pair)
+        self._tally.kept.update(FORMATS[part.type_id].name for part in linear.parts)
         self._kept += kept
         return struct
 
@@ -255,8 +265,8 @@ class _Tally:
     def __str__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in sorted(self.kept.items()))
         return (
-            f"{self.kept.total()} matrices stay in their blocks ({types}), {self.num_rounded} of mixed types "
-            f"are rounded to int8, {self.num_plain} products are bfloat16"
+            f"{self.kept.total()} matrices stay in their blocks ({types}), {self.num_rounded} "
+            f"(of mixed types, or of experts) are rounded to int8, {self.num_plain} products are bfloat16"
         )
 
 
