@@ -97,7 +97,7 @@ def read_eos_token_ids(path: str | Path) -> tuple[int, ...]:
     path = Path(path)
     gguf = find_gguf(path)
     if gguf is not None:
-        return _gguf_eos_ids(read_gguf(gguf, has_texts=False))
+        return _gguf_eos_ids(read_gguf(gguf, texts=_GGUF_TURN_ENDS))
     return _directory_eos_ids(path, None)
 
 

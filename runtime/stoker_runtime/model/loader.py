@@ -210,7 +210,7 @@ def open_model(path: Path) -> tuple[Architecture, WeightSource]:
         raise ModelError(f"{path} does not exist", reason="ModelNotFound")
     file = find_gguf(path)
     if file is not None:
-        gguf = read_gguf(file, has_texts=False)
+        gguf = read_gguf(file, texts=())
         architecture = architecture_from_gguf(gguf)
         return architecture, GgufSource(gguf, architecture, read_blocks)
     architecture = read_config_json(path / "config.json")
