@@ -6,8 +6,11 @@ import ctypes
 import functools
 import gc
 import logging
+import platform
+import re
 import resource
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -449,3 +452,32 @@ def test_weights_share_regions_without_overlap() -> None:
     assert all(bool((part == value).all()) for value, part in enumerate(parts))
     assert all(part.data_ptr() % 64 == 0 for part in parts)
     assert parts[0].untyped_storage().data_ptr() == parts[1].untyped_storage().data_ptr()
+
+
+def test_threads_that_compute_give_way_at_once_to_whoever_wakes_up() -> None:
+    """As the kernel shows it: they ask for its longest slice, from the version on that grants one."""
+    if platform.machine() != "x86_64" or tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (
+        6,
+        12,
+    ):
+        pytest.skip("this kernel grants no slices")
+    kernels_for(torch.float32).close()
+    slices: list[int] = []
+    call = ctypes.CDLL(None).syscall
+    get, set_ = 315, 314  # sched_getattr, sched_setattr
+
+    def compute() -> None:
+        attributes = (ctypes.c_uint64 * 6)()  # size and policy, flags, nice and priority, the slice in ns
+        size = ctypes.sizeof(attributes)
+        assert call(get, 0, attributes, size, 0) == 0
+        attributes[3] = 0  # what a thread inherits from one that has made kernels
+        assert call(set_, 0, attributes, 0) == 0
+        for _ in range(2):
+            assert call(get, 0, attributes, size, 0) == 0
+            slices.append(attributes[3])
+            kernels_for(torch.float32).close()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert slices[0] < slices[1] == 100_000_000
