@@ -208,3 +208,13 @@ def mixture_reference(mixture: Experts, rows: Tensor, scores: Tensor) -> Tensor:
             activated = F.silu(gate) if expert.activation == "silu" else F.gelu(gate, approximate="tanh")
             out[row] += weight * F.linear(activated * up, expert.down.weight.double())
     return out
+
+
+_PRODUCT_TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def assert_products_close(found: Tensor, expected: Tensor) -> None:
+    """Compare products of one dtype with what they should be, relative to the largest."""
+    tolerance = _PRODUCT_TOLERANCE[found.dtype]
+    largest = expected.abs().max().item() + 1e-3
+    torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance * largest)
