@@ -12,12 +12,12 @@ from collections import deque
 
 import click
 
-from stoker_runtime.config import FEW_REQUESTS, EngineConfig
+from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.block_pool import BlockPool
-from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import SampledToken, StepPlan, StepResult
+from stoker_runtime.engine.engine import budgets_of
 from stoker_runtime.messages import AddRequest, SamplingParams
 
 BLOCK_SIZE = 16
@@ -26,17 +26,7 @@ BLOCK_SIZE = 16
 def make_scheduler(num_requests: int, context: int, output: int) -> Scheduler:
     """Return a scheduler with a GPU's budgets and requests that share nothing."""
     config = EngineConfig(model="none", max_num_seqs=num_requests).for_device("cuda")
-    budgets = Budgets(
-        max_num_seqs=num_requests,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=context + output + 1,
-        prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
-        prefill_per_request=config.prefill_per_request,
-        context_price=config.prefill_context_price,
-        long_prompt_tokens=config.long_prompt_tokens,
-        few_requests=FEW_REQUESTS,
-        stretch=config.prefill_stretch,
-    )
+    budgets = budgets_of(config, max_model_len=context + output + 1)
     num_blocks = num_requests * (-(-(context + output) // BLOCK_SIZE) + 1)
     scheduler = Scheduler(budgets, BlockPool(num_blocks, BLOCK_SIZE, b"k" * 16))
     sampling = SamplingParams(max_tokens=output, temperature=0.0)

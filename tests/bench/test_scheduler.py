@@ -6,26 +6,13 @@ import pytest
 
 import scheduler
 from loadgen.results import distribution
-from stoker_runtime.config import FEW_REQUESTS, EngineConfig
+from stoker_runtime.config import EngineConfig
+from stoker_runtime.engine.engine import budgets_of
 
 
 def test_the_simulated_policy_is_the_one_that_is_served() -> None:
     config = EngineConfig(model="/model").for_device("cpu")
-    simulated = scheduler.CPU
-    assert (simulated.max_num_seqs, simulated.max_num_batched_tokens) == (
-        config.max_num_seqs,
-        config.max_num_batched_tokens,
-    )
-    assert (simulated.prefill_beside_decodes, simulated.prefill_per_request) == (
-        config.max_prefill_tokens_beside_decodes,
-        config.prefill_per_request,
-    )
-    assert (simulated.context_price, simulated.stretch) == (
-        config.prefill_context_price,
-        config.prefill_stretch,
-    )
-    assert simulated.long_prompt_tokens == config.long_prompt_tokens
-    assert simulated.few_requests == FEW_REQUESTS
+    assert budgets_of(config, scheduler.CPU.max_model_len) == scheduler.CPU
 
 
 @pytest.mark.parametrize("concurrency", [1, 8, 24])

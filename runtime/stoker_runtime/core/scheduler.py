@@ -1,4 +1,4 @@
-"""Which tokens the next step computes. Pure: integers in, integers out; no torch, no clock, no I/O, no text.
+"""Which tokens the next step computes. Pure: numbers in, numbers out; no torch, no clock, no I/O, no text.
 
 One rule gives continuous batching, chunked prefill, prefix hits and preemption: each request's
 `num_computed_tokens` catches up with its tokens, within one token budget per step.

@@ -43,18 +43,7 @@ class Engine:
         ready = runner.ready()
         config = config.for_device(ready.device)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
-        budgets = Budgets(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=ready.max_model_len,
-            prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
-            prefill_per_request=config.prefill_per_request,
-            few_requests=FEW_REQUESTS,
-            stretch=config.prefill_stretch,
-            context_price=config.prefill_context_price,
-            long_prompt_tokens=config.long_prompt_tokens,
-            draft_rows=config.draft_rows,
-        )
+        budgets = budgets_of(config, ready.max_model_len)
         self.scheduler = Scheduler(budgets, BlockPool(ready.num_blocks, ready.block_size, key))
         self._runner = runner
         self._steps, self._max_in_flight = as_async(runner, ready, config.async_scheduling)
@@ -117,6 +106,27 @@ class Engine:
         begun_s = max(self._collected_s, self._submitted_s.popleft())
         self._collected_s = self._clock()
         return result, self._collected_s - begun_s
+
+
+def budgets_of(config: EngineConfig, max_model_len: int) -> Budgets:
+    """Return what the steps of an engine may hold.
+
+    Args:
+        config: `for_device`.
+        max_model_len: tokens of one request.
+    """
+    return Budgets(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        prefill_beside_decodes=config.max_prefill_tokens_beside_decodes,
+        prefill_per_request=config.prefill_per_request,
+        few_requests=FEW_REQUESTS,
+        stretch=config.prefill_stretch,
+        context_price=config.prefill_context_price,
+        long_prompt_tokens=config.long_prompt_tokens,
+        draft_rows=config.draft_rows,
+    )
 
 
 def _stray_token_id(command: AddRequest, vocab_size: int) -> int | None:
