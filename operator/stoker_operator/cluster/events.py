@@ -8,13 +8,13 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import AlreadyExists, ApiError, ApiUnreachable, NotFound
 from stoker_operator.cluster.resources import EVENTS
+from stoker_operator.status import Event
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +22,6 @@ Object = dict[str, Any]
 
 MAX_REMEMBERED = 4096
 MAX_NOTE_LENGTH = 1024  # the API's limit
-
-
-@dataclass(frozen=True)
-class EventText:
-    """What an Event says.
-
-    Args:
-        type: Normal or Warning.
-        reason: CamelCase, stable.
-        action: what the operator did, CamelCase.
-        note: for a person.
-    """
-
-    type: str
-    reason: str
-    action: str
-    note: str
 
 
 class EventRecorder:
@@ -64,22 +47,22 @@ class EventRecorder:
         self._on_drop = on_drop
         self._counts: OrderedDict[str, int] = OrderedDict()
 
-    async def record(self, about: Object, text: EventText) -> None:
+    async def record(self, about: Object, event: Event) -> None:
         """Write one Event about an object, or count it once more."""
-        name = _name(about, text)
+        name = _name(about, event)
         namespace = about["metadata"]["namespace"]
         try:
             count = self._counts.get(name, 0)
             if count == 0 or not await self._count(namespace, name, count + 1):
-                await self._create(about, text, name)
+                await self._create(about, event, name)
         except (ApiError, ApiUnreachable) as error:
-            logger.warning("event %s was not written: %s", text.reason, error)
+            logger.warning("event %s was not written: %s", event.reason, error)
             self._on_drop()
 
-    async def _create(self, about: Object, text: EventText, name: str) -> None:
+    async def _create(self, about: Object, event: Event, name: str) -> None:
         namespace = about["metadata"]["namespace"]
         try:
-            await self._client.create(EVENTS, self._manifest(about, text, name))
+            await self._client.create(EVENTS, self._manifest(about, event, name))
         except AlreadyExists:
             # Written before this process started.
             live = await self._client.get(EVENTS, namespace, name)
@@ -97,7 +80,7 @@ class EventRecorder:
         self._remember(name, count)
         return True
 
-    def _manifest(self, about: Object, text: EventText, name: str) -> Object:
+    def _manifest(self, about: Object, event: Event, name: str) -> Object:
         metadata = about["metadata"]
         regarding = {
             "apiVersion": about["apiVersion"],
@@ -113,10 +96,10 @@ class EventRecorder:
             "eventTime": self._now(),
             "reportingController": "stoker.dev/operator",
             "reportingInstance": self._instance,
-            "type": text.type,
-            "reason": text.reason,
-            "action": text.action,
-            "note": text.note[:MAX_NOTE_LENGTH],
+            "type": event.type,
+            "reason": event.reason,
+            "action": event.action,
+            "note": event.note[:MAX_NOTE_LENGTH],
             "regarding": regarding,
         }
 
@@ -130,8 +113,8 @@ class EventRecorder:
         return self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _name(about: Object, text: EventText) -> str:
+def _name(about: Object, event: Event) -> str:
     """The same happening has the same name, also after a restart."""
     metadata = about["metadata"]
-    parts = "\0".join((metadata["uid"], text.type, text.reason, text.action, text.note))
+    parts = "\0".join((metadata["uid"], event.type, event.reason, event.action, event.note))
     return f"{metadata['name'][:180]}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from typing import Any
 from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
-from stoker_operator.cluster.events import EventRecorder, EventText
+from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
@@ -168,8 +168,7 @@ class Reconciler:
                 return
             self._caches.stores[MODEL_DEPLOYMENTS].put(written)
         for event in events(before, wanted, done):
-            text = EventText(event.type, event.reason, event.action, event.note)
-            await self._recorder.record(model, text)
+            await self._recorder.record(model, event)
 
     def _news(self, key: Key, outcome: Outcome) -> tuple[tuple[Refusal, ...], Failure | None]:
         """What went wrong, if it has lasted: the status of a first try says nothing of it."""

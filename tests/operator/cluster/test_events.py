@@ -9,10 +9,11 @@ from virtual_time import run_virtual
 
 from stoker_operator.cluster import events as module
 from stoker_operator.cluster.client import KubeClient
-from stoker_operator.cluster.events import EventRecorder, EventText
+from stoker_operator.cluster.events import EventRecorder
+from stoker_operator.status import Event
 
-STARTED = EventText("Normal", "PodCreated", "CreatePod", "created pod m-1")
-FAILED = EventText("Warning", "OutOfMemory", "Observe", "x" * 2000)
+STARTED = Event("Normal", "PodCreated", "CreatePod", "created pod m-1")
+FAILED = Event("Warning", "OutOfMemory", "Observe", "x" * 2000)
 
 
 class World:
@@ -31,8 +32,8 @@ class World:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         return EventRecorder(KubeClient(self.api), lambda: now, "pod-1", drop)
 
-    def record(self, text: EventText) -> None:
-        run_virtual(self.recorder.record(self.model, text))
+    def record(self, event: Event) -> None:
+        run_virtual(self.recorder.record(self.model, event))
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -87,6 +88,6 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     world = World()
     for number in range(5):
-        world.record(EventText("Normal", "R", "A", f"note {number}"))
+        world.record(Event("Normal", "R", "A", f"note {number}"))
     assert len(world.recorder._counts) == 2
     assert len(world.events) == 5
