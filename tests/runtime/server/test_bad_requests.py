@@ -198,6 +198,7 @@ BAD_HTTP = [
         "POST", CHAT, b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 415, id="a-form"
     ),
     pytest.param("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, id="plain-text"),
+    pytest.param("POST", CHAT, b"\x1f\x8b", {**JSON, "content-encoding": "gzip"}, 415, id="compressed"),
     pytest.param("POST", CHAT, b" " * 5000, JSON, 413, id="too-large"),
     pytest.param("POST", CHAT, b"{}", {**JSON, "content-length": "99999999"}, 413, id="announced-too-large"),
     pytest.param("GET", CHAT, b"", {}, 405, id="get"),
