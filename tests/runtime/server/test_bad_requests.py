@@ -62,6 +62,7 @@ BAD_FIELDS = [
     case("modalities", CHAT, chat(modalities=["audio"]), "modalities"),
     case("reasoning-effort", CHAT, chat(reasoning_effort="high"), "reasoning_effort"),
     case("store", CHAT, chat(store=True), "store"),
+    case("cache-retention", CHAT, chat(prompt_cache_retention="24h"), "prompt_cache_retention"),
     case("service-tier", CHAT, chat(service_tier="flex"), "service_tier"),
     case("chat-template", CHAT, chat(chat_template="{{ 1 }}"), "chat_template"),
     case(
