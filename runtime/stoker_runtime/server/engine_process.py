@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stoker_runtime import machine, termination
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.errors import EngineDead
+from stoker_runtime.messages import EngineFailed
 from stoker_runtime.server.client import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class EngineProcess:
             else:
                 connected.set_result((reader, writer))
 
+        num_oom_kills = machine.num_oom_kills()
         # The folder is for this user only, and with it the socket.
         with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
             path = Path(folder) / "engine.sock"
@@ -105,11 +108,22 @@ class EngineProcess:
                     # Even SIGKILL waits for a device driver that does not return.
                     await asyncio.wait({exited}, timeout=_BURIAL_S)
                     exited.cancel()
+        if process.returncode == -signal.SIGKILL and machine.num_oom_kills() > num_oom_kills:
+            self._note_out_of_memory()
         return self._explain(reason, process.returncode)
+
+    def _note_out_of_memory(self) -> None:
+        """Say in the engine's place what it could not say any more."""
+        if self._client.failed is None:
+            message = (
+                f"the kernel ended the engine for lack of memory (the limit is {machine.memory_limit_bytes()} "
+                "bytes); raise the memory limit, or lower --kv-cache-memory or --max-num-batched-tokens"
+            )
+            self._client.failed = EngineFailed(reason=termination.OUT_OF_MEMORY, message=message)
 
     def _explain(self, reason: str, status: int | None) -> str:
         if self._client.failed is not None:
-            return reason
+            return self._client.failed.message
         if status is None:
             return f"{reason}; its process does not end"
         if status < 0:
