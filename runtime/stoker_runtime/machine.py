@@ -50,7 +50,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 
 
 def num_oom_kills(root: Path = Path("/")) -> int:
-    """Count the processes of this cgroup that the kernel has ended for lack of memory; 0 where none counts."""
+    """Count the processes of this cgroup that the kernel ended for lack of memory; 0 where none counts."""
     for level in _levels(root, "memory"):
         events = _text(level / "memory.events") or _text(level / "memory.oom_control")
         for line in events.splitlines():

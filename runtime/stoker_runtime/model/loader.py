@@ -270,8 +270,8 @@ def _check_fits(kv_cache_bytes: int, weights_bytes: int) -> None:
     limit = memory_limit_bytes()
     if kv_cache_bytes + weights_bytes > limit:
         raise ModelError(
-            f"--kv-cache-memory is {kv_cache_bytes // MIB} MiB, which the {limit // MIB} MiB that there are do "
-            f"not hold beside {weights_bytes // MIB} MiB of weights; lower it, or raise the memory limit",
+            f"--kv-cache-memory is {kv_cache_bytes // MIB} MiB, which the {limit // MIB} MiB that there are "
+            f"do not hold beside {weights_bytes // MIB} MiB of weights; lower it, or raise the memory limit",
             reason="OutOfMemory",
         )
 

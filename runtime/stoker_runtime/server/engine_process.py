@@ -13,7 +13,7 @@ from typing import Any
 
 from stoker_runtime import machine, termination
 from stoker_runtime.config import EngineConfig
-from stoker_runtime.errors import EngineDead
+from stoker_runtime.errors import ConfigError, EngineDead
 from stoker_runtime.messages import EngineFailed
 from stoker_runtime.server.client import EngineClient
 
@@ -64,6 +64,9 @@ class EngineProcess:
     async def _run(self) -> None:
         try:
             self._client.die(EngineDead(await self._serve()))
+        except ConfigError as error:
+            self._client.failed = EngineFailed(reason=termination.INVALID_CONFIG, message=str(error))
+            self._client.die(EngineDead(str(error)))
         except OSError as error:
             self._client.die(EngineDead(f"it could not be started: {error}"))
         except Exception as error:
@@ -86,7 +89,7 @@ class EngineProcess:
 
         num_oom_kills = machine.num_oom_kills()
         # The folder is for this user only, and with it the socket.
-        with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
+        with _private_folder() as folder:
             path = Path(folder) / "engine.sock"
             async with await asyncio.start_unix_server(on_connect, path, limit=_READ_BUFFER_BYTES):
                 process = await asyncio.create_subprocess_exec(
@@ -115,9 +118,10 @@ class EngineProcess:
     def _note_out_of_memory(self) -> None:
         """Say in the engine's place what it could not say any more."""
         if self._client.failed is None:
+            limit = machine.memory_limit_bytes()
             message = (
-                f"the kernel ended the engine for lack of memory (the limit is {machine.memory_limit_bytes()} "
-                "bytes); raise the memory limit, or lower --kv-cache-memory or --max-num-batched-tokens"
+                f"the kernel ended the engine for lack of memory (the limit is {limit} bytes); raise "
+                "the memory limit, or lower --kv-cache-memory or --max-num-batched-tokens"
             )
             self._client.failed = EngineFailed(reason=termination.OUT_OF_MEMORY, message=message)
 
@@ -131,6 +135,20 @@ class EngineProcess:
             hint = "; it may have run out of memory" if status == -signal.SIGKILL else ""
             return f"{reason}; its process was ended by {name}{hint}"
         return f"{reason}; its process ended with status {status}"
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that lasts as long as its block.
+
+    Raises:
+        ConfigError: there is nowhere to make one.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="stoker-")
+    except OSError as error:
+        raise ConfigError(
+            f"no folder can hold the engine's socket ({error.strerror}): make /tmp writable, or set TMPDIR"
+        ) from error
 
 
 def _signal_name(number: int) -> str:

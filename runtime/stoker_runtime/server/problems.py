@@ -47,7 +47,7 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
 
 
 def client_gone() -> RequestError:
-    """Return what is logged of a request whose client left; it may still read, having closed its side only."""
+    """Return what is logged of a request whose client left; one that closed only its side may read it."""
     return RequestError(
         "the client closed its side of the connection before its answer was there, which counts as leaving; "
         "keep it open",

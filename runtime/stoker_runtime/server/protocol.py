@@ -127,8 +127,8 @@ class ChatBody(SamplingBody):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: TokenCount | None = None
-    # What OpenAI has in place of `user`: to whom an answer goes, and what shares a prefix. Both go to the log;
-    # prefixes are found without a hint.
+    # What OpenAI has in place of `user`: to whom an answer goes, and what shares a prefix. Both go to the
+    # log; prefixes are found without a hint.
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_retention: Annotated[Any, Only("in-memory", "in_memory")] = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
+import tempfile
 
 import pytest
 from runtime_builders import make_engine_config
 from server_engine import DEADLINE_S
 
 from stoker_runtime import machine
-from stoker_runtime.errors import ModelError
+from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.server import engine_process
 from stoker_runtime.server.client import EngineClient
 from stoker_runtime.server.engine_process import EngineProcess
@@ -60,6 +62,18 @@ async def test_a_process_that_the_kernel_ends_for_lack_of_memory_is_out_of_memor
     assert error.reason == "OutOfMemory"
     for text in (str(error), str(client.dead)):
         assert "12345 bytes); raise the memory limit, or lower --kv-cache-memory" in text
+
+
+async def test_without_a_folder_for_the_socket_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(prefix: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in []")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", find_none)
+
+    error = death(await client_of_the_dead("raise SystemExit(0)"))
+
+    assert isinstance(error, ConfigError)
+    assert "make /tmp writable, or set TMPDIR" in str(error)
 
 
 async def test_a_failure_of_ours_is_the_engines_end_too(
