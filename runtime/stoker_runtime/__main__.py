@@ -155,7 +155,8 @@ def cli() -> None:
 def serve(model: str, revision: str | None, log_level: LogLevel, **options: Any) -> int:
     """Serve one model until SIGTERM.
 
-    Exit status: 0 drained, 1 the engine crashed, 2 a setting cannot work, 3 the model cannot be loaded.
+    Exit status: 0 drained, 1 the engine crashed, 2 a setting cannot work, 3 the model cannot be loaded
+    or memory ran out.
     """
     server_config, engine_config = configs(model, log_level, options)
     logs.configure(log_level, "server")

@@ -34,9 +34,30 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 
     Page cache that the kernel can drop counts as available. Raises OSError when /proc/meminfo cannot be read.
     """
-    free = [_meminfo_available(root / "proc/meminfo")]
+    free = [_meminfo(root / "proc/meminfo", "MemAvailable")]
     free += [left for level in _levels(root, "memory") if (left := _memory_left(level)) is not None]
     return max(0, min(free))
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Return the most that processes here may take together: the machine's memory, or a cgroup's limit.
+
+    Raises OSError when /proc/meminfo cannot be read.
+    """
+    limits = [_meminfo(root / "proc/meminfo", "MemTotal")]
+    limits += [limit for level in _levels(root, "memory") if (limit := _memory_limit(level)) is not None]
+    return min(limits)
+
+
+def num_oom_kills(root: Path = Path("/")) -> int:
+    """Count the processes of this cgroup that the kernel ended for lack of memory; 0 where none counts."""
+    for level in _levels(root, "memory"):
+        events = _text(level / "memory.events") or _text(level / "memory.oom_control")
+        for line in events.splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def _levels(root: Path, controller: str) -> Iterator[Path]:
@@ -67,24 +88,27 @@ def _cpu_quota(level: Path) -> float | None:
     return int(quota) / int(period)
 
 
+def _memory_limit(level: Path) -> int | None:
+    limit = _text(level / "memory.max") or _text(level / "memory.limit_in_bytes")
+    return None if limit in ("", "max") else int(limit)
+
+
 def _memory_left(level: Path) -> int | None:
-    limit, usage = _text(level / "memory.max"), _text(level / "memory.current")
-    droppable = "inactive_file"
-    if not limit:
-        limit, usage = _text(level / "memory.limit_in_bytes"), _text(level / "memory.usage_in_bytes")
-        droppable = "total_inactive_file"
-    if limit in ("", "max") or not usage:
+    limit, usage, droppable = _memory_limit(level), _text(level / "memory.current"), "inactive_file"
+    if not usage:
+        usage, droppable = _text(level / "memory.usage_in_bytes"), "total_inactive_file"
+    if limit is None or not usage:
         return None
     fields = dict(line.split() for line in _text(level / "memory.stat").splitlines())
-    return int(limit) - int(usage) + int(fields.get(droppable, 0))
+    return limit - int(usage) + int(fields.get(droppable, 0))
 
 
-def _meminfo_available(path: Path) -> int:
+def _meminfo(path: Path, field: str) -> int:
     for line in path.read_text().splitlines():
         name, _, rest = line.partition(":")
-        if name == "MemAvailable":
+        if name == field:
             return int(rest.split()[0]) * 1024
-    raise OSError(f"{path} has no MemAvailable line")
+    raise OSError(f"{path} has no {field} line")
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from stoker_runtime.machine import available_memory_bytes, return_freed_memory, usable_cpus
+from stoker_runtime.machine import (
+    available_memory_bytes,
+    memory_limit_bytes,
+    num_oom_kills,
+    return_freed_memory,
+    usable_cpus,
+)
 
 GIB = 1024**3
 
@@ -172,6 +178,63 @@ def test_usable_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
 )
 def test_available_memory(tmp_path: Path, files: dict[str, str], available: int) -> None:
     assert available_memory_bytes(make_root(tmp_path, files)) == available
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        pytest.param({"proc/meminfo": f"MemTotal: {9 * GIB // 1024} kB\n"}, 9 * GIB, id="no-cgroups"),
+        pytest.param(
+            {
+                "proc/meminfo": f"MemTotal: {9 * GIB // 1024} kB\n",
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/memory.max": str(2 * GIB),
+                "sys/fs/cgroup/a/b/memory.max": "max",
+            },
+            2 * GIB,
+            id="v2-limit-on-the-pod",
+        ),
+        pytest.param(
+            {
+                "proc/meminfo": f"MemTotal: {9 * GIB // 1024} kB\n",
+                "proc/self/cgroup": "4:memory:/a",
+                f"{V1_MEMORY}/a/memory.limit_in_bytes": str(3 * GIB),
+            },
+            3 * GIB,
+            id="v1",
+        ),
+    ],
+)
+def test_memory_limit(tmp_path: Path, files: dict[str, str], limit: int) -> None:
+    assert memory_limit_bytes(make_root(tmp_path, files)) == limit
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        pytest.param({}, 0, id="no-cgroups"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/memory.events": "low 0\noom 4\noom_kill 3\n"},
+            3,
+            id="v2",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "4:memory:/pod/c",
+                f"{V1_MEMORY}/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2",
+            },
+            2,
+            id="v1-path-of-another-namespace",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": "4:memory:/", f"{V1_MEMORY}/memory.oom_control": "oom_kill_disable 0"},
+            0,
+            id="v1-kernel-that-does-not-count",
+        ),
+    ],
+)
+def test_oom_kills(tmp_path: Path, files: dict[str, str], count: int) -> None:
+    assert num_oom_kills(make_root(tmp_path, files)) == count
 
 
 def test_kernel_without_memavailable_is_an_error_not_a_guess(tmp_path: Path) -> None:

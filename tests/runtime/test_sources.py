@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -140,6 +141,17 @@ def test_missing_path_is_model_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model at") as caught:
         resolve(str(tmp_path / "absent"))
     assert caught.value.reason == "ModelNotFound"
+
+
+def test_a_folder_that_may_not_be_read_is_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)  # root may read anything
+
+    with pytest.raises(ModelError, match="Permission denied") as caught:
+        resolve_local(tmp_path)
+    assert caught.value.reason == "ModelAccessDenied"
 
 
 def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace as replaced
 
-from stoker_runtime.config import EngineConfig
+from stoker_runtime.config import MIB, EngineConfig
 from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.gguf_file import find_gguf, read_gguf
-from stoker_runtime.machine import available_memory_bytes, return_freed_memory
+from stoker_runtime.machine import available_memory_bytes, memory_limit_bytes, return_freed_memory
 from stoker_runtime.messages import EngineReady, SamplingParams
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
@@ -256,11 +256,24 @@ def has_fast_bfloat16() -> bool:
 def _num_blocks(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:
     """Decide the KV cache's size once the weights are in memory."""
     per_block = block_bytes(decoder.architecture, config.block_size, kv_dtype)
+    if decoder.device.type == "cpu":
+        if config.kv_cache_bytes:
+            _check_fits(config.kv_cache_bytes, decoder.num_bytes)
+        return config.cpu_kv_cache_bytes(available_memory_bytes()) // per_block
     if config.kv_cache_bytes:
         return config.kv_cache_bytes // per_block
-    if decoder.device.type == "cpu":
-        return config.cpu_kv_cache_bytes(available_memory_bytes()) // per_block
     return _free_cuda_bytes(config, decoder, kv_dtype) // per_block
+
+
+def _check_fits(kv_cache_bytes: int, weights_bytes: int) -> None:
+    """Refuse a KV cache that could never be filled: its pages are taken one by one, long after the start."""
+    limit = memory_limit_bytes()
+    if kv_cache_bytes + weights_bytes > limit:
+        raise ModelError(
+            f"--kv-cache-memory is {kv_cache_bytes // MIB} MiB, which the {limit // MIB} MiB that there are "
+            f"do not hold beside {weights_bytes // MIB} MiB of weights; lower it, or raise the memory limit",
+            reason="OutOfMemory",
+        )
 
 
 def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> int:

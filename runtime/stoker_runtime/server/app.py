@@ -17,12 +17,11 @@ from stoker_runtime.errors import RequestError
 from stoker_runtime.server import inference, openapi
 from stoker_runtime.server.body import read_body
 from stoker_runtime.server.entry import Entry
-from stoker_runtime.server.problems import error_response
+from stoker_runtime.server.problems import client_gone, error_response
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from stoker_runtime.server.serving import Serving
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -63,8 +62,9 @@ def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _on_client_gone(request: Request, error: Exception) -> Response:
-    request.state.record.error = "client_gone"
-    return Response(status_code=_CLIENT_GONE)
+    gone = client_gone()
+    request.state.record.error = gone.code
+    return error_response(gone)
 
 
 def _openai_routes(serving: Serving) -> APIRouter:

@@ -39,6 +39,13 @@ async def read_body(request: Request, model: type[BodyT], max_bytes: int) -> Bod
             status=415,
             code="unsupported_media_type",
         )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise RequestError(
+            f"the body is encoded as {encoding!r}; send it as it is, without the header Content-Encoding",
+            status=415,
+            code="unsupported_media_type",
+        )
     try:
         if len(data) > _INLINE_BYTES:
             return await asyncio.to_thread(model.model_validate_json, data)

@@ -12,7 +12,8 @@ import uuid
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from stoker_runtime.errors import RequestError
 from stoker_runtime.server.problems import error_response
@@ -40,6 +41,7 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = 0  # as received
         self._num_parsed_bytes = 0  # of the target and of whole headers, those behind a chunked body as well
         self._is_deaf = False
+        self._has_said_all = False  # the client has closed its side, or all of the connection
         self._refusal: RequestError | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -58,6 +60,20 @@ class Connection(HttpToolsProtocol):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Let a whole request have its answer, unless it is one that is given up when its client leaves.
+
+        A client may close its side alone and still read. One that has closed all looks the same until
+        something is written to it, so for what takes long both count as gone.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_started:
+            return False
+        self._has_said_all = True
+        cycle.keep_alive = False
+        cycle.message_event.set()
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless nothing that comes is of interest any more."""
@@ -110,6 +126,35 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = 0
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        """Let the application answer, as the client can read it."""
+        if cycle.scope["http_version"] != "1.1":
+            cycle.keep_alive = False
+            app = _unchunked(cycle, app)
+        super()._start_asgi_task(cycle, self._told_of_the_end(cycle, app))  # type: ignore[arg-type]
+
+    def _told_of_the_end(self, cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+        """Return the application, to which a client that has said all it will is one that has left."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            is_body_read = False
+
+            async def receive_or_end() -> Message:
+                nonlocal is_body_read
+                if not (is_body_read and self._has_said_all):
+                    message = await receive()
+                    if not (is_body_read and self._has_said_all):
+                        is_body_read = not message.get("more_body", False)
+                        return message
+                return {"type": "http.disconnect"}
+
+            await app(scope, receive_or_end, send)
+            if self._has_said_all and not cycle.response_complete:
+                cycle.disconnected = True
+                self.transport.close()
+
+        return answer
+
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request, in OpenAI's form, and close the connection. The first error stands."""
         if self._is_deaf:
@@ -154,6 +199,25 @@ class Connection(HttpToolsProtocol):
                 code="request_timeout",
             )
         )
+
+
+def _unchunked(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+    """Return the application for a client from before chunks: its answer ends where the connection does.
+
+    Source: RFC 9112, 6.1: no Transfer-Encoding unless the request says HTTP/1.1.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_plain(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                cycle.chunked_encoding = False
+            else:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return answer
 
 
 def _no_http() -> RequestError:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stoker_runtime import machine, termination
 from stoker_runtime.config import EngineConfig
-from stoker_runtime.errors import EngineDead
+from stoker_runtime.errors import ConfigError, EngineDead
+from stoker_runtime.messages import EngineFailed
 from stoker_runtime.server.client import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,9 @@ class EngineProcess:
     async def _run(self) -> None:
         try:
             self._client.die(EngineDead(await self._serve()))
+        except ConfigError as error:
+            self._client.failed = EngineFailed(reason=termination.INVALID_CONFIG, message=str(error))
+            self._client.die(EngineDead(str(error)))
         except OSError as error:
             self._client.die(EngineDead(f"it could not be started: {error}"))
         except Exception as error:
@@ -82,8 +87,9 @@ class EngineProcess:
             else:
                 connected.set_result((reader, writer))
 
+        num_oom_kills = machine.num_oom_kills()
         # The folder is for this user only, and with it the socket.
-        with tempfile.TemporaryDirectory(prefix="stoker-") as folder:
+        with _private_folder() as folder:
             path = Path(folder) / "engine.sock"
             async with await asyncio.start_unix_server(on_connect, path, limit=_READ_BUFFER_BYTES):
                 process = await asyncio.create_subprocess_exec(
@@ -105,11 +111,23 @@ class EngineProcess:
                     # Even SIGKILL waits for a device driver that does not return.
                     await asyncio.wait({exited}, timeout=_BURIAL_S)
                     exited.cancel()
+        if process.returncode == -signal.SIGKILL and machine.num_oom_kills() > num_oom_kills:
+            self._note_out_of_memory()
         return self._explain(reason, process.returncode)
+
+    def _note_out_of_memory(self) -> None:
+        """Say in the engine's place what it could not say any more."""
+        if self._client.failed is None:
+            limit = machine.memory_limit_bytes()
+            message = (
+                f"the kernel ended the engine for lack of memory (the limit is {limit} bytes); raise "
+                "the memory limit, or lower --kv-cache-memory or --max-num-batched-tokens"
+            )
+            self._client.failed = EngineFailed(reason=termination.OUT_OF_MEMORY, message=message)
 
     def _explain(self, reason: str, status: int | None) -> str:
         if self._client.failed is not None:
-            return reason
+            return self._client.failed.message
         if status is None:
             return f"{reason}; its process does not end"
         if status < 0:
@@ -117,6 +135,20 @@ class EngineProcess:
             hint = "; it may have run out of memory" if status == -signal.SIGKILL else ""
             return f"{reason}; its process was ended by {name}{hint}"
         return f"{reason}; its process ended with status {status}"
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that lasts as long as its block.
+
+    Raises:
+        ConfigError: there is nowhere to make one.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="stoker-")
+    except OSError as error:
+        raise ConfigError(
+            f"no folder can hold the engine's socket ({error.strerror}): make /tmp writable, or set TMPDIR"
+        ) from error
 
 
 def _signal_name(number: int) -> str:

@@ -22,6 +22,7 @@ _PURPOSES: dict[str, Purpose] = {
     "/tokenize": "tokens",
     "/detokenize": "tokens",
 }
+_LOGGED = ("user", "metadata", "safety_identifier", "prompt_cache_key", "error")  # where a request has them
 _PROBE_PATHS = frozenset({"/health", "/ready", "/metrics", "/load"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -100,8 +101,6 @@ class Entry:
                 "finish_reasons": record.finish_reasons,
                 "ttft_s": record.ttft_s,
             }
-        fields |= {
-            key: value for key in ("user", "metadata", "error") if (value := getattr(record, key)) is not None
-        }
+        fields |= {key: value for key in _LOGGED if (value := getattr(record, key)) is not None}
         level = logging.DEBUG if scope["path"] in _PROBE_PATHS else logging.INFO
         logger.log(level, "request", extra=fields)

@@ -39,6 +39,8 @@ async def complete(serving: Serving, request: Request) -> Response:
 async def chat(serving: Serving, request: Request) -> Response:
     """Answer POST /v1/chat/completions."""
     body = await read_body(request, ChatBody, serving.config.max_request_bytes)
+    record: Record = request.state.record
+    record.safety_identifier, record.prompt_cache_key = body.safety_identifier, body.prompt_cache_key
     text, ready = _opened(serving, request, body)
     sampling = chat_sampling(body, text.assets.generation_defaults, ready.vocab_size, serving.max_model_len)
     prompt = await text.chat_ids(

@@ -205,8 +205,11 @@ def cause_of_death(client: EngineClient) -> StokerError:
 
 def _listen(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    takes_both = config.host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server(
+            (config.host, config.port), family=family, backlog=_BACKLOG, dualstack_ipv6=takes_both
+        )
     except OSError as error:
         raise ConfigError(
             f"cannot listen on --host {config.host} --port {config.port}: {error.strerror}"

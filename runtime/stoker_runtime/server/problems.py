@@ -46,6 +46,16 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     )
 
 
+def client_gone() -> RequestError:
+    """Return what is logged of a request whose client left; one that closed only its side may read it."""
+    return RequestError(
+        "the client closed its side of the connection before its answer was there, which counts as leaving; "
+        "keep it open",
+        status=499,  # nginx's number
+        code="client_gone",
+    )
+
+
 def error_event(error: RequestError) -> bytes:
     """Return the error as the last event of a stream. No [DONE] follows: the answer is not complete."""
     return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"

@@ -127,6 +127,11 @@ class ChatBody(SamplingBody):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: TokenCount | None = None
+    # What OpenAI has in place of `user`: to whom an answer goes, and what shares a prefix. Both go to the
+    # log; prefixes are found without a hint.
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_retention: Annotated[Any, Only("in-memory", "in_memory")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: TemplateValues = Field(default_factory=dict)

@@ -185,6 +185,8 @@ class Record:
     request_id: str
     user: str | None = None
     metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     is_stream: bool = False
     usage: Usage | None = None
     finish_reasons: list[str] = field(default_factory=list)

@@ -116,7 +116,8 @@ def resolve_local(path: Path) -> Path:
     """Return the safetensors folder or the single GGUF file that a path means.
 
     Raises:
-        ModelError: ModelNotFound when nothing is there, InvalidModel when it is not one model.
+        ModelError: ModelNotFound when nothing is there, ModelAccessDenied when it may not be read,
+            InvalidModel when it is not one model.
     """
     try:
         if path.is_file():
@@ -127,7 +128,8 @@ def resolve_local(path: Path) -> Path:
     except FileNotFoundError as error:
         raise ModelError(f"there is no model at {path}", reason="ModelNotFound") from error
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}", reason="ModelNotFound") from error
+        reason = "ModelAccessDenied" if isinstance(error, PermissionError) else "ModelNotFound"
+        raise ModelError(f"cannot read {path}: {error.strerror}", reason=reason) from error
     if any(name.endswith(".safetensors") for name in names):
         return path
     ggufs = [name for name in names if name.endswith(".gguf")]

@@ -159,6 +159,16 @@ def test_cache_without_a_block_is_out_of_memory(model: Path) -> None:
     assert caught.value.reason == "OutOfMemory"
 
 
+def test_cache_that_memory_could_never_hold_is_out_of_memory(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "memory_limit_bytes", lambda: 3 * 2**20)
+    assert load_runner(config(model, kv_cache_bytes=2**20)).ready().num_blocks > 0
+    with pytest.raises(ModelError, match="--kv-cache-memory is 3 MiB, which the 3 MiB that") as caught:
+        load_runner(config(model, kv_cache_bytes=3 * 2**20))
+    assert caught.value.reason == "OutOfMemory"
+
+
 def test_longest_request_beyond_the_model_is_a_configuration_error(model: Path) -> None:
     with pytest.raises(ConfigError, match=f"--max-model-len is 257.*{MAX_POSITION}"):
         load_runner(config(model, max_model_len=MAX_POSITION + 1))

@@ -62,6 +62,7 @@ BAD_FIELDS = [
     case("modalities", CHAT, chat(modalities=["audio"]), "modalities"),
     case("reasoning-effort", CHAT, chat(reasoning_effort="high"), "reasoning_effort"),
     case("store", CHAT, chat(store=True), "store"),
+    case("cache-retention", CHAT, chat(prompt_cache_retention="24h"), "prompt_cache_retention"),
     case("service-tier", CHAT, chat(service_tier="flex"), "service_tier"),
     case("chat-template", CHAT, chat(chat_template="{{ 1 }}"), "chat_template"),
     case(
@@ -198,6 +199,7 @@ BAD_HTTP = [
         "POST", CHAT, b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 415, id="a-form"
     ),
     pytest.param("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, id="plain-text"),
+    pytest.param("POST", CHAT, b"\x1f\x8b", {**JSON, "content-encoding": "gzip"}, 415, id="compressed"),
     pytest.param("POST", CHAT, b" " * 5000, JSON, 413, id="too-large"),
     pytest.param("POST", CHAT, b"{}", {**JSON, "content-length": "99999999"}, 413, id="announced-too-large"),
     pytest.param("GET", CHAT, b"", {}, 405, id="get"),

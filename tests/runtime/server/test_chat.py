@@ -182,6 +182,7 @@ async def test_values_that_ask_for_nothing_are_accepted() -> None:
             metadata={"a": "b"},
             user="ann",
             service_tier="auto",
+            prompt_cache_retention="in-memory",
             parallel_tool_calls=True,
             temperature=None,
             stop=None,

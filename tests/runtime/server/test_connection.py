@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
 
+from stoker_runtime.config import ServerConfig
 from stoker_runtime.server import connection
+from stoker_runtime.server.lifecycle import _listen
 
 GET = b"GET /version HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
@@ -164,3 +167,75 @@ async def test_a_client_that_sent_ahead_and_left_frees_the_engine() -> None:
 
         await engine.until(lambda: len(engine.aborted) == 1)
         await check_left(stack)
+
+
+async def read_to_the_end(stack: Stack, data: bytes) -> bytes:
+    """Send a request, close the client's side, and read what comes all the same."""
+    async with listening(stack) as url, opened(url) as (reader, writer):
+        writer.write(data)
+        writer.write_eof()
+        return await reader.read()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        pytest.param(GET + b"\r\n", 200, id="get"),
+        pytest.param(POST + b"Content-Length: 2\r\n\r\n{}", 400, id="refused"),
+        pytest.param(POST + b"Content-Length: 3\r\n\r\n{}", None, id="not-whole"),
+    ],
+)
+async def test_a_client_that_closes_its_side_gets_what_takes_no_time(data: bytes, status: int | None) -> None:
+    async with running_stack() as stack:
+        answer = await read_to_the_end(stack, data)
+
+    if status is None:
+        assert answer == b""
+    else:
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_a_client_that_closes_its_side_counts_as_gone(is_stream: bool) -> None:
+    engine = FakeEngine(reply=lambda request: [65] * 10_000)
+    engine.may_step.clear()
+    async with running_stack(engine) as stack:
+        status, error = only_error(await read_to_the_end(stack, request(max_tokens=200, stream=is_stream)))
+        await check_left(stack)
+
+    assert (status, error["code"]) == (499, "client_gone")
+
+
+async def test_a_client_that_closes_its_side_in_a_stream_is_left_without_an_error_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = FakeEngine(reply=lambda request: [65] * 10_000)
+    async with running_stack(engine) as stack, listening(stack) as url, opened(url) as (reader, writer):
+        writer.write(request(max_tokens=200, stream=True))
+        await reader.readuntil(b"data: ")
+        engine.may_step.clear()
+        writer.write_eof()
+        await check_left(stack)
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_http_1_0_gets_answers_without_chunks() -> None:
+    body = json.dumps({"model": "tiny", "prompt": "ab", "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n"
+    answer = await answers(head % len(body) + body)
+
+    lines, _, events = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in lines
+    assert b"connection: close" in lines
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"\n\ndata: [DONE]\n\n")
+    assert (await answers(b"GET /version HTTP/1.0\r\n\r\n")).endswith(b'"}')
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_the_ipv6_wildcard_takes_ipv4_as_well() -> None:
+    with _listen(ServerConfig(served_model_names=("tiny",), host="::", port=0)) as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=DEADLINE_S).close()

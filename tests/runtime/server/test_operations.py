@@ -316,7 +316,14 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
         stack.say("ab")
         await stack.http.post(
             "/v1/chat/completions",
-            json={**CHAT, "user": "ann", "metadata": {"team": "a"}, "stream": True},
+            json={
+                **CHAT,
+                "user": "ann",
+                "metadata": {"team": "a"},
+                "safety_identifier": "s",
+                "prompt_cache_key": "k",
+                "stream": True,
+            },
             headers={"x-request-id": "abc"},
         )
         await stack.http.get("/health")
@@ -324,7 +331,8 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
     lines = [vars(record) for record in caplog.records if record.name == "stoker_runtime.request"]
     assert len(lines) == 1
     fields = ("request_id", "method", "path", "status", "stream", "output_tokens", "finish_reasons", "user")
-    assert {name: lines[0][name] for name in (*fields, "metadata")} == {
+    labels = ("metadata", "safety_identifier", "prompt_cache_key")
+    assert {name: lines[0][name] for name in (*fields, *labels)} == {
         "request_id": "abc",
         "method": "POST",
         "path": "/v1/chat/completions",
@@ -334,6 +342,8 @@ async def test_one_log_line_tells_how_a_request_ended(caplog: pytest.LogCaptureF
         "finish_reasons": ["stop"],
         "user": "ann",
         "metadata": {"team": "a"},
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
     }
     assert lines[0]["ttft_s"] >= 0
 
