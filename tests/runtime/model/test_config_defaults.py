@@ -118,3 +118,11 @@ def test_a_text_part_that_cannot_be_computed_is_refused(
     with pytest.raises(ModelError, match=word) as caught:
         architecture_from_config({"architectures": [name], **config})
     assert caught.value.reason == reason
+
+
+def test_layer_types_within_a_mistral_that_sees_images_are_refused() -> None:
+    """By itself such a Mistral has windows in some layers, as a text part `transformers` gives it all."""
+    text = {"model_type": "mistral", "layer_types": ["full_attention"] * 32, "sliding_window": 64}
+    with pytest.raises(ModelError, match=r"text_config\.layer_types") as caught:
+        architecture_from_config({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text})
+    assert caught.value.reason == "UnsupportedModel"
