@@ -120,9 +120,18 @@ def test_a_text_part_that_cannot_be_computed_is_refused(
     assert caught.value.reason == reason
 
 
-def test_layer_types_within_a_mistral_that_sees_images_are_refused() -> None:
-    """By itself such a Mistral has windows in some layers, as a text part `transformers` gives it all."""
-    text = {"model_type": "mistral", "layer_types": ["full_attention"] * 32, "sliding_window": 64}
-    with pytest.raises(ModelError, match=r"text_config\.layer_types") as caught:
-        architecture_from_config({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text})
+@pytest.mark.parametrize(
+    ("name", "model_type", "field", "value"),
+    [
+        ("Mistral3ForConditionalGeneration", "mistral", "layer_types", ["full_attention"] * 32),
+        ("Gemma3ForConditionalGeneration", "gemma3_text", "final_logit_softcapping", 30.0),
+    ],
+)
+def test_a_field_that_transformers_heeds_in_the_text_model_alone_is_refused(
+    name: str, model_type: str, field: str, value: Any
+) -> None:
+    config = {"architectures": [name], "text_config": {"model_type": model_type, field: value}}
+    with pytest.raises(ModelError, match=rf"text_config\.{field}") as caught:
+        architecture_from_config(config)
     assert caught.value.reason == "UnsupportedModel"
+    architecture_from_config({**config, "text_config": {"model_type": model_type, field: None}})
