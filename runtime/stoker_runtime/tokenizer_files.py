@@ -182,10 +182,12 @@ def _add_tokens(tokenizer: Tokenizer, tokenizer_config: Mapping[str, Any], sourc
     known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([token for _, token in sorted(stated.items()) if repr(token) not in known])
     for token_id, token in stated.items():
-        if tokenizer.token_to_id(token.content) != token_id:
+        known_as = tokenizer.id_to_token(token_id)
+        if known_as != token.content:
+            other = "nothing" if known_as is None else repr(known_as)
             raise ModelError(
-                f"{source}: added_tokens_decoder gives {token.content!r} the id {token_id}, in "
-                f"tokenizer.json it is {tokenizer.token_to_id(token.content)}; save the fast tokenizer again"
+                f"{source}: added_tokens_decoder gives {token.content!r} the id {token_id}, which "
+                f"tokenizer.json gives {other}; save the fast tokenizer again"
             )
 
 
