@@ -53,6 +53,8 @@ def text_config(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, An
     own = _OWN_FIELDS[text_part]
     if found.get(own) is not None:
         raise unsupported(f"text_config.{own} in {name}")
+    if config.get("is_causal", True) is not True:  # which counts for the text part as well
+        raise unsupported(f"is_causal = {config['is_causal']!r}")
     shared = {key: config[key] for key in _SHARED_FIELDS if config.get(key) is not None}
     # Whether embeddings are tied is the whole model's business: `transformers` asks no text_config.
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", True)}

@@ -109,6 +109,12 @@ def test_the_text_part_of_gemma_3_4b_is_read_as_it_is_published() -> None:
             "use_bidirectional_attention",
             id="both-ways",
         ),
+        pytest.param(
+            {"text_config": {"vocab_size": 160}, "is_causal": False},
+            "UnsupportedModel",
+            "is_causal = False",
+            id="not-causal",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", WRAPPED)
