@@ -44,6 +44,19 @@ _RANGES = {
     "repetition_penalty": _Range(0.01, 100),
 }
 SAMPLING_DEFAULTS = tuple(_RANGES)
+# By what `transformers` would pick other tokens and no request can ask for here, with what does nothing.
+_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (0, 1)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "typical_p"), (1,)),
+    "encoder_repetition_penalty": (1,),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings"), ([],)),
+    **dict.fromkeys(("sequence_bias", "constraints", "force_words_ids"), ([], {})),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("top_h", "dola_layers", "watermarking_config"), ()),
+    "token_healing": (False,),
+}
 _NEW_TOKENS = _Range(1, 2**31 - 1, is_whole=True)
 
 
@@ -62,8 +75,16 @@ def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[s
         source: the file, for errors.
 
     Raises:
-        ModelError: a value that no request could have; names the file and the field.
+        ModelError: a value that no request could have, or reason UnsupportedModel: what is not computed here
+            and would change the answers; names the file and the field.
     """
+    for key, neutral in _NEUTRAL_VALUES.items():
+        value = values.get(key)
+        if value is not None and value not in neutral:
+            raise ModelError(
+                f"{source}: {key} = {value!r} is not supported; take it out of the file",
+                reason="UnsupportedModel",
+            )
     found = sampling_defaults(values, {name: name for name in SAMPLING_DEFAULTS}, source)
     draws, num_tokens = values.get("do_sample"), values.get("max_new_tokens")
     if draws is not None and not isinstance(draws, bool):

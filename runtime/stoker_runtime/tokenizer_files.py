@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.generation_defaults import (
@@ -135,6 +135,9 @@ def _directory_assets(path: Path) -> Assets:
     tokenizer = _read_tokenizer(path / "tokenizer.json")
     generation = path / "generation_config.json"
     tokenizer_config = _read_json(path / "tokenizer_config.json")
+    _add_tokens(tokenizer, tokenizer_config, path / "tokenizer_config.json")
+    # Special tokens in a text are then encoded as any other text.
+    tokenizer.encode_special_tokens = tokenizer_config.get("split_special_tokens") is True
     special = _special_tokens(path, tokenizer_config)
     templates = _templates(path, tokenizer_config)
     return Assets(
@@ -161,6 +164,31 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, tokenizer_config: Mapping[str, Any], source: Path) -> None:
+    """Give added tokens what tokenizer_config.json says of them, which counts more than tokenizer.json.
+
+    Source: what transformers does when it loads a tokenizer; it gives a token that tokenizer.json lacks the
+    next free id, so one with another id in the file is refused here.
+    """
+    try:
+        stated = {
+            int(token_id): AddedToken(**{key: token[key] for key in token if key != "__type"})
+            for token_id, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"{source}: added_tokens_decoder is malformed") from error
+    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_tokens([token for _, token in sorted(stated.items()) if repr(token) not in known])
+    for token_id, token in stated.items():
+        known_as = tokenizer.id_to_token(token_id)
+        if known_as != token.content:
+            other = "nothing" if known_as is None else repr(known_as)
+            raise ModelError(
+                f"{source}: added_tokens_decoder gives {token.content!r} the id {token_id}, which "
+                f"tokenizer.json gives {other}; save the fast tokenizer again"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -204,13 +232,14 @@ def _templates(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str
             templates = {entry["name"]: entry["template"] for entry in declared or []}
         except (TypeError, KeyError) as error:
             raise ModelError(f"{path}/tokenizer_config.json: chat_template is malformed") from error
-    file = path / "chat_template.jinja"
-    if file.exists():
+    files = {"default": path / "chat_template.jinja"} if (path / "chat_template.jinja").exists() else {}
+    files |= {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+    for name, file in files.items():
         try:
-            templates["default"] = file.read_text(encoding="utf-8")
+            templates[name] = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ModelError(f"{file} cannot be read: {error}") from error
-    elif "default" not in templates:
+    if "default" not in templates:
         old = _read_json(path / "chat_template.json").get("chat_template")
         if isinstance(old, str):
             templates["default"] = old

@@ -22,7 +22,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import Qwen2Tokenizer
+from transformers import AutoTokenizer, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -308,6 +308,96 @@ def test_template_file_wins_over_the_configuration(tmp_path: Path) -> None:
     assert load_assets(folder).chat_template == "old"
     (folder / "chat_template.jinja").write_text("new")
     assert load_assets(folder).chat_template == "new"
+
+
+def test_templates_in_a_folder_of_their_own_are_found(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "old"}]
+    folder = write_directory(tmp_path, tokenizer_config={"chat_template": named})
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(f"new {name}")
+    assets = load_assets(folder)
+    assert assets.chat_template == "D"
+    assert assets.template_variants == {"rag": "new rag", "tool_use": "new tool_use"}
+
+
+_STATED: dict[str, Any] = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="nothing-said"),
+        pytest.param({"split_special_tokens": True}, id="special-tokens-as-text"),
+        *(
+            pytest.param(
+                {"added_tokens_decoder": {"1": {**_STATED, "content": "<|end|>", key: True}}}, id=key
+            )
+            for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
+        ),
+        pytest.param(
+            {"added_tokens_decoder": {"300": {**_STATED, "content": "<|new|>", "special": True}}}, id="new"
+        ),
+    ],
+)
+def test_text_is_encoded_as_transformers_does_with_what_the_files_say_of_tokens(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_directory(
+        tmp_path,
+        config={"model_type": "llama"},
+        tokenizer_config={"bos_token": "<|begin|>", "eos_token": "<|end|>", **changes},
+    )
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    text = (folder / "tokenizer_config.json").read_text().replace('"300"', f'"{size}"')
+    (folder / "tokenizer_config.json").write_text(text)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = load_assets(folder).tokenizer
+    for prompt in ("they  <|end|>  thought", "<|begin|>x<|end|>y<|new|>z", "a<|end|>", "<|END|> <|new|> "):
+        for adds in (True, False):
+            wanted = theirs(prompt, add_special_tokens=adds, truncation=False, padding=False)["input_ids"]
+            assert ours.encode(prompt, add_special_tokens=adds).ids == wanted, prompt
+
+
+def test_an_added_token_with_another_id_than_in_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    stated = {"added_tokens_decoder": {"2": {**_STATED, "content": "<|end|>", "special": True}}}
+    folder = write_directory(tmp_path, tokenizer_config=stated)
+    with pytest.raises(
+        ModelError, match=r"tokenizer_config\.json: .*'<\|end\|>' the id 2, .* gives '<\|turn"
+    ):
+        load_assets(folder)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"no_repeat_ngram_size": 3}, {"num_beams": 4}, {"min_new_tokens": 5}, {"suppress_tokens": [3]}),
+        *({"typical_p": 0.9}, {"guidance_scale": 1.5}, {"stop_strings": ["x"]}, {"forced_eos_token_id": 2}),
+        *({"sequence_bias": [[[1], 2.0]]}, {"top_h": 0.5}, {"token_healing": True}, {"eta_cutoff": 0.1}),
+    ],
+)
+def test_what_a_generation_config_asks_for_in_vain_is_refused_by_name(
+    field: dict[str, Any], tmp_path: Path
+) -> None:
+    (name,) = field
+    folder = write_directory(tmp_path, generation_config=field)
+    with pytest.raises(ModelError, match=f"generation_config.json: {name} = ") as caught:
+        load_assets(folder)
+    assert caught.value.reason == "UnsupportedModel"
+
+
+def test_a_generation_config_with_every_field_at_what_does_nothing_is_taken(tmp_path: Path) -> None:
+    """As `transformers` before 5 wrote them down when it was asked for all."""
+    fields = {
+        **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "typical_p"), 1),
+        **dict.fromkeys(("length_penalty", "encoder_repetition_penalty", "guidance_scale"), 1.0),
+        **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+        **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0.0),
+        **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "suppress_tokens", "penalty_alpha")),
+        **dict.fromkeys(("early_stopping", "renormalize_logits", "token_healing", "use_cache"), False),
+        **{"cache_implementation": "hybrid", "max_length": 20, "transformers_version": "4.50.0"},
+    }
+    assert load_assets(write_directory(tmp_path, generation_config=fields)).generation_defaults == {}
 
 
 def test_template_in_a_json_file_of_its_own_is_found(tmp_path: Path) -> None:

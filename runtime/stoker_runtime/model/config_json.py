@@ -61,7 +61,7 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
         ),
     ),
     "Qwen2ForCausalLM": (Family(qkv_bias=True), _Defaults(fields=_QWEN_FIELDS)),
-    "Qwen3ForCausalLM": (Family(qk_norm="head"), _Defaults(fields=_QWEN_FIELDS)),
+    "Qwen3ForCausalLM": (Family(qk_norm="head"), _Defaults(fields={**_QWEN_FIELDS, "head_dim": 128})),
     "SmolLM3ForCausalLM": (
         Family(),
         _Defaults(
@@ -70,7 +70,10 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
             fields={"num_key_value_heads": 4},
         ),
     ),
-    "Phi3ForCausalLM": (Family(has_fused_projections=True), _Defaults(rms_norm_eps=1e-5)),
+    "Phi3ForCausalLM": (
+        Family(has_fused_projections=True),
+        _Defaults(rms_norm_eps=1e-5, fields={"original_max_position_embeddings": 4096}),
+    ),
     "GraniteForCausalLM": (Family(), _Defaults()),
     "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
     "MixtralForCausalLM": (
@@ -110,6 +113,23 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
     ),
 }
 ARCHITECTURES = (*_FAMILIES, *WRAPPED_NAMES)
+# By which `transformers` chooses, whatever architectures says.
+_MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "SmolLM3ForCausalLM": "smollm3",
+    "Phi3ForCausalLM": "phi3",
+    "GraniteForCausalLM": "granite",
+    "Olmo2ForCausalLM": "olmo2",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "Mistral3ForConditionalGeneration": "mistral3",
+}
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 # Fields that only these families compute with; elsewhere any other value than the neutral one is refused.
 _OWN_FIELDS: dict[str, tuple[str, ...]] = {
@@ -120,13 +140,13 @@ _OWN_FIELDS: dict[str, tuple[str, ...]] = {
         "logits_scaling",
     ),
     "Gemma2ForCausalLM": (*_SOFT_CAPS, "query_pre_attn_scalar"),
-    "Gemma3ForCausalLM": (*_SOFT_CAPS, "query_pre_attn_scalar"),
+    "Gemma3ForCausalLM": ("final_logit_softcapping", "query_pre_attn_scalar"),
 }
 # Llama 2 checkpoints carry pretraining_tp, which only splits a product into parts: not listed, no effect.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "use_bidirectional_attention": (False, None),
-    "is_causal": (True, None),
+    "is_causal": (True,),
     **dict.fromkeys(_OWN_FIELDS["GraniteForCausalLM"], (1, None)),
     **dict.fromkeys(_OWN_FIELDS["Gemma2ForCausalLM"], (None,)),
 }
@@ -173,8 +193,6 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     if name in WRAPPED_NAMES:
         text_part, config = text_config(config, name)
         return replace(architecture_from_config({**config, "architectures": [text_part]}), wrapper=name)
-    if name not in _FAMILIES:
-        raise unsupported(f"architecture {name} (supported: {', '.join(ARCHITECTURES)})")
     family, defaults = _FAMILIES[name]
     config = {**defaults.fields, **config}
     _refuse_what_changes_results(config, name, family)
@@ -206,7 +224,13 @@ def _architecture_name(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or [config.get("model_type")]
     if not isinstance(names, list):
         raise ModelError(f"the model's architectures is {names!r}, a list of names is needed")
-    return str(names[0])
+    name = str(names[0])
+    if name not in ARCHITECTURES:
+        raise unsupported(f"architecture {name} (supported: {', '.join(ARCHITECTURES)})")
+    model_type = config.get("model_type")
+    if model_type not in (None, _MODEL_TYPES[name]):
+        raise unsupported(f"model_type = {model_type!r} beside architectures = [{name!r}]")
+    return name
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> str | None:

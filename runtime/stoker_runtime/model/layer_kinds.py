@@ -8,22 +8,23 @@ from functools import partial
 from typing import Any, Literal
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.architecture import LayerKind
+from stoker_runtime.model.architecture import LayerKind, LongScaling
 from stoker_runtime.model.config_values import flag, integer, mapping, unsupported
 from stoker_runtime.model.rope_config import longest_context, rope_settings
 
-# Which layers a sliding_window is for where layer_types does not say: "all"; with use_sliding_window also all
-# ("everywhere"), those that max_window_layers leaves over ("upper") or those without rope ("ropeless"); or
-# every second ("alternate") or all but every sixth ("pattern"). Where the rule does not look at
-# use_sliding_window, `transformers` does not either.
-_WindowRule = Literal["all", "upper", "ropeless", "everywhere", "alternate", "pattern"]
+# Which layers a sliding_window is for where layer_types does not say: "all"; all whatever it says
+# ("regardless"), with use_sliding_window "everywhere"; with it also those that max_window_layers leaves over
+# ("upper") or those without rope ("ropeless"); or every second ("alternate") or all but every sixth
+# ("pattern"). Where the rule does not look at use_sliding_window, `transformers` does not either. A Mistral
+# whose file has layer_types is what it calls a Ministral.
+_WindowRule = Literal["all", "regardless", "upper", "ropeless", "everywhere", "alternate", "pattern"]
 _SWITCHED_RULES: tuple[_WindowRule, ...] = ("upper", "ropeless", "everywhere")
 _WINDOW_RULES: dict[str, _WindowRule] = {
     "Gemma2ForCausalLM": "alternate",
     "Gemma3ForCausalLM": "pattern",
     "MistralForCausalLM": "all",
-    "MixtralForCausalLM": "all",
-    "Phi3ForCausalLM": "all",
+    "MixtralForCausalLM": "regardless",
+    "Phi3ForCausalLM": "regardless",
     "Qwen2ForCausalLM": "upper",
     "Qwen3ForCausalLM": "upper",
     "Qwen3MoeForCausalLM": "everywhere",
@@ -65,15 +66,20 @@ def layer_kinds(
         ModelError: reason InvalidModel or UnsupportedModel.
     """
     rotates = _rotates(config, defaults, integer(config, "num_hidden_layers"))
-    usual, local = _rope_fields(config, has_local=defaults.local_rope_theta is not None)
-    read = partial(rope_settings, config=config, head_dim=head_dim, is_phi=name == "Phi3ForCausalLM")
-    rope = read(usual, "rope_theta", defaults.rope_theta)
-    longest = longest_context(config, rope.scaling)
-    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates, longest)
-    ropes = [rope] * len(rotates)
+    has_local = defaults.local_rope_theta is not None
+    usual, local = _rope_fields(config, has_local=has_local)
+    # Where layers rotate in two ways, only the fields within each count.
+    outer = {key: config[key] for key in config if not has_local or key != "original_max_position_embeddings"}
+    read = partial(rope_settings, config=outer, head_dim=head_dim, is_phi=name == "Phi3ForCausalLM")
+    rope = own = read(usual, "rope_theta", defaults.rope_theta)
     if defaults.local_rope_theta is not None:
+        _refuse_truncate(usual, local)
         own = read(local, "rope_local_base_freq", defaults.local_rope_theta)
-        ropes = [own if is_sliding else rope for is_sliding in slides]
+    longest = longest_context(config, rope.scaling)
+    if isinstance(own.scaling, LongScaling):
+        longest = min(longest, longest_context(config, own.scaling))
+    windows, slides = _windows(config, _WINDOW_RULES.get(name), defaults, rotates, longest)
+    ropes = [own if is_sliding else rope for is_sliding in slides]
     sparse = _sparse(config, defaults, len(rotates))
     kinds = tuple(
         LayerKind(rope if is_rotated else None, window, is_sparse)
@@ -98,6 +104,13 @@ def _rope_fields(
     if not has_local or not set(by_type) <= {"full_attention", "sliding_attention"}:
         raise unsupported(f"rope_parameters for {', '.join(by_type)}")
     return mapping(fields, "full_attention"), mapping(fields, "sliding_attention")
+
+
+def _refuse_truncate(*ropes: Mapping[str, Any]) -> None:
+    """Where layers rotate in two ways `transformers` does not look at it: nobody knows what a file means."""
+    for rope in ropes:
+        if rope.get("truncate", True) is not True:
+            raise unsupported(f"truncate = {rope['truncate']!r} in the rope_parameters of some layers")
 
 
 def _is_object(value: Any) -> bool:
@@ -173,10 +186,12 @@ def _slides(
         if kinds is not None and "sliding_attention" in kinds:
             raise unsupported("layer_types with sliding_attention beside use_sliding_window = false")
         return [False for _ in indices]
-    if rule in ("all", "everywhere"):  # their attention does not look at layer_types
+    if rule in ("regardless", "everywhere"):  # their attention does not look at layer_types
         return [True for _ in indices]
     if kinds is not None:
         return [kind == "sliding_attention" for kind in kinds]
+    if rule == "all":
+        return [True for _ in indices]
     if rule == "ropeless":
         return [not is_rotated for is_rotated in rotates]
     if rule == "alternate":

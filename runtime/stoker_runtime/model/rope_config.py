@@ -15,7 +15,7 @@ from stoker_runtime.model.architecture import (
     RopeSettings,
     YarnScaling,
 )
-from stoker_runtime.model.config_values import flag, integer, number, unsupported
+from stoker_runtime.model.config_values import flag, integer, mapping, number, unsupported
 
 _SUPPORTED = "default, linear, llama3, dynamic, yarn, longrope"
 # How Phi's older files spell longrope.
@@ -62,12 +62,16 @@ def longest_context(config: Mapping[str, Any], scaling: RopeScaling | None) -> i
     """Return how many tokens a model attends over with this scaling.
 
     With longrope that is what the short divisors are for: `transformers` rotates a text anew, keys included,
-    once it is longer, which a cache of keys cannot follow.
+    once it is longer, which a cache of keys cannot follow. With dual chunk attention (Qwen 2.5 1M) it is the
+    first chunk, within which that is plain attention.
     """
     stated = integer(config, "max_position_embeddings")
+    chunks = mapping(config, "dual_chunk_attention_config")
+    if chunks:
+        stated = min(stated, integer(chunks, "chunk_size") - integer(chunks, "local_size"))
     match scaling:
         case YarnScaling(factor, original):
-            return max(stated, int(original * factor))
+            return stated if chunks else max(stated, int(original * factor))
         case LongScaling():
             return min(stated, scaling.original_max_position)
     return stated
@@ -82,17 +86,24 @@ def _scaling(
         case "linear":
             return LinearScaling(_needed(kind, rope, "factor"))
         case "llama3":
-            return Llama3Scaling(
-                factor=_needed(kind, rope, "factor"),
-                low_freq_factor=_needed(kind, rope, "low_freq_factor"),
-                high_freq_factor=_needed(kind, rope, "high_freq_factor"),
-                original_max_position=_original(rope, config),
-            )
+            return _llama3(rope, config)
         case "yarn":
             return _yarn(rope, config)
         case "longrope":
             return _longrope(rope, config, rotary_dim)
     raise unsupported(f"rope scaling {kind!r} (supported: {_SUPPORTED})")
+
+
+def _llama3(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Llama3Scaling:
+    low, high = (_needed("llama3", rope, f"{name}_freq_factor") for name in ("low", "high"))
+    if high <= low:  # nothing is left to blend between them
+        raise ModelError(f"llama3 rope scaling has a high_freq_factor of {high}, above {low} is needed")
+    return Llama3Scaling(
+        factor=_needed("llama3", rope, "factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position=_original(rope, config),
+    )
 
 
 def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> YarnScaling:
@@ -109,7 +120,7 @@ def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> YarnScaling:
         original_max_position=original,
         beta_fast=_first_number(((rope, "beta_fast"),), 32.0),
         beta_slow=_first_number(((rope, "beta_slow"),), 1.0),
-        truncates=flag(rope, "truncate", default=True),
+        truncates=flag(rope, "truncate", default="truncate" not in rope),  # null is false, not the default
         attention_factor=_first_number(((rope, "attention_factor"),), attention_factor),
     )
 

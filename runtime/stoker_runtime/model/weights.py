@@ -27,7 +27,7 @@ from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFor
 from stoker_runtime.model.gguf_names import INTERLEAVED, hugging_face_tensors
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
 
 
@@ -82,16 +82,18 @@ class SafetensorsSource:
                 raise ModelError(f"{file} is missing, though the index names it") from error
             except (OSError, SafetensorError) as error:
                 raise ModelError(unreadable(file, error)) from error
-            self._add(shard)
+            self._add(file, shard)
         return self
 
-    def _add(self, shard: Any) -> None:
+    def _add(self, file: Path, shard: Any) -> None:
         for stored in shard.keys():  # noqa: SIM118, a shard is no mapping
             name = self._rename(stored)
             if name is None:
                 continue
-            if name in self._places and self._places[name][1] != stored:
-                raise ModelError(f"{self._directory} has two tensors for {name}, the second is {stored}")
+            if name in self._places:
+                raise ModelError(
+                    f"{self._directory} has two tensors for {name}, the second is {stored} in {file.name}"
+                )
             self._places[name] = shard, stored
 
     def __exit__(

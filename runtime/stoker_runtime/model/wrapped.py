@@ -27,6 +27,9 @@ _TEXT_PARTS = {
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
 }
+# A field that `transformers` heeds in a text model by itself and not in a text part: windows in some layers
+# instead of all, a cap of the logits.
+_OWN_FIELDS = {"MistralForCausalLM": "layer_types", "Gemma3ForCausalLM": "final_logit_softcapping"}
 WRAPPED_NAMES = tuple(_TEXT_PARTS)
 
 
@@ -47,6 +50,11 @@ def text_config(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, An
     model_type = found.get("model_type", wanted)
     if model_type != wanted:
         raise unsupported(f"text_config.model_type = {model_type!r} in {name} (supported: {wanted!r})")
+    own = _OWN_FIELDS[text_part]
+    if found.get(own) is not None:
+        raise unsupported(f"text_config.{own} in {name}")
+    if config.get("is_causal", True) is not True:  # which counts for the text part as well
+        raise unsupported(f"is_causal = {config['is_causal']!r}")
     shared = {key: config[key] for key in _SHARED_FIELDS if config.get(key) is not None}
     # Whether embeddings are tied is the whole model's business: `transformers` asks no text_config.
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", True)}

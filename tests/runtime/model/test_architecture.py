@@ -125,6 +125,25 @@ def test_frequencies_equal_those_of_transformers(family: str, tmp_path: Path) ->
         ),
         pytest.param({"final_logit_softcapping": 30.0}, "final_logit_softcapping", id="soft-cap"),
         pytest.param({"is_causal": False}, "is_causal = False", id="not-causal"),
+        pytest.param({"model_type": "mistral"}, "model_type = 'mistral'", id="model-type-of-another-family"),
+        pytest.param(
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "hidden_act": None,
+                "attn_logit_softcapping": 30.0,
+            },
+            "attn_logit_softcapping",
+            id="soft-cap-that-gemma3-ignores",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "hidden_act": None,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+            },
+            "truncate = False",
+            id="truncate-that-gemma3-ignores",
+        ),
         pytest.param({"partial_rotary_factor": 0.5}, "partial_rotary_factor", id="rotated-in-part"),
         pytest.param(
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -188,6 +207,12 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
     ("name", "fields", "windows"),
     [
         pytest.param("Mistral", {}, [256, 256], id="mistral"),
+        pytest.param(
+            "Mistral",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            [None, 256],
+            id="mistral-by-layer",
+        ),
         pytest.param("Phi3", {}, [256, 256], id="phi3"),
         pytest.param("Qwen2", {"use_sliding_window": True}, [None, None], id="qwen2-first-28-have-none"),
         pytest.param("Qwen2", {"use_sliding_window": True, "max_window_layers": 1}, [None, 256], id="qwen2"),
@@ -348,6 +373,19 @@ def test_granite_has_scales_and_others_have_none() -> None:
         pytest.param(
             {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor", id="half-llama3"
         ),
+        pytest.param(
+            {"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}},
+            "high_freq_factor of 1.0",
+            id="llama3-borders-swapped",
+        ),
+        pytest.param(
+            {"dual_chunk_attention_config": {"local_size": 8}}, "chunk_size", id="chunks-without-a-size"
+        ),
+        pytest.param(
+            {"dual_chunk_attention_config": {"chunk_size": 8, "local_size": 8}},
+            "max_position is 0",
+            id="chunks-without-room",
+        ),
         pytest.param({"rms_norm_eps": "1e-5"}, "rms_norm_eps", id="number-as-text"),
         pytest.param({"rms_norm_eps": float("nan")}, "rms_norm_eps", id="nan"),
         pytest.param({"rope_theta": -1}, "rope_theta", id="negative-theta"),
@@ -455,6 +493,17 @@ def test_whatever_a_field_holds_it_is_read_or_refused(name: str, fields: dict[st
             },
             128,
             id="longrope",
+        ),
+        pytest.param(
+            {"dual_chunk_attention_config": {"chunk_size": 256, "local_size": 8}}, 248, id="first-chunk"
+        ),
+        pytest.param(
+            {
+                "dual_chunk_attention_config": {"chunk_size": 256, "local_size": 8},
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+            },
+            248,
+            id="first-chunk-however-far-it-rotates",
         ),
     ],
 )

@@ -109,6 +109,12 @@ def test_the_text_part_of_gemma_3_4b_is_read_as_it_is_published() -> None:
             "use_bidirectional_attention",
             id="both-ways",
         ),
+        pytest.param(
+            {"text_config": {"vocab_size": 160}, "is_causal": False},
+            "UnsupportedModel",
+            "is_causal = False",
+            id="not-causal",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", WRAPPED)
@@ -118,3 +124,20 @@ def test_a_text_part_that_cannot_be_computed_is_refused(
     with pytest.raises(ModelError, match=word) as caught:
         architecture_from_config({"architectures": [name], **config})
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "field", "value"),
+    [
+        ("Mistral3ForConditionalGeneration", "mistral", "layer_types", ["full_attention"] * 32),
+        ("Gemma3ForConditionalGeneration", "gemma3_text", "final_logit_softcapping", 30.0),
+    ],
+)
+def test_a_field_that_transformers_heeds_in_the_text_model_alone_is_refused(
+    name: str, model_type: str, field: str, value: Any
+) -> None:
+    config = {"architectures": [name], "text_config": {"model_type": model_type, field: value}}
+    with pytest.raises(ModelError, match=rf"text_config\.{field}") as caught:
+        architecture_from_config(config)
+    assert caught.value.reason == "UnsupportedModel"
+    architecture_from_config({**config, "text_config": {"model_type": model_type, field: None}})

@@ -141,6 +141,30 @@ def test_sharded_directory_equals_the_single_file(tmp_path: Path) -> None:
     assert Reference(model).num_near_ties([1, 2, 3], output) == 0
 
 
+def test_shards_of_different_types_are_converted(tmp_path: Path) -> None:
+    """The reference is what `transformers` loads of the same files."""
+    make_model("qwen2").save_pretrained(tmp_path, max_shard_size="30KB")
+    types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for index, shard in enumerate(sorted(tmp_path.glob("*.safetensors"))):
+        tensors = {name: tensor.to(types[index % 4]) for name, tensor in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    assert index >= 3
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    request = make_request([1, 2, 3], max_tokens=8)
+    output = run_to_end(make_engine(tmp_path), {0: [request]})[request.request_id]
+    assert Reference(theirs).num_near_ties([1, 2, 3], output) == 0
+
+
+def test_a_tensor_in_two_shards_is_named_with_the_second(tmp_path: Path) -> None:
+    """The index says which one counts, `transformers` takes the last: nobody knows which is meant."""
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor + 1}, second)
+    with pytest.raises(ModelError, match=f"two tensors for {name}, the second .* in {second.name}"):
+        build(tmp_path)
+
+
 def test_weights_stored_in_bfloat16_are_converted(tmp_path: Path) -> None:
     model = make_model("llama").bfloat16()
     model.save_pretrained(tmp_path)
