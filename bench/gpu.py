@@ -224,7 +224,7 @@ def _unrecorded(
 async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
     """Serve the model, stream to as many clients as the engine was measured with, and compare."""
     arguments = ("--device", "cuda", "--max-queue", str(2 * STREAMS))
-    async with serving(model, arguments, timeout_s=600) as server:
+    async with serving(model, arguments, timeout_s=300) as server:
         target = Target(server.url, NAME, output_tokens=STREAM_OUTPUT)
         # A word is some five tokens of the random model's vocabulary of bytes.
         load = Load(num_requests=2 * STREAMS, concurrency=STREAMS, prompt_tokens=STREAM_PROMPT // 5)
