@@ -137,13 +137,16 @@ def measure(config: EngineConfig, peak: figures.Peak, report: Report) -> None:
         if context > ready.max_model_len or plan.requests[-1].block_ids[-1] >= ready.num_blocks:
             click.echo(f"{batch} x {context} tokens do not fit this device", err=True)
             continue
-        figure = partial(decode_figure, runner, plan, [context] * batch, peak)
-        report.add("decode", figure, f"{batch} x {context}")
+        case = f"{batch} x {context}"
+        report.add("decode", partial(decode_figure, runner, plan, [context] * batch, peak), case)
         if ready.device.startswith("cuda"):
-            report.add("busy", partial(busy_figure, runner, plan), f"{batch} x {context}")
+            report.add("busy", partial(busy_figure, runner, plan, case), case)
     for count in PREFILLS:
         if count <= min(ready.max_model_len, config.max_num_batched_tokens):
             report.add("prefill", partial(prefill_figure, runner, count, peak), str(count))
+            if ready.device.startswith("cuda"):
+                plan, case = steps.prefill_plan(count, ready.block_size), f"prompt of {count}"
+                report.add("busy", partial(busy_figure, runner, plan, case), case)
     measure_mixed(runner, config, report)
     engine = Engine(runner, config)
     report.add("first_token_s", lambda: steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS))
@@ -175,10 +178,9 @@ def decode_figure(
     }
 
 
-def busy_figure(runner: ModelRunner, plan: StepPlan) -> dict[str, Any]:
-    """Take how much of the time of steps in a row the device computes."""
-    batch, context = len(plan.requests), plan.requests[0].num_computed_tokens + 1
-    return {"batch": batch, "context": context, "busy": steps.busy_fraction(runner, plan, REPEATS)}
+def busy_figure(runner: ModelRunner, plan: StepPlan, case: str) -> dict[str, Any]:
+    """Take how much of the time of steps in a row the device computes, and the seconds of its kernels."""
+    return {"case": case, **steps.profiled(runner, plan, REPEATS)}
 
 
 def prefill_figure(runner: ModelRunner, count: int, peak: figures.Peak) -> dict[str, Any]:
@@ -246,10 +248,9 @@ def show(report: Report) -> None:
             f"{row['served_step_s'] * 1e3:7.2f} ms in a row {row['token_per_s']:8.0f} tok/s  "
             f"{row['bandwidth_share']:6.1%} of bandwidth"
         )
-    lines += [
-        f"GPU busy at {row['batch']:>3} x {row['context']:>5}: {row['busy']:.1%}"
-        for row in values.get("busy", [])
-    ]
+    for row in values.get("busy", []):
+        lines.append(f"GPU busy with {row['case']}: {row['busy']:.1%}; ms per step:")
+        lines += [f"  {seconds * 1e3:8.3f} {name[:90]}" for name, seconds in row["kernels"].items()]
     lines += [
         f"prefill {row['tokens']:>11}: {row['step_s'] * 1e3:7.2f} ms {row['token_per_s']:8.0f} tok/s  "
         f"{row['flops_share']:6.1%} of arithmetic"

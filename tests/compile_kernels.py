@@ -196,8 +196,8 @@ def launches_by_rows(dtype: torch.dtype) -> dict[str, Callable[[int], object]]:
         return torch.zeros(count, dtype=torch.int32)
 
     def decode(rows: int) -> None:
-        fields = (rows, rows + 1, 2 * rows, rows, 64)
-        work = DecodeWork(*(integers(count) for count in fields), rows)
+        items, blocks = integers(2 * rows), integers(64)
+        work = DecodeWork(integers(rows), integers(rows + 1), items, integers(rows), blocks, rows)
         query, partials = numbers(rows, 512), make_partials(2 * rows, heads, torch.device("cpu"))
         attend_decodes(query, cache, 16, work, partials, heads, scoring, numbers(rows, 512), 528)
 

@@ -16,6 +16,7 @@ from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest, SamplingParams
 
 Timer = Callable[[], None]
+_NUM_KERNELS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def run_in_a_row(runner: Runner, plan: StepPlan, count: int) -> None:
     runner.collect()
 
 
-def busy_fraction(runner: Runner, plan: StepPlan, repeats: int) -> float:
-    """How much of the time of steps in a row the GPU computes."""
+def profiled(runner: Runner, plan: StepPlan, repeats: int) -> dict[str, Any]:
+    """Take how much of the time of steps in a row the GPU computes, and what it computes longest."""
     run_in_a_row(runner, plan, 2)
     synchronize("cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -125,14 +126,21 @@ def busy_fraction(runner: Runner, plan: StepPlan, repeats: int) -> float:
         run_in_a_row(runner, plan, repeats)
         synchronize("cuda")
         wall_s = time.perf_counter() - start_s
-    return device_seconds(profile.key_averages()) / wall_s
+    seconds = device_seconds(profile.key_averages())
+    longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_NUM_KERNELS]
+    return {
+        "busy": sum(seconds.values()) / wall_s,
+        "kernels": {name: seconds[name] / repeats for name in longest},  # seconds per step
+    }
 
 
-def device_seconds(events: Iterable[Any]) -> float:
-    """Seconds of what ran on the device; calls of the host that launched it count it once more."""
-    of_device = (event for event in events if event.device_type == DeviceType.CUDA)
-    computed_us = sum(event.self_device_time_total for event in of_device if not event.is_user_annotation)
-    return float(computed_us) / 1e6
+def device_seconds(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of what ran on the device, by name; calls of the host that launched it count it once more."""
+    seconds: dict[str, float] = {}
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            seconds[event.key] = seconds.get(event.key, 0.0) + event.self_device_time_total / 1e6
+    return seconds
 
 
 def first_token_seconds(engine: Engine, num_tokens: int, repeats: int) -> float:

@@ -120,6 +120,7 @@ def test_a_figure_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Ca
 
     report.add("busy", fail, "1 x 512")
     report.add("first_token_s", lambda: 0.5)
+    report.values["busy"] = [{"case": "64 x 1024", "busy": 0.991, "kernels": {"_splits_kernel": 0.002}}]
     report.add("streaming", partial(gpu._streaming, tmp_path, report))
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["first_token_s"] == 0.5
@@ -128,6 +129,7 @@ def test_a_figure_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Ca
     gpu.show(report)
     shown = capsys.readouterr().err
     assert "500.00 ms" in shown
+    assert "GPU busy with 64 x 1024: 99.1%; ms per step:\n     2.000 _splits_kernel" in shown
     assert "busy 1 x 512 failed: RuntimeError: no counters here" in shown
     assert "busy 1 x 512: took 0.0 s" in shown
 
@@ -135,15 +137,17 @@ def test_a_figure_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Ca
 def test_only_what_ran_on_the_device_counts_as_busy() -> None:
     """Launches carry the time of what they launched, and annotations span what else is counted."""
     events = [
-        SimpleNamespace(device_type=kind, self_device_time_total=time_us, is_user_annotation=is_annotation)
-        for kind, time_us, is_annotation in (
-            (DeviceType.CUDA, 2e6, False),
-            (DeviceType.CPU, 4e6, False),
-            (DeviceType.CUDA, 8e6, True),
-            (DeviceType.CUDA, 1e6, False),
+        SimpleNamespace(
+            key=key, device_type=kind, self_device_time_total=time_us, is_user_annotation=is_annotation
+        )
+        for key, kind, time_us, is_annotation in (
+            ("_splits_kernel", DeviceType.CUDA, 2e6, False),
+            ("cudaGraphLaunch", DeviceType.CPU, 4e6, False),
+            ("step", DeviceType.CUDA, 8e6, True),
+            ("Memcpy HtoD", DeviceType.CUDA, 1e6, False),
         )
     ]
-    assert steps.device_seconds(events) == 3.0
+    assert steps.device_seconds(events) == {"_splits_kernel": 2.0, "Memcpy HtoD": 1.0}
 
 
 class Asynchronous:
