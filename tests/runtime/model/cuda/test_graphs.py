@@ -31,6 +31,7 @@ class Cuda:
     def __init__(self) -> None:
         self.main = self.current = Stream(CUDA)
         self.underway: list[tuple[int, int]] = []
+        self.num_users = 0  # of the pool
         self.recorded_on: list[Stream] = []
 
     def graph_pool_handle(self) -> tuple[int, int]:
@@ -54,11 +55,19 @@ class Cuda:
     def graph(self, graph: Any, pool: tuple[int, int], stream: Stream) -> Iterator[None]:
         before, self.current = self.current, stream
         self.underway.append(pool)
+        self.num_users += 1
         self.recorded_on.append(stream)
         try:
             yield
         except ValueError as error:
             raise RuntimeError("operation failed due to a previous error during capture") from error
+        except OSError:
+            self._end(pool, before)
+            self.num_users -= 1  # the graph is gone at once
+            raise
+        self._end(pool, before)
+
+    def _end(self, pool: tuple[int, int], before: Stream) -> None:
         self.underway.remove(pool)
         self.current = before
 
@@ -66,6 +75,9 @@ class Cuda:
         if pool not in self.underway:
             raise RuntimeError("not currently recording")
         self.underway.remove(pool)
+
+    def release(self, device_index: int, pool: tuple[int, int]) -> None:
+        self.num_users -= 1
 
 
 class Graph:
@@ -80,6 +92,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_allocate, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", cuda.release, raising=False)
     return cuda
 
 
@@ -125,6 +138,7 @@ def test_a_recording_that_fails_leaves_nothing_behind(cuda: Cuda, error: Excepti
         Recorder(CUDA).record(run)
     assert cuda.current is cuda.main
     assert not cuda.underway
+    assert cuda.num_users == 0
     assert gc.isenabled()
 
 
