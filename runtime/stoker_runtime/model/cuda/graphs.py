@@ -55,7 +55,7 @@ class Recorder:
         except BaseException:
             torch.cuda.set_stream(before)
             # Where the end of a recording raises, PyTorch's allocator takes it to be underway, and refuses to
-            # give memory back from then on. Where it does not, the first call raises and the graph gives back.
+            # give memory back from then on. Else the graph has done both, and the first call raises.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
                 torch._C._cuda_releasePool(before.device_index, self._pool)
