@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A folder of wheels that wins over the index: the CPU build of torch, when somebody has put it there.
+# A folder of wheels that wins over the index: the CPU build of torch, when somebody has put it there. Empty where there is a GPU.
 STOKER_WHEELS ?= ../shared/wheels
 # An index that has CPU builds of torch. Empty: torch comes from pip's own index, which on Linux is the large CUDA build.
 TORCH_INDEX_URL ?=
@@ -81,8 +81,11 @@ test: tools ## everything but `gpu`; what CI runs
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast
 
+# Compiling the kernels takes most of it, hence the processes; each holds some 0.7 GiB of the device's memory.
+GPU_WORKERS ?= 8
 test-gpu: install ## the kernels, compiled, and what else needs a CUDA device
-	$(BIN)/pytest -m gpu
+	$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("torch finds no CUDA device; is $(VENV) of a wheel for CPUs?")'
+	$(BIN)/pytest tests/runtime/model -m gpu -n $(GPU_WORKERS) --dist worksteal --durations 10
 
 crd: install ## regenerate the CRD, and the chart's copy of it
 	$(BIN)/python -m stoker_operator.api.crd > crds/.modeldeployments.yaml

@@ -3,18 +3,21 @@
 Per batch size and context: step time and the memory bandwidth it achieves, GPU busy time; prefill speed and
 the share of the device's arithmetic it uses; steps with a prompt beside decodes, recorded as a CUDA graph and
 kernel by kernel; time to first token; the scheduler's time per step; and what
-streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output.
+streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output. A figure
+that fails is named there and leaves the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
-import json
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import torch
 
 from gpubench import figures, steps
 from gpubench.random_model import LLAMA_8B, write_random_model
+from gpubench.report import Report
 from loadgen.client import Target
 from loadgen.process import NAME, serving
 from loadgen.run import Load, run
@@ -43,7 +47,12 @@ REPEATS = 20
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--model", type=click.Path(exists=True, path_type=Path), help="A model's directory.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the JSON here as well.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write the JSON here as well, figure by figure.",
+)
 @click.option("--peak-bandwidth", type=float, help="Bytes per second, for a device that is not known.")
 @click.option("--peak-operations", type=float, help="bfloat16 operations per second, likewise.")
 @click.option("--serve/--no-serve", default=True, help="Measure streaming over HTTP, too.")
@@ -63,21 +72,29 @@ def main(
         peak = figures.Peak(peak_bandwidth, peak_operations)
     if peak is None:
         raise click.UsageError(f"{name} is not known: give --peak-bandwidth and --peak-operations")
+    report = Report(json_path, describe(name, peak))
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
         if model is None:
             click.echo("writing random weights", err=True)
             model = Path(folder)
             write_random_model(model, LLAMA_8B, torch.bfloat16, torch.device("cuda"))
             torch.cuda.empty_cache()
-        report = describe(name, peak) | measure(EngineConfig(model=str(model), device="cuda", seed=0), peak)
+        measure(EngineConfig(model=str(model), device="cuda", seed=0), peak, report)
         if serve:
+            gc.collect()  # or the server finds its memory taken by this process
             torch.cuda.empty_cache()
-            report["streaming"] = asyncio.run(streaming(model, report["engine"]["output_token_per_s"]))
+            report.add("streaming", partial(_streaming, model, report))
     show(report)
-    text = json.dumps(report, indent=2)
-    if json_path is not None:
-        json_path.write_text(text + "\n")
-    click.echo(text)
+    click.echo(report.as_json())
+    if report.failed:
+        raise click.ClickException(f"not measured: {', '.join(report.failed)}")
+
+
+def _streaming(model: Path, report: Report) -> dict[str, Any]:
+    engine = report.values.get("engine")
+    if engine is None:
+        raise RuntimeError("there is nothing to compare with: the engine alone was not measured")
+    return asyncio.run(streaming(model, engine["output_token_per_s"]))
 
 
 def describe(name: str, peak: figures.Peak) -> dict[str, Any]:
@@ -107,67 +124,110 @@ def _clocks() -> str | None:
         return None
 
 
-def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
+def measure(config: EngineConfig, peak: figures.Peak, report: Report) -> None:
     """Load the model and measure all that needs no server."""
     runner = load_runner(config)
     assert isinstance(runner, ModelRunner)
-    ready, architecture = runner.ready(), runner.decoder.architecture
-    itemsize = getattr(torch, ready.dtype).itemsize
-    kv = figures.kv_bytes_per_token(architecture, itemsize)
-    report: dict[str, Any] = {
-        "load_s": ready.load_s,
-        "num_blocks": ready.num_blocks,
-        "decode": [],
-        "prefill": [],
-    }
+    ready = runner.ready()
+    config = config.for_device(ready.device)
+    runner.cache.storage.normal_()  # devices multiply zeros faster than numbers
+    report.values |= {"load_s": ready.load_s, "num_blocks": ready.num_blocks}
+    report.values |= {"decode": [], "busy": [], "prefill": [], "mixed": []}
     for batch, context in DECODES:
-        contexts = [context] * batch
-        plan = steps.decode_plan(contexts, ready.block_size)
+        plan = steps.decode_plan([context] * batch, ready.block_size)
         if context > ready.max_model_len or plan.requests[-1].block_ids[-1] >= ready.num_blocks:
             click.echo(f"{batch} x {context} tokens do not fit this device", err=True)
             continue
-        step_s = steps.step_seconds(runner, plan, REPEATS)
-        weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize, batch)
-        achieved = figures.achieved_bandwidth(weights, kv, contexts, step_s)
-        row = {"batch": batch, "context": context, "step_s": step_s, "token_per_s": batch / step_s}
-        row |= {"bandwidth": achieved, "bandwidth_share": achieved / peak.bytes}
-        report["decode"].append(row | {"busy": steps.busy_fraction(runner, plan, REPEATS)})
+        case = f"{batch} x {context}"
+        report.add("decode", partial(decode_figure, runner, plan, [context] * batch, peak), case)
+        if ready.device.startswith("cuda"):
+            report.add("busy", partial(busy_figure, runner, plan, case), case)
     for count in PREFILLS:
-        if count > min(ready.max_model_len, config.for_device(ready.device).max_num_batched_tokens):
-            continue
-        step_s = steps.step_seconds(runner, steps.prefill_plan(count, ready.block_size), REPEATS // 4)
-        needed = figures.prefill_operations(architecture, ready.weights_bytes, itemsize, count)
-        row = {"tokens": count, "step_s": step_s, "token_per_s": count / step_s}
-        report["prefill"].append(row | {"flops_share": needed / step_s / peak.operations})
-    report["mixed"] = measure_mixed(runner, config.for_device(ready.device))
+        if count <= min(ready.max_model_len, config.max_num_batched_tokens):
+            report.add("prefill", partial(prefill_figure, runner, count, peak), str(count))
+            if ready.device.startswith("cuda"):
+                plan, case = steps.prefill_plan(count, ready.block_size), f"prompt of {count}"
+                report.add("busy", partial(busy_figure, runner, plan, case), case)
+    measure_mixed(runner, config, report)
     engine = Engine(runner, config)
-    report["first_token_s"] = steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS)
-    report["engine"] = asdict(steps.engine_times(engine, runner, STREAMS, STREAM_PROMPT, STREAM_OUTPUT))
-    return report
+    report.add("first_token_s", lambda: steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS))
+    report.add(
+        "engine",
+        lambda: asdict(steps.engine_times(engine, runner, STREAMS, STREAM_PROMPT, STREAM_OUTPUT)),
+    )
 
 
-def measure_mixed(runner: ModelRunner, config: EngineConfig) -> list[dict[str, Any]]:
+def decode_figure(
+    runner: ModelRunner, plan: StepPlan, contexts: Sequence[int], peak: figures.Peak
+) -> dict[str, Any]:
+    """Time a step of decodes alone, and what it reads of memory when such steps follow each other."""
+    ready, architecture = runner.ready(), runner.decoder.architecture
+    itemsize, batch = getattr(torch, ready.dtype).itemsize, len(contexts)
+    step_s = steps.step_seconds(runner, plan, REPEATS)
+    served_s = steps.served_seconds(runner, plan, REPEATS)
+    weights = figures.weight_bytes(architecture, ready.weights_bytes, itemsize, batch)
+    kv = figures.kv_bytes_per_token(architecture, itemsize)
+    achieved = figures.achieved_bandwidth(weights, kv, contexts, served_s)
+    return {
+        "batch": batch,
+        "context": contexts[0],
+        "step_s": step_s,
+        "served_step_s": served_s,
+        "token_per_s": batch / served_s,
+        "bandwidth": achieved,
+        "bandwidth_share": achieved / peak.bytes,
+    }
+
+
+def busy_figure(runner: ModelRunner, plan: StepPlan, case: str) -> dict[str, Any]:
+    """Take how much of the time of steps in a row the device computes, and the seconds of its kernels."""
+    return {"case": case, **steps.profiled(runner, plan, REPEATS)}
+
+
+def prefill_figure(runner: ModelRunner, count: int, peak: figures.Peak) -> dict[str, Any]:
+    """Time one prompt, and the arithmetic that it reaches."""
+    ready = runner.ready()
+    itemsize = getattr(torch, ready.dtype).itemsize
+    step_s = steps.step_seconds(runner, steps.prefill_plan(count, ready.block_size), REPEATS // 4)
+    needed = figures.prefill_operations(runner.decoder.architecture, ready.weights_bytes, itemsize, count)
+    share = needed / step_s / peak.operations
+    return {"tokens": count, "step_s": step_s, "token_per_s": count / step_s, "flops_share": share}
+
+
+def measure_mixed(runner: ModelRunner, config: EngineConfig, report: Report) -> None:
     """Time steps with a prompt as they are served, and once more without recordings of such steps."""
     ready, decoder = runner.ready(), runner.decoder
     plans: list[tuple[StepPlan, dict[str, Any]]] = []
     for num_decodes, context, prompt in MIXED:
         plan = steps.mixed_plan([context] * num_decodes, prompt, ready.block_size)
         if plan.requests[-1].block_ids[-1] < ready.num_blocks and plan.num_tokens <= ready.max_model_len:
-            row: dict[str, Any] = {"decodes": num_decodes, "context": context, "prompt": prompt}
-            plans.append((plan, row | {"step_s": steps.step_seconds(runner, plan, REPEATS)}))
+            plans.append((plan, {"decodes": num_decodes, "context": context, "prompt": prompt}))
+
+    def timed(plan: StepPlan, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"step_s": steps.step_seconds(runner, plan, REPEATS)}
+
+    for plan, row in plans:
+        report.add("mixed", partial(timed, plan, row), "{prompt} beside {decodes}".format(**row))
     if isinstance(decoder, RecordingDecoder):
-        sizes = buckets(config.max_num_seqs)
-        decoder.record(runner.cache, sizes, [])
-        for plan, row in plans:
-            row["unrecorded_step_s"] = steps.step_seconds(runner, plan, REPEATS)
+        report.add("unrecorded", partial(_unrecorded, runner, decoder, config, [plan for plan, _ in plans]))
+
+
+def _unrecorded(
+    runner: ModelRunner, decoder: RecordingDecoder, config: EngineConfig, plans: Sequence[StepPlan]
+) -> list[float]:
+    """Seconds of steps with a prompt that are launched kernel by kernel."""
+    sizes = buckets(config.max_num_seqs)
+    decoder.record(runner.cache, sizes, [])
+    try:
+        return [steps.step_seconds(runner, plan, REPEATS) for plan in plans]
+    finally:
         decoder.record(runner.cache, sizes, token_buckets(config.max_recorded_tokens))
-    return [row for _, row in plans]
 
 
 async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
     """Serve the model, stream to as many clients as the engine was measured with, and compare."""
     arguments = ("--device", "cuda", "--max-queue", str(2 * STREAMS))
-    async with serving(model, arguments, timeout_s=600) as server:
+    async with serving(model, arguments, timeout_s=300) as server:
         target = Target(server.url, NAME, output_tokens=STREAM_OUTPUT)
         # A word is some five tokens of the random model's vocabulary of bytes.
         load = Load(num_requests=2 * STREAMS, concurrency=STREAMS, prompt_tokens=STREAM_PROMPT // 5)
@@ -179,35 +239,43 @@ async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
     }
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: Report) -> None:
     """Print the report as a table."""
-    lines = [f"{report['device']}, torch {report['torch']}, triton {report['triton']}"]
-    for row in report["decode"]:
-        busy = "-" if row["busy"] is None else f"{row['busy']:.1%}"
+    values = report.values
+    lines = [f"{values['device']}, torch {values['torch']}, triton {values['triton']}"]
+    for row in values.get("decode", []):
         lines.append(
-            f"decode {row['batch']:>3} x {row['context']:>5}: {row['step_s'] * 1e3:7.2f} ms "
-            f"{row['token_per_s']:8.0f} tok/s  {row['bandwidth_share']:6.1%} of bandwidth  GPU busy {busy}"
+            f"decode {row['batch']:>3} x {row['context']:>5}: {row['step_s'] * 1e3:7.2f} ms alone, "
+            f"{row['served_step_s'] * 1e3:7.2f} ms in a row {row['token_per_s']:8.0f} tok/s  "
+            f"{row['bandwidth_share']:6.1%} of bandwidth"
         )
+    for row in values.get("busy", []):
+        lines.append(f"GPU busy with {row['case']}: {row['busy']:.1%}; ms per step:")
+        lines += [f"  {seconds * 1e3:8.3f} {name[:90]}" for name, seconds in row["kernels"].items()]
     lines += [
         f"prefill {row['tokens']:>11}: {row['step_s'] * 1e3:7.2f} ms {row['token_per_s']:8.0f} tok/s  "
         f"{row['flops_share']:6.1%} of arithmetic"
-        for row in report["prefill"]
+        for row in values.get("prefill", [])
     ]
-    for row in report["mixed"]:
-        unrecorded = row.get("unrecorded_step_s")
-        kernels = "" if unrecorded is None else f", kernel by kernel {unrecorded * 1e3:7.2f} ms"
+    lines += [
+        f"prompt of {row['prompt']:>4} beside {row['decodes']:>2} x {row['context']:>4}: "
+        f"{row['step_s'] * 1e3:7.2f} ms"
+        for row in values.get("mixed", [])
+    ]
+    if "unrecorded" in values:
         lines.append(
-            f"prompt of {row['prompt']:>4} beside {row['decodes']:>2} x {row['context']:>4}: "
-            f"{row['step_s'] * 1e3:7.2f} ms{kernels}"
+            f"the same, kernel by kernel: {', '.join(f'{s * 1e3:.2f}' for s in values['unrecorded'])} ms"
         )
-    lines.append(f"first token after {FIRST_TOKEN_PROMPT} tokens: {report['first_token_s'] * 1e3:.2f} ms")
-    engine = report["engine"]
-    lines.append(
-        f"engine at {STREAMS}: {engine['output_token_per_s']:.0f} tok/s, "
-        f"scheduler {engine['scheduler_s'] * 1e3:.2f} ms per step"
-    )
-    if "streaming" in report:
-        lines.append(f"streaming at {STREAMS}: {report['streaming']['tax']:.1%} slower than the engine alone")
+    if "first_token_s" in values:
+        lines.append(f"first token after {FIRST_TOKEN_PROMPT} tokens: {values['first_token_s'] * 1e3:.2f} ms")
+    if "engine" in values:
+        lines.append(
+            f"engine at {STREAMS}: {values['engine']['output_token_per_s']:.0f} tok/s, "
+            f"scheduler {values['engine']['scheduler_s'] * 1e3:.2f} ms per step"
+        )
+    if "streaming" in values:
+        lines.append(f"streaming at {STREAMS}: {values['streaming']['tax']:.1%} slower than the engine alone")
+    lines += [f"{title} failed: {error}" for title, error in report.failed.items()]
     click.echo("\n".join(lines), err=True)
 
 

@@ -6,6 +6,9 @@ The launching functions run on CPU tensors of real shapes, with a driver that on
 launch compiles the kernel down to machine code, with the very constants and options it would have. One JSON
 object per kernel goes to standard output: its name, its shared memory and what each thread spills, in bytes,
 and which of a device's special instructions it uses.
+
+`compile_kernels.py variants CAPABILITY` launches what steps launch with several numbers of rows, and says per
+launch how many different sets of kernels those need: more than one would be compiled by somebody's request.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,8 +179,60 @@ def quantized_stacks(size: int) -> Iterator[tuple[QuantizedStack, QuantizedStack
         yield made[0], made[1]
 
 
+def launches_by_rows(dtype: torch.dtype) -> dict[str, Callable[[int], object]]:
+    """What steps launch, by number of rows; a launch's other sizes are a model's."""
+    heads, scoring = Heads(8, 2, 64), Scoring(0.1)
+    cache = (torch.zeros(64, 2, 64, dtype=dtype), torch.zeros(64, 2, 64, dtype=dtype))
+    gate_up, down = torch.zeros(_EXPERTS, 128, 64, dtype=dtype), torch.zeros(_EXPERTS, 64, 64, dtype=dtype)
+    experts = (Mlp(Linear(one), Linear(two), "silu") for one, two in zip(gate_up, down, strict=True))
+    mixture = Experts(gate_up[:, 0], tuple(experts), 2, True, (gate_up, down))
+    codes = torch.zeros(128, 128, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    weight = Fp8Weight(codes, torch.zeros(1, 128), 128, rounds_inputs=False)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    def integers(count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.int32)
+
+    def decode(rows: int) -> None:
+        items, blocks = integers(2 * rows), integers(64)
+        work = DecodeWork(integers(rows), integers(rows + 1), items, integers(rows), blocks, rows)
+        query, partials = numbers(rows, 512), make_partials(2 * rows, heads, torch.device("cpu"))
+        attend_decodes(query, cache, 16, work, partials, heads, scoring, numbers(rows, 512), 528)
+
+    def chunk(rows: int) -> None:
+        work = ChunkWork(*(integers(rows) for _ in range(7)))
+        attend_chunks(numbers(rows, 512), cache, 16, work, heads, scoring, numbers(rows, 512))
+
+    return {
+        "feed": lambda rows: feed(integers(rows), integers(64)),
+        "store_blocks": lambda rows: store_blocks(integers(64), integers(2 * rows), rows),
+        "decode": decode,
+        "chunk": chunk,
+        "mixture": lambda rows: answer(mixture, numbers(rows, 64), numbers(rows, _EXPERTS), integers(rows)),
+        "product": lambda rows: multiply(numbers(rows, 128), weight, 64),
+        "parts of a product": lambda rows: multiply(numbers(rows, 128), weight, 64, 2),
+    }
+
+
+def print_variants(compiled: list[Any]) -> None:
+    """Launch everything with numbers of rows that are one, odd, and multiples of 4 and of 16."""
+    for name, launch in launches_by_rows(torch.bfloat16).items():
+        found = set()
+        for rows in (1, 2, 3, 4, 5, 11, 16):
+            compiled.clear()
+            launch(rows)
+            found.add(frozenset(kernel.hash for kernel in compiled))
+        print(json.dumps({"launch": name, "kernels": len(compiled), "variants": len(found)}), flush=True)
+
+
 def main() -> None:
     """Compile everything for the device that the arguments name."""
+    if sys.argv[1] == "variants":
+        driver.set_active(AbsentDevice(int(sys.argv[2])))
+        print_variants(compile_instead_of_launching())
+        return
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     driver.set_active(AbsentDevice(capability))
     compiled = compile_instead_of_launching()

@@ -1,6 +1,7 @@
 """What all tests share: how hard hypothesis tries, and where Triton's kernels run."""
 
 import os
+import re
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,6 @@ settings.load_profile("thorough")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose Triton's interpreter unless the run is `-m gpu`; imports of kernels look once."""
-    if config.getoption("markexpr") != "gpu":
+    """Choose Triton's interpreter unless the run is `-m gpu` or a part of it; kernels look once."""
+    if not re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr")):
         os.environ["TRITON_INTERPRET"] = "1"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from stoker_runtime.core.step import Runner, ScheduledRequest, StepPlan
+from stoker_runtime.core.step import AsyncRunner, Runner, ScheduledRequest, StepPlan
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest, SamplingParams
 
 Timer = Callable[[], None]
+_NUM_KERNELS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +93,54 @@ def step_seconds(runner: Runner, plan: StepPlan, repeats: int) -> float:
     return statistics.median(times)
 
 
-def busy_fraction(runner: Runner, plan: StepPlan, repeats: int) -> float | None:
-    """How much of the time of steps in a row the GPU computes; None without one."""
-    if not runner.ready().device.startswith("cuda"):
-        return None
-    runner.step(plan)
+def served_seconds(runner: Runner, plan: StepPlan, repeats: int) -> float:
+    """Seconds of a step as it is served: where the engine may, each is launched before the last one ends."""
+    device = runner.ready().device
+    run_in_a_row(runner, plan, 2)
+    synchronize(device)
+    start_s = time.perf_counter()
+    run_in_a_row(runner, plan, repeats)
+    synchronize(device)
+    return (time.perf_counter() - start_s) / repeats
+
+
+def run_in_a_row(runner: Runner, plan: StepPlan, count: int) -> None:
+    """Run a step so many times, two of them in flight where the runner takes them."""
+    if not (runner.ready().async_scheduling and isinstance(runner, AsyncRunner)):
+        for _ in range(count):
+            runner.step(plan)
+        return
+    runner.submit(plan)
+    for _ in range(count - 1):
+        runner.submit(plan)
+        runner.collect()
+    runner.collect()
+
+
+def profiled(runner: Runner, plan: StepPlan, repeats: int) -> dict[str, Any]:
+    """Take how much of the time of steps in a row the GPU computes, and what it computes longest."""
+    run_in_a_row(runner, plan, 2)
     synchronize("cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         start_s = time.perf_counter()
-        for _ in range(repeats):
-            runner.step(plan)
+        run_in_a_row(runner, plan, repeats)
         synchronize("cuda")
         wall_s = time.perf_counter() - start_s
-    computed_us = sum(event.self_device_time_total for event in profile.key_averages())
-    return float(computed_us) / 1e6 / wall_s
+    seconds = device_seconds(profile.key_averages())
+    longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_NUM_KERNELS]
+    return {
+        "busy": sum(seconds.values()) / wall_s,
+        "kernels": {name: seconds[name] / repeats for name in longest},  # seconds per step
+    }
+
+
+def device_seconds(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of what ran on the device, by name; calls of the host that launched it count it once more."""
+    seconds: dict[str, float] = {}
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            seconds[event.key] = seconds.get(event.key, 0.0) + event.self_device_time_total / 1e6
+    return seconds
 
 
 def first_token_seconds(engine: Engine, num_tokens: int, repeats: int) -> float:

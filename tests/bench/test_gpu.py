@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from model_builders import write_model
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 import gpu
 from gpubench import figures, steps
 from gpubench.random_model import LLAMA_8B, Shape, write_random_model
+from gpubench.report import Report
 from stoker_runtime.config import EngineConfig
+from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.config_json import read_config_json
 from stoker_runtime.tokenizer_files import load_assets
 
@@ -86,22 +90,88 @@ def test_all_that_needs_no_server_is_measured(
         monkeypatch.setattr(gpu, name, value)
     config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", kv_cache_bytes=1 << 20)
     peak = figures.Peak(1e12, 1e12)
-    report = gpu.measure(config, peak)
-    assert [(row["batch"], row["context"]) for row in report["decode"]] == [(1, 20), (3, 30)]
-    assert [row["tokens"] for row in report["prefill"]] == [40]
-    assert [(row["decodes"], row["context"], row["prompt"]) for row in report["mixed"]] == [
+    report = Report(tmp_path / "report.json", {"device": "a", "torch": "b", "triton": "c"})
+    gpu.measure(config, peak, report)
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values == {**report.values, "failed": {}}
+    assert [(row["batch"], row["context"]) for row in values["decode"]] == [(1, 20), (3, 30)]
+    assert [row["tokens"] for row in values["prefill"]] == [40]
+    assert [(row["decodes"], row["context"], row["prompt"]) for row in values["mixed"]] == [
         (0, 0, 20),
         (2, 40, 20),
     ]
-    assert all(row["step_s"] > 0 and "unrecorded_step_s" not in row for row in report["mixed"])
-    for row in report["decode"]:
-        assert row["busy"] is None
+    assert all(row["step_s"] > 0 for row in values["mixed"])
+    assert "unrecorded" not in values
+    for row in values["decode"]:
         assert 0 < row["bandwidth_share"] < 1
-    assert report["first_token_s"] > 0
-    assert report["engine"]["output_token_per_s"] > 0
-    assert report["engine"]["scheduler_s"] > 0
-    gpu.show({"device": "a", "torch": "b", "triton": "c", **report})
+        assert row["token_per_s"] == row["batch"] / row["served_step_s"]
+    assert values["first_token_s"] > 0
+    assert values["engine"]["output_token_per_s"] > 0
+    assert values["engine"]["scheduler_s"] > 0
+    gpu.show(report)
     assert "tok/s, scheduler" in capsys.readouterr().err
+
+
+def test_a_figure_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(tmp_path / "report.json", {"device": "a", "torch": "b", "triton": "c", "mixed": []})
+
+    def fail() -> None:
+        raise RuntimeError("no counters here")
+
+    report.add("busy", fail, "1 x 512")
+    report.add("first_token_s", lambda: 0.5)
+    report.values["busy"] = [{"case": "64 x 1024", "busy": 0.991, "kernels": {"_splits_kernel": 0.002}}]
+    report.add("streaming", partial(gpu._streaming, tmp_path, report))
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["first_token_s"] == 0.5
+    assert values["failed"]["busy 1 x 512"] == "RuntimeError: no counters here"
+    assert "the engine alone was not measured" in values["failed"]["streaming"]
+    gpu.show(report)
+    shown = capsys.readouterr().err
+    assert "500.00 ms" in shown
+    assert "GPU busy with 64 x 1024: 99.1%; ms per step:\n     2.000 _splits_kernel" in shown
+    assert "busy 1 x 512 failed: RuntimeError: no counters here" in shown
+    assert "busy 1 x 512: took 0.0 s" in shown
+
+
+def test_only_what_ran_on_the_device_counts_as_busy() -> None:
+    """Launches carry the time of what they launched, and annotations span what else is counted."""
+    events = [
+        SimpleNamespace(
+            key=key, device_type=kind, self_device_time_total=time_us, is_user_annotation=is_annotation
+        )
+        for key, kind, time_us, is_annotation in (
+            ("_splits_kernel", DeviceType.CUDA, 2e6, False),
+            ("cudaGraphLaunch", DeviceType.CPU, 4e6, False),
+            ("step", DeviceType.CUDA, 8e6, True),
+            ("Memcpy HtoD", DeviceType.CUDA, 1e6, False),
+        )
+    ]
+    assert steps.device_seconds(events) == {"_splits_kernel": 2.0, "Memcpy HtoD": 1.0}
+
+
+class Asynchronous:
+    """A runner that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls = ""
+
+    def ready(self) -> Any:
+        return SimpleNamespace(device="cpu", async_scheduling=True)
+
+    def step(self, plan: Any) -> Any: ...
+
+    def submit(self, plan: Any) -> None:
+        self.calls += "s"
+
+    def collect(self) -> Any:
+        self.calls += "c"
+
+
+def test_two_steps_are_in_flight_where_they_would_be_served_so() -> None:
+    runner: Any = Asynchronous()
+    steps.run_in_a_row(runner, StepPlan([]), 3)
+    assert runner.calls == "sscscc"
 
 
 class RecordingStandIn:
@@ -128,13 +198,13 @@ def test_steps_with_a_prompt_are_measured_with_and_without_recordings(
     monkeypatch.setattr(steps, "step_seconds", lambda *_: 1.0 + len(decoder.recorded))
     monkeypatch.setattr(gpu, "MIXED", ((2, 40, 20),))
     config = EngineConfig(model="/model", max_num_seqs=2, max_recorded_tokens=24).for_device("cuda")
-    rows = gpu.measure_mixed(runner, config)
-    assert rows == [{"decodes": 2, "context": 40, "prompt": 20, "step_s": 1.0, "unrecorded_step_s": 2.0}]
+    report = Report(None, {"device": "a", "torch": "b", "triton": "c", "mixed": []})
+    gpu.measure_mixed(runner, config, report)
+    assert report.values["mixed"] == [{"decodes": 2, "context": 40, "prompt": 20, "step_s": 1.0}]
+    assert report.values["unrecorded"] == [2.0]
     assert decoder.recorded == [("cache", [1, 2], []), ("cache", [1, 2], [16, 24])]
-    report: dict[str, Any] = {"device": "a", "torch": "b", "triton": "c", "decode": [], "prefill": []}
-    engine = {"output_token_per_s": 1.0, "scheduler_s": 1.0}
-    gpu.show(report | {"mixed": rows, "first_token_s": 1.0, "engine": engine})
-    assert "kernel by kernel 2000.00 ms" in capsys.readouterr().err
+    gpu.show(report)
+    assert "the same, kernel by kernel: 2000.00 ms" in capsys.readouterr().err
 
 
 def test_a_mixed_plan_gives_the_prompt_blocks_behind_the_decodes() -> None:

@@ -75,3 +75,27 @@ def test_what_is_missing_is_said_before_anything_is_installed(project: Path, tar
     _, asked = make(project, target)
     assert asked[0] == "e2e/preflight.py"
     assert "-m venv --clear .venv" in asked[1:]
+
+
+def test_tests_of_a_gpu_look_for_one_first(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    status, asked = make(project, "test-gpu")
+    assert status != 0  # the environment above has no pytest
+    assert asked[-1].startswith("-c import torch; torch.cuda.is_available() or exit(")
+
+
+def test_all_tests_of_a_gpu_are_where_make_looks_for_them() -> None:
+    (line,) = [
+        line
+        for line in (REPOSITORY / "Makefile").read_text().splitlines()
+        if "pytest" in line and "-m gpu" in line
+    ]
+    folder = line.split("pytest ")[1].split()[0]
+    marked = [
+        path.relative_to(REPOSITORY)
+        for parent in ("tests", "e2e")
+        for path in (REPOSITORY / parent).rglob("test_*.py")
+        if "pytest.mark" + ".gpu" in path.read_text()
+    ]
+    assert marked
+    assert all(path.is_relative_to(folder) for path in marked)

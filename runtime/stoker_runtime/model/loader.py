@@ -101,12 +101,8 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
     if isinstance(decoder, NativeDecoder):
         # Its kernels have threads of their own; those of the few operators left would only spin beside them.
         torch.set_num_threads(1)
-    # A GPU compiles and reserves by size, a CPU only has to have run once.
-    num_tokens = config.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
-    run_step(decoder, cache, _warm_up_plan(config, num_tokens, min(limit, capacity), num_requests=2))
-    if isinstance(decoder, RecordingDecoder):
-        decoder.record(cache, buckets(config.max_num_seqs), token_buckets(config.max_recorded_tokens))
     longest = min(limit, capacity)
+    _warm_up(config, decoder, cache, longest)
     return ModelRunner(
         decoder,
         cache,
@@ -296,6 +292,32 @@ def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.
     free, total = torch.cuda.mem_get_info(decoder.device)
     others = total - free - torch.cuda.memory_reserved(decoder.device)
     return max(0, int(total * config.memory_fraction) - others - peak - recorded)
+
+
+def _warm_up(config: EngineConfig, decoder: AnyDecoder, cache: KVCache, longest: int) -> None:
+    """Run steps and record them, so that nobody's first request waits for what happens once.
+
+    A GPU compiles kernels, loads them and reserves memory by size; a CPU only has to have run once.
+    """
+    if decoder.device.type == "cpu":
+        run_step(decoder, cache, _warm_up_plan(config, _CPU_WARM_UP_TOKENS, longest, num_requests=2))
+    else:
+        run_step(
+            decoder, cache, _warm_up_plan(config, config.max_num_batched_tokens, longest, num_requests=2)
+        )
+    if isinstance(decoder, RecordingDecoder):
+        decoder.record(cache, buckets(config.max_num_seqs), token_buckets(config.max_recorded_tokens))
+    if decoder.device.type != "cpu":
+        for size in _warm_up_sizes(config.max_num_batched_tokens):
+            run_step(decoder, cache, _warm_up_plan(config, size, longest, num_requests=1))
+
+
+def _warm_up_sizes(most: int) -> list[int]:
+    """Return numbers of tokens whose steps launch every kernel that steps of up to `most` may.
+
+    What is compiled for a number of rows, a mixture's tiles say, is so for powers of two.
+    """
+    return [1 << power for power in range(most.bit_length())]
 
 
 def largest_plan(config: EngineConfig, longest: int) -> StepPlan:

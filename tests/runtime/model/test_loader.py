@@ -472,6 +472,34 @@ def test_memory_of_the_largest_recordings_is_left_free(model: Path, monkeypatch:
         assert decoder.recorded[-2:] == [([4], [expected] if expected else []), ([], [])]
 
 
+class CountingStandIn(RecordingStandIn):
+    """One that says it is on a device, and notes the sizes of its steps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.device = torch.device("cuda")
+        self.steps: list[tuple[int, int] | str] = []  # requests and tokens
+
+    def record(self, cache: KVCache, sizes: list[int], token_sizes: list[int]) -> None:
+        self.steps.append(f"records {sizes} and {token_sizes}")
+
+    def __call__(self, plan: StepPlan, cache: KVCache) -> torch.Tensor:
+        self.steps.append((len(plan.requests), plan.num_tokens))
+        return super().__call__(plan, cache)
+
+
+def test_steps_of_all_sizes_have_run_before_the_first_request(model: Path) -> None:
+    """What a GPU compiles for a number of rows beyond those that are recorded, it compiles before."""
+    decoder = CountingStandIn(model)
+    cache = KVCache(decoder.architecture, 16, 16, torch.float32, torch.device("cpu"))
+    settings = config(
+        model, device="cuda", max_num_batched_tokens=200, max_num_seqs=3, max_recorded_tokens=16
+    )
+    loader._warm_up(settings.for_device("cuda"), decoder, cache, longest=64)
+    sizes = [(1, size) for size in (1, 2, 4, 8, 16, 32, 64, 64)]
+    assert decoder.steps == [(2, 128), "records [1, 2, 3] and [16]", *sizes]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cuda_equals_the_reference(family: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,8 @@ _INTERPRETED_PROGRAMS = 4
 _SMALLEST_BUFFER = 1 << 16  # integers
 _SMALLEST_SAMPLED = 1024  # tokens
 _FEWEST_ROWS = 16  # requests
+
+logger = logging.getLogger(__name__)
 
 
 class CudaDecoder:
@@ -92,11 +95,16 @@ class CudaDecoder:
     def record(self, cache: KVCache, sizes: Sequence[int], token_sizes: Sequence[int]) -> None:
         """Record steps, in place of what was recorded before.
 
+        Where that fails, steps are launched kernel by kernel; a line in the log says why.
+
         Args:
             cache: where it is used, the recordings replay.
             sizes: numbers of decodes, ascending; a step of decodes alone takes the smallest that holds it.
                 The last one is the most requests of any recorded step. None: nothing is recorded.
             token_sizes: numbers of tokens of steps with chunks, likewise.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for them.
         """
         self._recordings = None
         if sizes and sizes[-1] > len(self._sampled):
@@ -119,7 +127,14 @@ class CudaDecoder:
                 return self._mixed_run(step, cache, outputs.normed[: room.rows])
             return self._decodes_run(step, cache, outputs.logits[: room.rows])
 
-        self._recordings = make_recordings(cache, rooms, max_splits, max_blocks, outputs, make_run)
+        try:
+            self._recordings = make_recordings(cache, rooms, max_splits, max_blocks, outputs, make_run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning(
+                "steps are launched kernel by kernel, which is slower: recording failed: %s", error
+            )
 
     def feed(self, token_ids: Tensor) -> None:
         """Keep what a step sampled for the placeholders of the next one; see runner.FeedingDecoder."""

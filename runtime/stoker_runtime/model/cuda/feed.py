@@ -10,7 +10,7 @@ from torch import Tensor
 _TILE = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # or a step with another number of tokens compiles anew
 def _feed_kernel(token_ids, sampled, out, count, TILE: tl.constexpr):
     index = tl.program_id(0) * TILE + tl.arange(0, TILE)
     mask = index < count

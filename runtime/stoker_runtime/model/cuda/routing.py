@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 _PAIRS_PER_BLOCK = 1024
+_ALIGNMENT = 4  # integers: kernels are compiled for aligned pointers, and anew for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _route_kernel(
     tl.atomic_add(counts + index, 1, mask=is_chosen & is_computed, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_tiles"])  # or other numbers of rows compile anew
 def _group_kernel(
     experts,
     counts,
@@ -185,7 +186,8 @@ def group_by_expert(choices: Choices) -> Groups:
     tile = rows_per_tile(num_pairs, num_experts)
     num_tiles = most_tiles(num_pairs, num_experts, tile)
     pairs = torch.empty_like(choices.experts).view(-1)
-    tiles = torch.empty(3, num_tiles, dtype=torch.int32, device=pairs.device)
+    reserved = triton.cdiv(num_tiles, _ALIGNMENT) * _ALIGNMENT
+    tiles = torch.empty(3, reserved, dtype=torch.int32, device=pairs.device)[:, :num_tiles]
     groups = Groups(pairs, tiles[0], tiles[1], tiles[2], tile)
     _group_kernel[(num_experts,)](
         choices.experts,

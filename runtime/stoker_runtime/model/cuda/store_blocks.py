@@ -9,7 +9,7 @@ from torch import Tensor
 _TILE = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # or a step that adds another number of blocks compiles anew
 def _store_blocks_kernel(blocks, changes, count, TILE: tl.constexpr):
     index = tl.program_id(0) * TILE + tl.arange(0, TILE)
     mask = index < count

@@ -68,3 +68,12 @@ def test_kernels_compile_for_the_smallest_and_the_largest_heads(tmp_path: Path) 
     for kernel in compiled(tmp_path, "90", "bfloat16", "64", "256"):
         assert kernel["shared"] <= SHARED_MEMORY, kernel
         assert kernel["spilled"] == 0, kernel
+
+
+def test_no_number_of_rows_compiles_a_kernel_anew(tmp_path: Path) -> None:
+    """Triton makes constants of integers that are 1 and facts of those and of pointers that 16 divides."""
+    launches = compiled(tmp_path, "variants", "90")
+    assert {launch["launch"] for launch in launches} >= {"feed", "store_blocks", "decode", "chunk", "mixture"}
+    for launch in launches:
+        assert launch["kernels"] > 0, launch
+        assert launch["variants"] == 1, launch

@@ -162,6 +162,7 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(device: torch.device) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_nothing_waits_for_the_host(device: torch.device) -> None:
     mixture = make_mixture((6, 2), (64, 48), "silu", True, torch.float16, device)
     rows, scores = torch.randn(5, 64).to(device, torch.float16), torch.randn(5, 6).to(device, torch.float16)

@@ -17,6 +17,7 @@ from stoker_runtime.engine.engine import Engine
 from stoker_runtime.model import loader
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.cuda import decoder as cuda_decoder
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.rooms import Room, buckets, token_buckets
 from stoker_runtime.model.kv_cache import KVCache
@@ -223,3 +224,27 @@ def test_what_was_recorded_is_said_in_the_log(
         decoder.record(cache, [], [])
     assert not caplog.text
     assert decoder._recordings is None
+
+
+def test_without_recordings_steps_are_launched_kernel_by_kernel(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder, plan = make_decoder(tmp_path, "llama", device), make_plan(STEPS["one-chunk"])
+    cache = stored_cache(decoder, plan)
+    with torch.inference_mode():
+        expected = decoder(plan, cache).clone()
+
+    def fail(error: Exception) -> None:
+        def make(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cuda_decoder, "make_recordings", make)
+
+    fail(RuntimeError("operation not permitted when stream is capturing"))
+    decoder.record(cache, [1, 2], [16])
+    assert "kernel by kernel, which is slower: recording failed: operation not permitted" in caplog.text
+    with torch.inference_mode():
+        assert torch.equal(decoder(plan, cache), expected)
+    fail(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.record(cache, [1, 2], [16])
