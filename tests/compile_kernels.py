@@ -28,10 +28,15 @@ from triton.runtime.jit import JITFunction
 
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
-from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.decode_attention import (
+    DecodeWork,
+    attend_decodes,
+    make_partials,
+)
 from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.fp8_linear import round_rows
+from stoker_runtime.model.cuda.launches import chunk_candidates, decode_candidates
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
 from stoker_runtime.model.cuda.quantized_linear import dequantized, multiply
@@ -117,8 +122,10 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     partials = make_partials(64, heads, query.device)
     chunks = ChunkWork(*(integers(16) for _ in range(7)))
     for keys, values in (cache, small_cache):
-        attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, 528)
-        attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out)
+        for decode_launch in decode_candidates(132).values():
+            attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, decode_launch)
+        for launch in chunk_candidates(heads, dtype).values():
+            attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out, launch)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     for scale in (weight, weight.float()):
         add_and_norm(hidden, hidden, None, scale, 1e-5, 1.0, hidden)
