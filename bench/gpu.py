@@ -1,9 +1,10 @@
 """Measure the engine on a CUDA device: `python bench/gpu.py` (Llama 3.1 8B's shape with random weights).
 
-Per batch size and context: step time and the memory bandwidth it achieves, GPU busy time; prefill speed and
-the share of the device's arithmetic it uses; steps with a prompt beside decodes, recorded as a CUDA graph and
-kernel by kernel; time to first token; the scheduler's time per step; and what
-streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output.
+Which kernels a measurement chose at the start, and its times; per batch size and context: step time and the
+memory bandwidth it achieves, GPU busy time; prefill speed and the share of the device's arithmetic it uses;
+steps with a prompt beside decodes, recorded as a CUDA graph and kernel by kernel; time to first token; the
+scheduler's time per step; and what streaming over HTTP costs against the engine alone. Table to standard
+error, JSON to standard output.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import torch
 
 from gpubench import figures, steps
@@ -29,9 +31,10 @@ from loadgen.run import Load, run
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.engine.engine import Engine
+from stoker_runtime.model.cuda.choices import Decision, phrase
 from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.loader import load_runner
-from stoker_runtime.model.runner import ModelRunner, RecordingDecoder
+from stoker_runtime.model.runner import ChoosingDecoder, ModelRunner, RecordingDecoder
 
 DECODES = ((1, 512), (1, 4096), (64, 1024), (256, 1024))  # requests, context of each
 PREFILLS = (512, 2048, 8192)
@@ -117,6 +120,7 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
     report: dict[str, Any] = {
         "load_s": ready.load_s,
         "num_blocks": ready.num_blocks,
+        "kernel_choices": kernel_choices(runner),
         "decode": [],
         "prefill": [],
     }
@@ -144,6 +148,14 @@ def measure(config: EngineConfig, peak: figures.Peak) -> dict[str, Any]:
     report["first_token_s"] = steps.first_token_seconds(engine, FIRST_TOKEN_PROMPT, REPEATS)
     report["engine"] = asdict(steps.engine_times(engine, runner, STREAMS, STREAM_PROMPT, STREAM_OUTPUT))
     return report
+
+
+def kernel_choices(runner: ModelRunner) -> list[dict[str, Any]]:
+    """Return what was chosen when the model was loaded, and by which times; nothing on a CPU."""
+    decoder = runner.decoder
+    return (
+        [asdict(decision) for decision in decoder.decisions] if isinstance(decoder, ChoosingDecoder) else []
+    )
 
 
 def measure_mixed(runner: ModelRunner, config: EngineConfig) -> list[dict[str, Any]]:
@@ -182,6 +194,7 @@ async def streaming(model: Path, engine_token_per_s: float) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     """Print the report as a table."""
     lines = [f"{report['device']}, torch {report['torch']}, triton {report['triton']}"]
+    lines += [phrase(msgspec.convert(row, Decision)) for row in report["kernel_choices"]]
     for row in report["decode"]:
         busy = "-" if row["busy"] is None else f"{row['busy']:.1%}"
         lines.append(

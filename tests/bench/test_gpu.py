@@ -17,6 +17,7 @@ from gpubench import figures, steps
 from gpubench.random_model import LLAMA_8B, Shape, write_random_model
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.cuda.choices import Choice, Decision
 from stoker_runtime.tokenizer_files import load_assets
 
 SMALL = Shape(64, 96, 2, 4, 2, 300, 128)
@@ -87,6 +88,7 @@ def test_all_that_needs_no_server_is_measured(
     config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", kv_cache_bytes=1 << 20)
     peak = figures.Peak(1e12, 1e12)
     report = gpu.measure(config, peak)
+    assert report["kernel_choices"] == []
     assert [(row["batch"], row["context"]) for row in report["decode"]] == [(1, 20), (3, 30)]
     assert [row["tokens"] for row in report["prefill"]] == [40]
     assert [(row["decodes"], row["context"], row["prompt"]) for row in report["mixed"]] == [
@@ -132,9 +134,27 @@ def test_steps_with_a_prompt_are_measured_with_and_without_recordings(
     assert rows == [{"decodes": 2, "context": 40, "prompt": 20, "step_s": 1.0, "unrecorded_step_s": 2.0}]
     assert decoder.recorded == [("cache", [1, 2], []), ("cache", [1, 2], [16, 24])]
     report: dict[str, Any] = {"device": "a", "torch": "b", "triton": "c", "decode": [], "prefill": []}
+    report["kernel_choices"] = []
     engine = {"output_token_per_s": 1.0, "scheduler_s": 1.0}
     gpu.show(report | {"mixed": rows, "first_token_s": 1.0, "engine": engine})
     assert "kernel by kernel 2000.00 ms" in capsys.readouterr().err
+
+
+def test_what_was_chosen_at_the_start_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = Choice("attention", "8 heads", ("triton", "sdpa"))
+    decoder: Any = RecordingStandIn()
+    decoder.choose, decoder.decisions = None, ()
+    runner: Any = SimpleNamespace(decoder=decoder)
+    assert gpu.kernel_choices(runner) == []
+    decoder.choose = lambda *_: None
+    decoder.decisions = (Decision(choice, "sdpa", {"triton": 0.002, "sdpa": 0.001}),)
+    rows = json.loads(json.dumps(gpu.kernel_choices(runner)))
+    assert rows[0]["taken"] == "sdpa"
+    assert rows[0]["seconds"] == {"triton": 0.002, "sdpa": 0.001}
+    report: dict[str, Any] = {"device": "a", "torch": "b", "triton": "c", "decode": [], "prefill": []}
+    engine = {"output_token_per_s": 1.0, "scheduler_s": 1.0}
+    gpu.show(report | {"kernel_choices": rows, "mixed": [], "first_token_s": 1.0, "engine": engine})
+    assert "attention: sdpa (triton: 2.000 ms, sdpa: 1.000 ms)" in capsys.readouterr().err
 
 
 def test_a_mixed_plan_gives_the_prompt_blocks_behind_the_decodes() -> None:
