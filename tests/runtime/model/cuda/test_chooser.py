@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,14 @@ from torch import Tensor
 
 from stoker_runtime.model.cuda.choices import Choice, Decision
 from stoker_runtime.model.cuda.chooser import Chooser, Way, difference
-from stoker_runtime.model.cuda.stopwatch import Limits, Run, Stopwatch, median_seconds, stopwatch_on
+from stoker_runtime.model.cuda.stopwatch import (
+    Limits,
+    Run,
+    Stopwatch,
+    _EventStopwatch,
+    median_seconds,
+    stopwatch_on,
+)
 
 CHOICE = Choice("product", "8 x 8", ("plain", "fast", "slow"))
 
@@ -205,6 +213,36 @@ def test_a_stopwatch_measures_what_runs(device: torch.device) -> None:
     with stopwatch_on(device) as stopwatch:
         watch: Stopwatch = stopwatch
         assert 0.001 < watch(run) < 1.0
+
+
+def test_events_surround_what_runs_after_the_cache_was_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for a device."""
+    done = list[str]()
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            assert end is not self
+            return 2.5  # milliseconds
+
+    def zero(tensor: Tensor) -> Tensor:
+        done.append(f"overwrite {tensor.nbytes}")
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=100))
+    monkeypatch.setattr(Tensor, "zero_", zero)
+    stopwatch = _EventStopwatch(torch.device("cpu"))
+    assert stopwatch(lambda: done.append("run")) == 0.0025
+    assert done == ["overwrite 200"] * 8 + ["record", "run", "record", "wait"]
 
 
 @pytest.mark.gpu
