@@ -1,10 +1,10 @@
 """Measure the engine on a CUDA device: `python bench/gpu.py` (Llama 3.1 8B's shape with random weights).
 
-Per batch size and context: step time and the memory bandwidth it achieves, GPU busy time; prefill speed and
-the share of the device's arithmetic it uses; steps with a prompt beside decodes, recorded as a CUDA graph and
-kernel by kernel; time to first token; the scheduler's time per step; and what
-streaming over HTTP costs against the engine alone. Table to standard error, JSON to standard output. A figure
-that fails is named there and leaves the others.
+Which kernels a measurement chose at the start, and its times; per batch size and context: step time and the
+memory bandwidth it achieves, GPU busy time; prefill speed and the share of the device's arithmetic it uses;
+steps with a prompt beside decodes, recorded as a CUDA graph and kernel by kernel; time to first token; the
+scheduler's time per step; and what streaming over HTTP costs against the engine alone. Table to standard
+error, JSON to standard output. A figure that fails is named there and leaves the others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import torch
 
 from gpubench import figures, steps
@@ -33,9 +34,10 @@ from loadgen.run import Load, run
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.engine.engine import Engine
+from stoker_runtime.model.cuda.choices import Decision, phrase
 from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.loader import load_runner
-from stoker_runtime.model.runner import ModelRunner, RecordingDecoder
+from stoker_runtime.model.runner import ChoosingDecoder, ModelRunner, RecordingDecoder
 
 DECODES = ((1, 512), (1, 4096), (64, 1024), (256, 1024))  # requests, context of each
 PREFILLS = (512, 2048, 8192)
@@ -132,6 +134,7 @@ def measure(config: EngineConfig, peak: figures.Peak, report: Report) -> None:
     config = config.for_device(ready.device)
     runner.cache.storage.normal_()  # devices multiply zeros faster than numbers
     report.values |= {"load_s": ready.load_s, "num_blocks": ready.num_blocks}
+    report.values["kernel_choices"] = kernel_choices(runner)
     report.values |= {"decode": [], "busy": [], "prefill": [], "mixed": []}
     for batch, context in DECODES:
         plan = steps.decode_plan([context] * batch, ready.block_size)
@@ -194,6 +197,14 @@ def prefill_figure(runner: ModelRunner, count: int, peak: figures.Peak) -> dict[
     return {"tokens": count, "step_s": step_s, "token_per_s": count / step_s, "flops_share": share}
 
 
+def kernel_choices(runner: ModelRunner) -> list[dict[str, Any]]:
+    """Return what was chosen when the model was loaded, and by which times; nothing on a CPU."""
+    decoder = runner.decoder
+    return (
+        [asdict(decision) for decision in decoder.decisions] if isinstance(decoder, ChoosingDecoder) else []
+    )
+
+
 def measure_mixed(runner: ModelRunner, config: EngineConfig, report: Report) -> None:
     """Time steps with a prompt as they are served, and once more without recordings of such steps."""
     ready, decoder = runner.ready(), runner.decoder
@@ -243,6 +254,7 @@ def show(report: Report) -> None:
     """Print the report as a table."""
     values = report.values
     lines = [f"{values['device']}, torch {values['torch']}, triton {values['triton']}"]
+    lines += [phrase(msgspec.convert(row, Decision)) for row in values.get("kernel_choices", [])]
     for row in values.get("decode", []):
         lines.append(
             f"decode {row['batch']:>3} x {row['context']:>5}: {row['step_s'] * 1e3:7.2f} ms alone, "

@@ -31,10 +31,15 @@ from triton.runtime.jit import JITFunction
 
 from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
-from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.decode_attention import (
+    DecodeWork,
+    attend_decodes,
+    make_partials,
+)
 from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.fp8_linear import round_rows
+from stoker_runtime.model.cuda.launches import Launches, chunk_candidates, decode_candidates
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.pick import NUM_SETTINGS, pick
 from stoker_runtime.model.cuda.quantized_linear import dequantized, multiply
@@ -120,8 +125,10 @@ def launch_all(dtype: torch.dtype, heads: Heads) -> None:
     partials = make_partials(64, heads, query.device)
     chunks = ChunkWork(*(integers(16) for _ in range(7)))
     for keys, values in (cache, small_cache):
-        attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, 528)
-        attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out)
+        for decode_launch in decode_candidates(132).values():
+            attend_decodes(query, (keys, values), 16, decodes, partials, heads, scoring, out, decode_launch)
+        for launch in chunk_candidates(heads, dtype).values():
+            attend_chunks(query, (keys, values), 16, chunks, heads, scoring, out, launch)
     hidden, weight = numbers(_TOKENS, _HIDDEN), numbers(_HIDDEN)
     for scale in (weight, weight.float()):
         add_and_norm(hidden, hidden, None, scale, 1e-5, 1.0, hidden)
@@ -182,6 +189,7 @@ def quantized_stacks(size: int) -> Iterator[tuple[QuantizedStack, QuantizedStack
 def launches_by_rows(dtype: torch.dtype) -> dict[str, Callable[[int], object]]:
     """What steps launch, by number of rows; a launch's other sizes are a model's."""
     heads, scoring = Heads(8, 2, 64), Scoring(0.1)
+    launches = Launches.default(heads, dtype, torch.device("cpu"))
     cache = (torch.zeros(64, 2, 64, dtype=dtype), torch.zeros(64, 2, 64, dtype=dtype))
     gate_up, down = torch.zeros(_EXPERTS, 128, 64, dtype=dtype), torch.zeros(_EXPERTS, 64, 64, dtype=dtype)
     experts = (Mlp(Linear(one), Linear(two), "silu") for one, two in zip(gate_up, down, strict=True))
@@ -199,11 +207,13 @@ def launches_by_rows(dtype: torch.dtype) -> dict[str, Callable[[int], object]]:
         items, blocks = integers(2 * rows), integers(64)
         work = DecodeWork(integers(rows), integers(rows + 1), items, integers(rows), blocks, rows)
         query, partials = numbers(rows, 512), make_partials(2 * rows, heads, torch.device("cpu"))
-        attend_decodes(query, cache, 16, work, partials, heads, scoring, numbers(rows, 512), 528)
+        attend_decodes(query, cache, 16, work, partials, heads, scoring, numbers(rows, 512), launches.decodes)
 
     def chunk(rows: int) -> None:
         work = ChunkWork(*(integers(rows) for _ in range(7)))
-        attend_chunks(numbers(rows, 512), cache, 16, work, heads, scoring, numbers(rows, 512))
+        attend_chunks(
+            numbers(rows, 512), cache, 16, work, heads, scoring, numbers(rows, 512), launches.chunks
+        )
 
     return {
         "feed": lambda rows: feed(integers(rows), integers(64)),

@@ -452,7 +452,8 @@ def make_gguf_engine(path: Path) -> Engine:
 
 
 def _engine(**settings: Any) -> Engine:
-    config = EngineConfig(**{"device": "cpu", "dtype": "float32", "seed": 0, **settings})
+    fixed = {"device": "cpu", "dtype": "float32", "seed": 0, "kernel_choices": "defaults"}
+    config = EngineConfig(**{**fixed, **settings})
     return Engine(load_runner(config), config)
 
 

@@ -21,6 +21,7 @@ from stoker_runtime.config import (
     ASYNC_SCHEDULINGS,
     DEVICES,
     DTYPES,
+    KERNEL_CHOICES,
     KV_CACHE_DTYPES,
     LOG_LEVELS,
     QUANTIZATIONS,
@@ -107,6 +108,12 @@ def cli() -> None:
     type=click.Choice(ASYNC_SCHEDULINGS),
     default=EngineConfig.async_scheduling,
     help="Plan a step while the one before is computed.  auto: where Triton computes, on CUDA.",
+)
+@_option(
+    "--kernel-choices",
+    type=click.Choice(KERNEL_CHOICES),
+    default=EngineConfig.kernel_choices,
+    help="On CUDA, choose kernels by what they take there.  defaults: the same in every start.",
 )
 @_option("--block-size", type=int, default=EngineConfig.block_size, help="Tokens in one KV block.")
 @_option(

@@ -21,6 +21,7 @@ Quantization = Literal["none", "int8", "fp8", "gguf"]
 KvCacheDtype = Literal["auto", "fp8"]
 Speculative = Literal["none", "ngram"]
 AsyncScheduling = Literal["auto", "on", "off"]
+KernelChoices = Literal["auto", "defaults"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -28,6 +29,7 @@ QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 KV_CACHE_DTYPES: tuple[KvCacheDtype, ...] = get_args(KvCacheDtype)
 SPECULATIVES: tuple[Speculative, ...] = get_args(Speculative)
 ASYNC_SCHEDULINGS: tuple[AsyncScheduling, ...] = get_args(AsyncScheduling)
+KERNEL_CHOICES: tuple[KernelChoices, ...] = get_args(KernelChoices)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
@@ -81,6 +83,7 @@ class EngineConfig:
     max_recorded_tokens: int = 0  # of a step with prompt tokens that is recorded, on CUDA; 0: automatic
     speculative: Speculative = "none"  # how tokens are guessed ahead
     async_scheduling: AsyncScheduling = "auto"  # whether a step is planned while the one before is computed
+    kernel_choices: KernelChoices = "auto"  # on CUDA, whether kernels are chosen by what they take there
     block_size: int = 16  # tokens per KV block
     memory_fraction: float = 0.90  # of the device's memory, for weights, activations and KV
     kv_cache_bytes: int = 0  # 0: by device, see cpu_kv_cache_bytes and memory_fraction
@@ -96,6 +99,7 @@ class EngineConfig:
         _one_of("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("--speculative", self.speculative, SPECULATIVES)
         _one_of("--async-scheduling", self.async_scheduling, ASYNC_SCHEDULINGS)
+        _one_of("--kernel-choices", self.kernel_choices, KERNEL_CHOICES)
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-model-len", self.max_model_len, 0)
         _at_least("--max-num-seqs", self.max_num_seqs, 0)

@@ -21,6 +21,7 @@ from gpubench.report import Report
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.cuda.choices import Choice, Decision
 from stoker_runtime.tokenizer_files import load_assets
 
 SMALL = Shape(64, 96, 2, 4, 2, 300, 128)
@@ -94,6 +95,7 @@ def test_all_that_needs_no_server_is_measured(
     gpu.measure(config, peak, report)
     values = json.loads((tmp_path / "report.json").read_text())
     assert values == {**report.values, "failed": {}}
+    assert values["kernel_choices"] == []
     assert [(row["batch"], row["context"]) for row in values["decode"]] == [(1, 20), (3, 30)]
     assert [row["tokens"] for row in values["prefill"]] == [40]
     assert [(row["decodes"], row["context"], row["prompt"]) for row in values["mixed"]] == [
@@ -205,6 +207,22 @@ def test_steps_with_a_prompt_are_measured_with_and_without_recordings(
     assert decoder.recorded == [("cache", [1, 2], []), ("cache", [1, 2], [16, 24])]
     gpu.show(report)
     assert "the same, kernel by kernel: 2000.00 ms" in capsys.readouterr().err
+
+
+def test_what_was_chosen_at_the_start_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = Choice("attention", "8 heads", ("triton", "sdpa"))
+    decoder: Any = RecordingStandIn()
+    decoder.choose, decoder.decisions = None, ()
+    runner: Any = SimpleNamespace(decoder=decoder)
+    assert gpu.kernel_choices(runner) == []
+    decoder.choose = lambda *_: None
+    decoder.decisions = (Decision(choice, "sdpa", {"triton": 0.002, "sdpa": 0.001}),)
+    rows = json.loads(json.dumps(gpu.kernel_choices(runner)))
+    assert rows[0]["taken"] == "sdpa"
+    assert rows[0]["seconds"] == {"triton": 0.002, "sdpa": 0.001}
+    report = Report(None, {"device": "a", "torch": "b", "triton": "c", "kernel_choices": rows})
+    gpu.show(report)
+    assert "attention: sdpa (triton: 2.000 ms, sdpa: 1.000 ms)" in capsys.readouterr().err
 
 
 def test_a_mixed_plan_gives_the_prompt_blocks_behind_the_decodes() -> None:

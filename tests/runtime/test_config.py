@@ -35,6 +35,7 @@ from stoker_runtime.errors import ConfigError
         pytest.param({"kv_cache_bytes": -1}, "--kv-cache-memory", id="kv"),
         pytest.param({"num_threads": 0}, "--num-threads", id="threads"),
         pytest.param({"seed": -1}, "--seed", id="seed"),
+        pytest.param({"kernel_choices": "fastest"}, "--kernel-choices", id="kernel-choices"),
         pytest.param({"async_scheduling": "maybe"}, "--async-scheduling", id="async-scheduling"),
         pytest.param(
             {"async_scheduling": "on", "speculative": "ngram"}, "--speculative", id="async-and-speculative"

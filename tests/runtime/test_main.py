@@ -80,7 +80,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --dtype float32 --quantization int8 --max-model-len 99 --max-num-seqs 5 --max-num-batched-tokens 77
     --max-prefill-tokens-beside-decodes 33 --long-prompt-tokens 44 --speculative ngram
     --max-recorded-tokens 55
-    --async-scheduling off --kv-cache-dtype fp8
+    --async-scheduling off --kernel-choices defaults --kv-cache-dtype fp8
     --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
     --log-level debug --seed 4"""
@@ -105,6 +105,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 quantization="int8",
                 speculative="ngram",
                 async_scheduling="off",
+                kernel_choices="defaults",
                 kv_cache_dtype="fp8",
                 max_model_len=99,
                 max_num_seqs=5,

@@ -31,7 +31,14 @@ from stoker_runtime.model.native.blocks import read_blocks
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.quantized.source import QuantizedSource
-from stoker_runtime.model.runner import AnyDecoder, FeedingDecoder, ModelRunner, RecordingDecoder, run_step
+from stoker_runtime.model.runner import (
+    AnyDecoder,
+    ChoosingDecoder,
+    FeedingDecoder,
+    ModelRunner,
+    RecordingDecoder,
+    run_step,
+)
 from stoker_runtime.model.weights import GgufSource, SafetensorsSource, WeightSource
 from stoker_runtime.model.wrapped import text_name
 from stoker_runtime.tokenizer_files import read_eos_token_ids
@@ -89,6 +96,7 @@ def _load(config: EngineConfig, device: torch.device, started: float) -> Runner:
             "lower it"
         )
     decoder.set_max_positions(limit)
+    _choose_kernels(config, decoder, kv_dtype)
     num_blocks = _num_blocks(config, decoder, kv_dtype)
     capacity = num_blocks * config.block_size
     if capacity < config.max_model_len or capacity < 2:
@@ -187,6 +195,13 @@ def _cuda_decoder(config: EngineConfig, architecture: Architecture, assembly: As
     from stoker_runtime.model.cuda.decoder import CudaDecoder  # imports Triton, which is not everywhere
 
     return CudaDecoder(architecture, assembly)
+
+
+def _choose_kernels(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.dtype) -> None:
+    """Measure what a device is fastest with, before steps are measured and recorded, which depend on it."""
+    is_wanted = config.kernel_choices == "auto" and decoder.device.type == "cuda"
+    if is_wanted and isinstance(decoder, ChoosingDecoder):
+        decoder.choose(config.block_size, kv_dtype)
 
 
 def _device(config: EngineConfig) -> torch.device:

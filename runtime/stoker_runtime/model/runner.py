@@ -13,6 +13,7 @@ from torch import Tensor
 from stoker_runtime.core.step import StepPlan, StepResult
 from stoker_runtime.messages import EngineReady
 from stoker_runtime.model.architecture import Architecture
+from stoker_runtime.model.cuda.choices import Decision
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.sampler import Sampled, sample
@@ -53,6 +54,17 @@ class RecordingDecoder(AnyDecoder, Protocol):
 
     def record(self, cache: KVCache, sizes: Sequence[int], token_sizes: Sequence[int]) -> None:
         """Record steps of numbers of decodes, and with prompts steps of numbers of tokens; or none."""
+        ...
+
+
+@runtime_checkable
+class ChoosingDecoder(AnyDecoder, Protocol):
+    """One with several ways to compute the same, which only a measurement can choose between."""
+
+    decisions: tuple[Decision, ...]  # that were taken
+
+    def choose(self, block_size: int, kv_dtype: torch.dtype) -> None:
+        """Choose for caches of such blocks; needed at most once, after set_max_positions, before any step."""
         ...
 
 

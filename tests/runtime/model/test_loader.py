@@ -48,7 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, **settings: Any) -> EngineConfig:
-    return EngineConfig(**{"model": str(model), "device": "cpu", "dtype": "float32", "seed": 0, **settings})
+    fixed = {"device": "cpu", "dtype": "float32", "seed": 0, "kernel_choices": "defaults"}
+    return EngineConfig(**{"model": str(model), **fixed, **settings})
 
 
 def scheduled(name: str, token_ids: list[int], block_ids: list[int], computed: int = 0) -> ScheduledRequest:

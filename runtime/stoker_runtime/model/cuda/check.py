@@ -7,17 +7,26 @@ import math
 import torch
 from torch import Tensor
 
-from stoker_runtime.core.step import ScheduledRequest, StepPlan
-from stoker_runtime.messages import SamplingParams
 from stoker_runtime.model.architecture import Architecture, ExpertSettings
 from stoker_runtime.model.attention import attend
 from stoker_runtime.model.batch import pack_batch
-from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
-from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.chunk_attention import (
+    ChunkLaunch,
+    ChunkWork,
+    attend_chunks,
+    tokens_per_tile,
+)
+from stoker_runtime.model.cuda.decode_attention import (
+    DecodeLaunch,
+    DecodeWork,
+    attend_decodes,
+    make_partials,
+)
 from stoker_runtime.model.cuda.experts import answer
 from stoker_runtime.model.cuda.quantized_experts import stacked_mixture
 from stoker_runtime.model.cuda.quantized_linear import MANY_ROWS, KernelLinear
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
+from stoker_runtime.model.cuda.sample_step import sample_plan
 from stoker_runtime.model.cuda.shapes import SPLIT_TOKENS, heads_of, scoring_of
 from stoker_runtime.model.cuda.step_layout import pack
 from stoker_runtime.model.linear import Linear
@@ -25,7 +34,8 @@ from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight, fp8_rounded
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# How far what the kernels compute may be from what PyTorch does, in units of the largest number.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _CHUNK_TOKENS = 40
 _NUM_PROGRAMS = 8
 _MOST_EXPERTS, _FEW_EXPERTS = 16, 4
@@ -79,7 +89,7 @@ def _experts_deviation(
     slots = torch.zeros(_CHUNK_TOKENS, dtype=torch.int32, device=device)
     difference = answer(mixture, rows, scores, slots).float() - mixture.answer(rows, scores).float()
     largest = difference.abs().max().item()
-    return None if largest <= _TOLERANCE[dtype] else f"experts differ by {largest}"
+    return None if largest <= TOLERANCE[dtype] else f"experts differ by {largest}"
 
 
 def _less(size: int) -> int:
@@ -95,7 +105,9 @@ def _attention_deviation(
     device: torch.device,
 ) -> str | None:
     heads, scoring = heads_of(architecture), scoring_of(architecture, architecture.layers[0])
-    plan, num_slots = _plan(block_size)
+    # a decode whose context has several splits, and a chunk with tokens before it
+    spans = [(2 * SPLIT_TOKENS + 3, 1), (_CHUNK_TOKENS // 2, _CHUNK_TOKENS)]
+    plan, num_slots = sample_plan(spans, block_size)
     generator = torch.Generator().manual_seed(0)
     num_tokens = plan.num_tokens
     width = heads.num_heads + 2 * heads.num_kv_heads
@@ -123,12 +135,16 @@ def _attention_deviation(
     rotate_and_store(qkv.flatten(1), nothing, views["positions"], views["slots"], cache, heads, 0.0, rotated)
     decodes = DecodeWork.of(views, packed.num_decodes)
     partials = make_partials(decodes.items.shape[0], heads, device)
-    attend_decodes(rotated, cache, block_size, decodes, partials, heads, scoring, found, _NUM_PROGRAMS)
-    attend_chunks(rotated, cache, block_size, ChunkWork.of(views), heads, scoring, found)
+    launch = DecodeLaunch(_NUM_PROGRAMS)
+    attend_decodes(rotated, cache, block_size, decodes, partials, heads, scoring, found, launch)
+    chunks = ChunkWork.of(views)
+    attend_chunks(
+        rotated, cache, block_size, chunks, heads, scoring, found, ChunkLaunch.default(heads, dtype)
+    )
     largest = (found.float() - expected.float()).abs().max().item()
     # written this way round, NaN counts as a difference
     if not (
-        largest <= _TOLERANCE[dtype] and torch.equal(keys.view(torch.uint8), plain_cache[0].view(torch.uint8))
+        largest <= TOLERANCE[dtype] and torch.equal(keys.view(torch.uint8), plain_cache[0].view(torch.uint8))
     ):
         return f"attention differs by {largest}"
     return None
@@ -152,11 +168,11 @@ def product_deviation(dtype: torch.dtype, device: torch.device, experts: ExpertS
         for num_rows in (3, MANY_ROWS):
             rows = torch.randn(num_rows, 96, generator=generator).to(device, dtype)
             found = _relative(KernelLinear(linear)(rows), linear(rows))
-            if not found <= _TOLERANCE[dtype]:
+            if not found <= TOLERANCE[dtype]:
                 return f"products with {kind} differ by {found} of the largest"
         if experts is not None:
             found = _quantized_experts_difference(kind, experts, dtype, device, generator)
-            if not found <= _TOLERANCE[dtype]:
+            if not found <= TOLERANCE[dtype]:
                 return f"experts with {kind} differ by {found} of the largest"
     return None
 
@@ -195,26 +211,3 @@ def _quantized_experts_difference(
     scores = torch.rand(_CHUNK_TOKENS, count, generator=generator).argsort(dim=-1).to(device, dtype) / 8
     slots = torch.zeros(_CHUNK_TOKENS, dtype=torch.int32, device=device)
     return _relative(answer(mixture, rows, scores, slots), mixture.answer(rows, scores))
-
-
-def _plan(block_size: int) -> tuple[StepPlan, int]:
-    """A decode whose context has several splits, a chunk with tokens before it, and the slots they take."""
-    requests = []
-    first_block = 0
-    for computed, count in ((2 * SPLIT_TOKENS + 3, 1), (_CHUNK_TOKENS // 2, _CHUNK_TOKENS)):
-        end_block = first_block + -(-(computed + count) // block_size)
-        requests.append(
-            ScheduledRequest(
-                request_id=f"check-{first_block}",
-                token_ids=[0] * count,
-                num_computed_tokens=computed,
-                block_ids=list(range(first_block, end_block)),
-                samples=True,
-                sampling=SamplingParams(max_tokens=1),
-                seed=0,
-                prompt_token_ids=[],
-                output_token_ids=[],
-            )
-        )
-        first_block = end_block
-    return StepPlan(requests), first_block * block_size

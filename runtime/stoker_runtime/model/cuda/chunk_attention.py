@@ -50,6 +50,24 @@ class ChunkWork:
         return cls(*(fields[name] for name in (*of_requests, "tile_requests", "tile_tokens")))
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkLaunch:
+    """How a tile is computed.
+
+    Args:
+        num_warps: that share it.
+        num_stages: tiles of keys that are read ahead.
+    """
+
+    num_warps: int
+    num_stages: int = 2
+
+    @classmethod
+    def default(cls, heads: Heads, dtype: torch.dtype) -> ChunkLaunch:
+        """As many warps as have registers for a tile."""
+        return cls(4 if tile_rows(heads, dtype) == 32 else 8)
+
+
 def tile_rows(heads: Heads, dtype: torch.dtype) -> int:
     """Rows of a tile: tokens times heads of a group. As many as the registers of 8 warps hold."""
     if dtype == torch.float32:
@@ -178,6 +196,7 @@ def attend_chunks(
     heads: Heads,
     scoring: Scoring,
     out: Tensor,
+    launch: ChunkLaunch,
 ) -> None:
     """Attend each chunk's tokens over what comes before them and themselves.
 
@@ -189,6 +208,7 @@ def attend_chunks(
         heads: of the model.
         scoring: of the layer.
         out: the chunks' rows are overwritten.
+        launch: of the tiles.
     Shapes:
         query, out [T, H * D], cache 2 x [N * S, Hkv, D]
     """
@@ -220,6 +240,6 @@ def attend_chunks(
         # bytes are decoded in registers, which hold half as many keys then
         TILE=64 if rows == 128 and keys.dtype == query.dtype else 32,
         HAS_CAP=scoring.cap is not None,
-        num_warps=4 if rows == 32 else 8,
-        num_stages=2,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )

@@ -60,6 +60,21 @@ class DecodeWork:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeLaunch:
+    """How the splits are launched. What is computed does not depend on it, in any bit.
+
+    The number of warps is none of this: it says in which order scores are added up.
+
+    Args:
+        num_programs: that share the splits.
+        num_stages: tiles that are read ahead.
+    """
+
+    num_programs: int
+    num_stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Partials:
     """Room for what the splits of one layer's attention come to; layers and steps share it.
 
@@ -194,7 +209,7 @@ def attend_decodes(
     heads: Heads,
     scoring: Scoring,
     out: Tensor,
-    num_programs: int,
+    launch: DecodeLaunch,
 ) -> None:
     """Attend each request's one token over its context.
 
@@ -207,13 +222,13 @@ def attend_decodes(
         heads: of the model.
         scoring: of the layer.
         out: its first rows are overwritten.
-        num_programs: that share the splits; the results do not depend on it.
+        launch: any; the results do not depend on it.
     Shapes:
         query, out [>= B, H * D], cache 2 x [N * S, Hkv, D]
     """
     keys, values = as_stored(cache)
     window = scoring.window or 2**30
-    _splits_kernel[(num_programs,)](
+    _splits_kernel[(launch.num_programs,)](
         query,
         keys,
         values,
@@ -238,7 +253,7 @@ def attend_decodes(
         TILE=32 if heads.head_dim > 128 or query.dtype == torch.float32 or keys.dtype == torch.uint8 else 64,
         HAS_CAP=scoring.cap is not None,
         num_warps=4,
-        num_stages=3,
+        num_stages=launch.num_stages,
     )
     _combine_kernel[(work.num_rows, heads.num_heads)](
         out,

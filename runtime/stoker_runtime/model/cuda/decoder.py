@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,29 +16,34 @@ from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.cuda import shapes
 from stoker_runtime.model.cuda.block_tables import BlockTables
+from stoker_runtime.model.cuda.choices import Decision
+from stoker_runtime.model.cuda.chooser import Chooser
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, tokens_per_tile
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, make_partials
 from stoker_runtime.model.cuda.feed import feed
 from stoker_runtime.model.cuda.fp8_linear import fp8_products_work, with_kernels
 from stoker_runtime.model.cuda.graphs import Run
 from stoker_runtime.model.cuda.input_buffer import InputBuffer
+from stoker_runtime.model.cuda.launches import Launches
 from stoker_runtime.model.cuda.layers import CudaLayer, StepTensors, make_scratch
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.picker import CudaPicker
 from stoker_runtime.model.cuda.quantized_experts import stacked_mixture
+from stoker_runtime.model.cuda.quantized_linear import KernelLinear
 from stoker_runtime.model.cuda.recordings import Outputs, Recordings, make_recordings
+from stoker_runtime.model.cuda.remembered import remembered
 from stoker_runtime.model.cuda.rooms import Room, Rooms
+from stoker_runtime.model.cuda.spans import are_long, spans_of
 from stoker_runtime.model.cuda.step_layout import PackedStep, offsets, pack
 from stoker_runtime.model.cuda.store_blocks import store_blocks
+from stoker_runtime.model.cuda.tuning import Attention, Workload, choose_launches, choose_many_rows
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import Layer
 from stoker_runtime.model.linear import Product
-from stoker_runtime.model.mlp import Experts
+from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.rope import Rope
 
-_PROGRAMS_PER_PROCESSOR = 4  # of the decodes' attention: what registers and shared memory admit at once
-_INTERPRETED_PROGRAMS = 4
 _SMALLEST_BUFFER = 1 << 16  # integers
 _SMALLEST_SAMPLED = 1024  # tokens
 _FEWEST_ROWS = 16  # requests
@@ -70,6 +75,9 @@ class CudaDecoder:
         self.picker: Picker = CudaPicker()
         self._heads = shapes.heads_of(architecture)
         self._tokens_per_tile = tokens_per_tile(self._heads, self.dtype)
+        self.decisions: tuple[Decision, ...] = ()
+        self._launches = Launches.default(self._heads, self.dtype, self.device)
+        self._ropes: dict[RopeSettings, Rope] = {}
         self._max_positions = 0
         self._layers: list[CudaLayer] = []
         self._buffer = InputBuffer(_SMALLEST_BUFFER, self.device)
@@ -81,15 +89,35 @@ class CudaDecoder:
     def set_max_positions(self, count: int) -> None:
         """Make the tables of rotary angles; needed once, before the first step."""
         self._max_positions = count
-        ropes: Mapping[RopeSettings, Rope] = {
+        self._ropes = {
             settings: Rope(settings, count, self.dtype, self.device, self._frame.rope_divisors)
             for settings in self.architecture.ropes
         }
-        num_programs = _INTERPRETED_PROGRAMS
-        if self.device.type == "cuda":
-            processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            num_programs = _PROGRAMS_PER_PROCESSOR * processors
-        self._layers = [CudaLayer(layer, self.architecture, ropes, num_programs) for layer in self._loaded]
+        self.set_launches(self._launches)
+
+    def set_launches(self, launches: Launches) -> None:
+        """Launch attention in this way from now on; only before anything is recorded."""
+        assert self._recordings is None, "recordings have one way to launch"
+        self._launches = launches
+        if self._max_positions:
+            ropes = self._ropes
+            self._layers = [CudaLayer(layer, self.architecture, ropes, launches) for layer in self._loaded]
+
+    def choose(self, block_size: int, kv_dtype: torch.dtype) -> None:
+        """Choose by measurements; see runner.ChoosingDecoder."""
+        with remembered(self.device) as chooser:
+            self.choose_with(chooser, block_size, kv_dtype, Workload())
+
+    @torch.inference_mode()
+    def choose_with(
+        self, chooser: Chooser, block_size: int, kv_dtype: torch.dtype, workload: Workload
+    ) -> None:
+        """Let a chooser choose launches, and from how many rows on quantized weights are dequantized."""
+        longest = self._max_positions
+        attention = Attention.of(self.architecture, longest, block_size, self.dtype, kv_dtype, self.device)
+        self.set_launches(choose_launches(chooser, attention, workload))
+        choose_many_rows(chooser, kernel_linears(self._loaded), self.dtype, workload.rows)
+        self.decisions = tuple(chooser.decisions)
 
     @torch.inference_mode()
     def record(self, cache: KVCache, sizes: Sequence[int], token_sizes: Sequence[int]) -> None:
@@ -167,6 +195,9 @@ class CudaDecoder:
             self._buffer = InputBuffer(2 * needed, self.device)
         views = self._upload(self._buffer, packed, field_sizes)
         step = self._step(views, packed.num_decodes, None)
+        if self._launches.has_sdpa and cache.storage.dtype == self.dtype:
+            spans = spans_of(packed.fields)
+            step = replace(step, spans=spans if are_long(spans) else ())
         hidden, delta, delta_weight = self._hidden(step, cache)
         if not packed.samples_each:
             rows = views["sampled_rows"]
@@ -271,3 +302,15 @@ def _prepared(layer: Layer, change: Callable[[Product], Product]) -> Layer:
     if not isinstance(layer.mlp, Experts) or not mapped.has_single_experts:
         return mapped
     return replace(mapped, mlp=stacked_mixture(layer.mlp) or mapped.mlp)
+
+
+def kernel_linears(layers: Iterable[Layer]) -> list[KernelLinear]:
+    """Return the products of layers that kernels over quantized weights compute."""
+    products: list[Product] = []
+    for layer in layers:
+        mlp = layer.mlp
+        mlps: Sequence[Mlp] = (mlp,) if isinstance(mlp, Mlp) else ()
+        if isinstance(mlp, Experts) and layer.has_single_experts:
+            mlps = mlp.experts
+        products += [layer.qkv, layer.output, *(one for mlp in mlps for one in (mlp.gate_up, mlp.down))]
+    return [product for product in products if isinstance(product, KernelLinear)]

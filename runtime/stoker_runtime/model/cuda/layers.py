@@ -14,9 +14,12 @@ from stoker_runtime.model.cuda.activation import gate_and_multiply
 from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks
 from stoker_runtime.model.cuda.decode_attention import DecodeWork, Partials, attend_decodes
 from stoker_runtime.model.cuda.experts import answer
+from stoker_runtime.model.cuda.launches import Launches
 from stoker_runtime.model.cuda.norms import add_and_norm
 from stoker_runtime.model.cuda.rotate import Rotation, rotate_and_store
+from stoker_runtime.model.cuda.sdpa_attention import attend_spans, is_same
 from stoker_runtime.model.cuda.shapes import Heads, Scoring, heads_of, scoring_of
+from stoker_runtime.model.cuda.spans import Span
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
 from stoker_runtime.model.mlp import Mlp
@@ -31,6 +34,7 @@ class StepTensors:
         decodes: of the first rows, if any.
         partials: for the decodes.
         chunks: of the other rows, if any.
+        spans: the chunks once more where PyTorch's operator may attend for them, else none.
     Shapes:
         token_ids, positions, slots [T] int32
     """
@@ -41,6 +45,7 @@ class StepTensors:
     decodes: DecodeWork | None
     partials: Partials | None
     chunks: ChunkWork | None
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,11 @@ class CudaLayer:
     """One transformer layer in some nine launches; with a mixture some fourteen."""
 
     def __init__(
-        self, layer: Layer, architecture: Architecture, ropes: Mapping[RopeSettings, Rope], num_programs: int
+        self,
+        layer: Layer,
+        architecture: Architecture,
+        ropes: Mapping[RopeSettings, Rope],
+        launches: Launches,
     ) -> None:
         self._layer = layer
         self._eps = architecture.rms_norm_eps
@@ -76,7 +85,7 @@ class CudaLayer:
         self._heads: Heads = heads_of(architecture)
         self._scoring: Scoring = scoring_of(architecture, layer.kind)
         self._rotation = _rotation(layer, ropes, self._heads)
-        self._num_programs = num_programs
+        self._launches = launches
 
     def __call__(
         self,
@@ -119,11 +128,14 @@ class CudaLayer:
         heads, scoring, size = self._heads, self._scoring, cache.block_size
         rotate_and_store(qkv, self._rotation, step.positions, step.slots, pair, heads, self._eps, query)
         if step.decodes is not None and step.partials is not None:
-            attend_decodes(
-                query, pair, size, step.decodes, step.partials, heads, scoring, out, self._num_programs
-            )
-        if step.chunks is not None:
-            attend_chunks(query, pair, size, step.chunks, heads, scoring, out)
+            launch = self._launches.decodes
+            attend_decodes(query, pair, size, step.decodes, step.partials, heads, scoring, out, launch)
+        if step.chunks is None:
+            return
+        if step.spans and is_same(scoring, max(span.context for span in step.spans)):
+            attend_spans(query, pair, size, step.chunks.blocks, step.spans, heads, scoring, out)
+        else:
+            attend_chunks(query, pair, size, step.chunks, heads, scoring, out, self._launches.chunks)
 
     def _mlp(self, rows: Tensor, step: StepTensors, scratch: Scratch) -> Tensor:
         mlp = self._layer.mlp

@@ -1,11 +1,13 @@
 """Products with quantized weights: few rows read the codes themselves, many rows a weight made for them.
 
 A step of few rows is bound by reading weights, so its kernel reads the codes and nothing larger; scales
-multiply the sums of a group, not its weights. From MANY_ROWS on a step is bound by arithmetic, which
-PyTorch's products do best: the weight is dequantized once for all of them.
+multiply the sums of a group, not its weights. With many rows a step is bound by arithmetic, which PyTorch's
+products do best: the weight is dequantized once for all of them. From how many rows on may be measured.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from stoker_runtime.model.cuda.e4m3 import from_e4m3
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.weight import IntWeight, QuantizedWeight
 
-MANY_ROWS = 65  # one tile of the kernel has 64
+MANY_ROWS = 65  # unless a measurement says otherwise; one tile of the kernel has 64
 _TILE_OUTPUTS, _TILE_INPUTS = 64, 64
 _FEWEST_INPUTS = 16  # of a product on tensor cores
 _FEWEST_PART_INPUTS = 1024  # of a part: what adding it up costs is then little beside reading it
@@ -248,19 +250,34 @@ class KernelLinear:
 
     def __init__(self, linear: QuantizedLinear) -> None:
         self._linear = linear
+        self._many_rows = [MANY_ROWS] * len(linear.weights)
         processors = _num_processors(linear.weights[0].scales.device)
         self._tiles = [
             (tile_inputs(weight.group_size, weight.shape[1]), num_parts(*weight.shape, processors))
             for weight in linear.weights
         ]
 
+    @property
+    def weights(self) -> tuple[QuantizedWeight, ...]:
+        """One after the other by output row."""
+        return self._linear.weights
+
+    def set_many_rows(self, many_rows: Callable[[QuantizedWeight], int]) -> None:
+        """Say from how many rows on each of the weights is dequantized for a product."""
+        self._many_rows = [many_rows(weight) for weight in self._linear.weights]
+
     def __call__(self, rows: Tensor) -> Tensor:
         """Return rows @ weight.T + bias: [T, in] -> [T, out]."""
         bias = self._linear.bias
-        weights = zip(self._linear.weights, self._tiles, strict=True)
-        parts = [_product(rows, weight, size, count) for weight, (size, count) in weights]
+        weights = zip(self._linear.weights, self._tiles, self._many_rows, strict=True)
+        parts = [_product(rows, weight, *tiles, many_rows) for weight, tiles, many_rows in weights]
         product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return product if bias is None else product.add_(bias)
+
+
+def reads_codes(weight: QuantizedWeight) -> bool:
+    """Tell whether the kernel has tiles for a weight; others are always dequantized."""
+    return tile_inputs(weight.group_size, weight.shape[1]) is not None
 
 
 def _num_processors(device: torch.device) -> int:
@@ -269,9 +286,9 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _product(rows: Tensor, weight: QuantizedWeight, size: int | None, parts: int) -> Tensor:
+def _product(rows: Tensor, weight: QuantizedWeight, size: int | None, parts: int, many_rows: int) -> Tensor:
     if isinstance(weight, IntWeight) and weight.order is not None:
         rows = rows.index_select(1, weight.order)
-    if size is None or rows.shape[0] >= MANY_ROWS:
+    if size is None or rows.shape[0] >= many_rows:
         return F.linear(rows, dequantized(weight, rows.dtype))
     return multiply(rows.contiguous(), weight, size, parts)

@@ -13,11 +13,24 @@ from kernel_references import PagedCache, attend_span, make_paged_cache
 from torch import Tensor
 
 from stoker_runtime.model.cuda import shapes
-from stoker_runtime.model.cuda.chunk_attention import ChunkWork, attend_chunks, tokens_per_tile
-from stoker_runtime.model.cuda.decode_attention import DecodeWork, attend_decodes, make_partials
+from stoker_runtime.model.cuda.chunk_attention import (
+    ChunkLaunch,
+    ChunkWork,
+    attend_chunks,
+    tokens_per_tile,
+)
+from stoker_runtime.model.cuda.decode_attention import (
+    DecodeLaunch,
+    DecodeWork,
+    attend_decodes,
+    make_partials,
+)
+from stoker_runtime.model.cuda.sdpa_attention import attend_spans, is_same
 from stoker_runtime.model.cuda.shapes import MAX_SPLITS, SPLIT_TOKENS, Heads, Scoring
+from stoker_runtime.model.cuda.spans import Span
 from stoker_runtime.model.fp8 import FP8
 
+THREE_PROGRAMS = DecodeLaunch(3)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 heads_of_any_shape = st.builds(
@@ -72,16 +85,14 @@ def decode(
     contexts: Sequence[int],
     heads: Heads,
     scoring: Scoring,
-    num_programs: int = 3,
+    launch: DecodeLaunch = THREE_PROGRAMS,
 ) -> Tensor:
     work = decode_work(cache, contexts, query.device)
     partials = make_partials(work.items.shape[0], heads, query.device)
     partials.out.fill_(float("nan"))
     partials.stats.fill_(float("nan"))
     out = torch.full_like(query, float("nan"))
-    attend_decodes(
-        query, cache.pair, cache.block_size, work, partials, heads, scoring, out, num_programs=num_programs
-    )
+    attend_decodes(query, cache.pair, cache.block_size, work, partials, heads, scoring, out, launch)
     return out
 
 
@@ -165,7 +176,12 @@ def test_chunks_equal_the_reference(
 
 
 def chunks(
-    query: Tensor, cache: PagedCache, spans: Sequence[tuple[int, int]], heads: Heads, scoring: Scoring
+    query: Tensor,
+    cache: PagedCache,
+    spans: Sequence[tuple[int, int]],
+    heads: Heads,
+    scoring: Scoring,
+    launch: ChunkLaunch | None = None,
 ) -> Tensor:
     size = tokens_per_tile(heads, query.dtype)
     tiles = [(i, first) for i, (_, count) in enumerate(spans) for first in range(0, count, size)]
@@ -182,8 +198,66 @@ def chunks(
         tile_tokens=int32([first for _, first in tiles], device),
     )
     out = torch.full_like(query, float("nan"))
-    attend_chunks(query, cache.pair, cache.block_size, work, heads, scoring, out)
+    launch = launch or ChunkLaunch.default(heads, query.dtype)
+    attend_chunks(query, cache.pair, cache.block_size, work, heads, scoring, out, launch)
     return out
+
+
+@FIXED_DEVICE
+@given(
+    heads=heads_of_any_shape,
+    spans=st.lists(
+        st.tuples(st.one_of(st.just(0), st.integers(1, 300)), st.integers(1, 70)), min_size=1, max_size=3
+    ),
+    window=st.sampled_from([None, 370]),
+    block_size=st.sampled_from([1, 3, 16, 32]),
+    first_row=st.integers(0, 2),
+    dtype=dtypes,
+)
+def test_chunks_by_pytorchs_operator_equal_the_reference(
+    device: torch.device,
+    heads: Heads,
+    spans: list[tuple[int, int]],
+    window: int | None,
+    block_size: int,
+    first_row: int,
+    dtype: torch.dtype,
+) -> None:
+    """Behind rows of decodes, whose results stay."""
+    scoring = Scoring(0.125, None, window)
+    assert is_same(scoring, 370)
+    contexts = [computed + count for computed, count in spans]
+    cache = make_paged_cache(contexts, block_size, heads, dtype, device, sum(contexts))
+    # Blocks behind a context hold NaN, which must not be seen; so do rows of others.
+    query = random_query(first_row + sum(count for _, count in spans), heads, dtype, device)
+    out = torch.full_like(query, 7.0)
+    chunks, row, block = list[Span](), first_row, 0
+    for (computed, count), table in zip(spans, cache.tables, strict=True):
+        chunks.append(Span(row, count, computed, block))
+        row, block = row + count, block + len(table)
+    blocks = int32([block for table in cache.tables for block in table], device)
+    with torch.inference_mode():
+        attend_spans(query, cache.pair, block_size, blocks, chunks, heads, scoring, out)
+    assert torch.equal(out[:first_row], torch.full_like(out[:first_row], 7.0))
+    assert_close(out[first_row:], expected_rows(query[first_row:], cache, spans, heads, scoring), dtype)
+
+
+def test_pytorchs_operator_knows_neither_caps_nor_windows() -> None:
+    assert is_same(Scoring(0.1), 10**6)
+    assert is_same(Scoring(0.1, None, 8), 8)
+    assert not is_same(Scoring(0.1, None, 8), 9)
+    assert not is_same(Scoring(0.1, 30.0), 9)
+
+
+@pytest.mark.parametrize("launch", [ChunkLaunch(4, 2), ChunkLaunch(4, 3), ChunkLaunch(8, 3)])
+def test_chunks_equal_the_reference_however_they_are_launched(
+    device: torch.device, launch: ChunkLaunch
+) -> None:
+    heads, scoring, spans = Heads(8, 2, 128), Scoring(0.1, None, 90), [(70, 80), (0, 33)]
+    cache = make_paged_cache([150, 33], 16, heads, torch.float16, device, seed=4)
+    query = random_query(113, heads, torch.float16, device)
+    found = chunks(query, cache, spans, heads, scoring, launch)
+    assert_close(found, expected_rows(query, cache, spans, heads, scoring), torch.float16)
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -203,12 +277,34 @@ def test_a_decode_is_the_same_in_every_bit_whatever_runs_beside_it(device: torch
     contexts = [300, 700, 17, 1]
     cache = make_paged_cache(contexts, 16, heads, torch.float16, device, seed=1)
     query = random_query(4, heads, torch.float16, device)
-    together = decode(query, cache, contexts, heads, scoring, num_programs=5)
+    together = decode(query, cache, contexts, heads, scoring, DecodeLaunch(5))
     for row, context in enumerate(contexts):
         alone = PagedCache(cache.keys, cache.values, 16, [cache.tables[row]])
-        for num_programs in (1, 7):
-            found = decode(query[row : row + 1], alone, [context], heads, scoring, num_programs)
+        for launch in (DecodeLaunch(1), DecodeLaunch(7), DecodeLaunch(2, 2), DecodeLaunch(2, 4)):
+            found = decode(query[row : row + 1], alone, [context], heads, scoring, launch)
             assert torch.equal(found[0], together[row])
+
+
+@FIXED_DEVICE
+@given(
+    heads=heads_of_any_shape,
+    scoring=scorings,
+    contexts=st.lists(lengths, min_size=1, max_size=3),
+    launch=st.builds(DecodeLaunch, st.integers(1, 9), st.integers(2, 4)),
+    kv_dtype=st.sampled_from([None, FP8]),
+)
+def test_decodes_are_the_same_in_every_bit_however_they_are_launched(
+    device: torch.device,
+    heads: Heads,
+    scoring: Scoring,
+    contexts: list[int],
+    launch: DecodeLaunch,
+    kv_dtype: torch.dtype | None,
+) -> None:
+    cache = make_paged_cache(contexts, 16, heads, torch.float16, device, sum(contexts), kv_dtype)
+    query = random_query(len(contexts), heads, torch.float16, device)
+    expected = decode(query, cache, contexts, heads, scoring)
+    assert torch.equal(decode(query, cache, contexts, heads, scoring, launch), expected)
 
 
 def test_padding_rows_attend_to_nothing(device: torch.device) -> None:
