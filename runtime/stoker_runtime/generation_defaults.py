@@ -75,16 +75,8 @@ def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[s
         source: the file, for errors.
 
     Raises:
-        ModelError: a value that no request could have, or reason UnsupportedModel: what is not computed here
-            and would change the answers; names the file and the field.
+        ModelError: a value that no request could have; names the file and the field.
     """
-    for key, neutral in _NEUTRAL_VALUES.items():
-        value = values.get(key)
-        if value is not None and value not in neutral:
-            raise ModelError(
-                f"{source}: {key} = {value!r} is not supported; take it out of the file",
-                reason="UnsupportedModel",
-            )
     found = sampling_defaults(values, {name: name for name in SAMPLING_DEFAULTS}, source)
     draws, num_tokens = values.get("do_sample"), values.get("max_new_tokens")
     if draws is not None and not isinstance(draws, bool):
@@ -96,6 +88,22 @@ def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[s
             raise ModelError(f"{source}: max_new_tokens is {num_tokens!r}; {_NEW_TOKENS} is needed")
         found["max_tokens"] = num_tokens
     return found
+
+
+def uncomputed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a generation_config.json by which `transformers` picks tokens otherwise than here.
+
+    They say how its author would search, not what the model is, and a request could not ask for them either.
+    Nobody can edit the file of a published model, so it is served without them, as by vLLM and SGLang.
+
+    Args:
+        values: what the file holds; null stands for no default.
+    """
+    return {
+        key: values[key]
+        for key, neutral in _NEUTRAL_VALUES.items()
+        if values.get(key) is not None and values[key] not in neutral
+    }
 
 
 def sampling_defaults(values: Mapping[str, Any], keys: Mapping[str, str], source: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ metadata holds the vocabulary and merges (see gguf_tokenizer).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,13 @@ from stoker_runtime.generation_defaults import (
     generation_config_defaults,
     sampling_defaults,
     token_ids,
+    uncomputed_fields,
 )
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
 from stoker_runtime.lfs import unreadable
+
+logger = logging.getLogger(__name__)
 
 _GGUF_DEFAULTS = {f"general.sampling.{name}": name for name in SAMPLING_DEFAULTS} | {
     "general.sampling.temp": "temperature",
@@ -133,7 +137,6 @@ def _added_token_ids(tokenizer_config: Mapping[str, Any], text: str, source: Pat
 
 def _directory_assets(path: Path) -> Assets:
     tokenizer = _read_tokenizer(path / "tokenizer.json")
-    generation = path / "generation_config.json"
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     _add_tokens(tokenizer, tokenizer_config, path / "tokenizer_config.json")
     # Special tokens in a text are then encoded as any other text.
@@ -146,9 +149,16 @@ def _directory_assets(path: Path) -> Assets:
         eos_token_ids=_directory_eos_ids(path, tokenizer),
         special_tokens=special,
         add_bos=_adds_bos(tokenizer, special),
-        generation_defaults=generation_config_defaults(_read_json(generation), str(generation)),
+        generation_defaults=_generation_defaults(path / "generation_config.json"),
         template_variants=templates,
     )
+
+
+def _generation_defaults(path: Path) -> dict[str, float]:
+    values = _read_json(path)
+    if uncomputed := uncomputed_fields(values):
+        logger.warning("%s: answers are picked without %s, which is not computed here", path, uncomputed)
+    return generation_config_defaults(values, str(path))
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

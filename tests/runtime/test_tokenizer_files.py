@@ -376,17 +376,19 @@ def test_an_added_token_with_another_id_than_in_the_tokenizer_is_refused(tmp_pat
         *({"sequence_bias": [[[1], 2.0]]}, {"top_h": 0.5}, {"token_healing": True}, {"eta_cutoff": 0.1}),
     ],
 )
-def test_what_a_generation_config_asks_for_in_vain_is_refused_by_name(
-    field: dict[str, Any], tmp_path: Path
+def test_the_log_names_what_a_generation_config_asks_for_in_vain(
+    field: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (name,) = field
     folder = write_directory(tmp_path, generation_config=field)
-    with pytest.raises(ModelError, match=f"generation_config.json: {name} = ") as caught:
-        load_assets(folder)
-    assert caught.value.reason == "UnsupportedModel"
+    assert load_assets(folder).generation_defaults == {}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"generation_config.json: answers are picked without {field}" in record.message
 
 
-def test_a_generation_config_with_every_field_at_what_does_nothing_is_taken(tmp_path: Path) -> None:
+def test_the_log_says_nothing_of_fields_that_do_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As `transformers` before 5 wrote them down when it was asked for all."""
     fields = {
         **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "typical_p"), 1),
@@ -398,6 +400,7 @@ def test_a_generation_config_with_every_field_at_what_does_nothing_is_taken(tmp_
         **{"cache_implementation": "hybrid", "max_length": 20, "transformers_version": "4.50.0"},
     }
     assert load_assets(write_directory(tmp_path, generation_config=fields)).generation_defaults == {}
+    assert not caplog.records
 
 
 def test_template_in_a_json_file_of_its_own_is_found(tmp_path: Path) -> None:
