@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 from stoker_runtime.model.kv_cache import block_bytes
 from stoker_runtime.model.loader import load_runner
 

@@ -18,7 +18,7 @@ from model_builders import randomize
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 from stoker_runtime.messages import SamplingParams
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 from stoker_runtime.model.kv_cache import block_bytes
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.model.runner import ModelRunner

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from stoker_runtime.gguf_file import read_gguf
 from stoker_runtime.model.architecture import Architecture
-from stoker_runtime.model.gguf_metadata import architecture_from_gguf
-from stoker_runtime.model.weights import GgufSource
+from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.weights import GgufSource
 from stoker_runtime.tokenizer_files import load_assets
 
 

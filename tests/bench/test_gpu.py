@@ -20,7 +20,7 @@ from gpubench.random_model import LLAMA_8B, Shape, write_random_model
 from gpubench.report import Report
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.core.step import StepPlan
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 from stoker_runtime.model.cuda.choices import Choice, Decision
 from stoker_runtime.tokenizer_files import load_assets
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model_builders import FAMILIES, family_config
 
-from stoker_runtime.model.config_json import ARCHITECTURES
+from stoker_runtime.model.checkpoint.config_json import ARCHITECTURES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "runtime.md"
 

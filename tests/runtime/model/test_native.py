@@ -30,7 +30,7 @@ from loadgen.checkpoints import Gptq, write_quantized
 from stoker_runtime.config import EngineConfig, Quantization
 from stoker_runtime.errors import ConfigError
 from stoker_runtime.model import loader
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import library, structs
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed

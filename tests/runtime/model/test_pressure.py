@@ -14,7 +14,7 @@ from runtime_builders import make_request
 from stoker_runtime.config import AsyncScheduling, Dtype, EngineConfig
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import AddRequest, FinishReason, RequestOutput
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 from stoker_runtime.model.kv_cache import block_bytes
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.model.native.library import find_kernels

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from stoker_runtime.model.blocks import KEPT_TYPES
-from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES
+from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.native.library import PATH, dequantizer
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from stoker_runtime.config import Quantization
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.model.architecture import Architecture, RopeSettings
 from stoker_runtime.model.assembly import Assembly, Frame
-from stoker_runtime.model.blocks import BlockLinear, BlockTensor
-from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.blocks import BlockLinear, BlockTensor
+from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.layer import HeadNorms, Layer, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.errors import ConfigError
-from stoker_runtime.model.blocks import BlockLinear
+from stoker_runtime.model.checkpoint.blocks import BlockLinear
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 

@@ -22,8 +22,8 @@ from stoker_runtime.model.architecture import (
     RopeSettings,
     Scales,
 )
-from stoker_runtime.model.config_json import architecture_from_config, read_config_json
-from stoker_runtime.model.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.config_json import architecture_from_config, read_config_json
+from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.rope import inverse_frequencies
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import LayerKind, LongScaling
-from stoker_runtime.model.config_values import flag, integer, mapping, unsupported
-from stoker_runtime.model.rope_config import longest_context, rope_settings
+from stoker_runtime.model.checkpoint.config_values import flag, integer, mapping, unsupported
+from stoker_runtime.model.checkpoint.rope_config import longest_context, rope_settings
 
 # Which layers a sliding_window is for where layer_types does not say: "all"; all whatever it says
 # ("regardless"), with use_sliding_window "everywhere"; with it also those that max_window_layers leaves over

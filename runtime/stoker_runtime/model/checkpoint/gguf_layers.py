@@ -16,7 +16,7 @@ from stoker_runtime.model.architecture import (
     RopeSettings,
     YarnScaling,
 )
-from stoker_runtime.model.config_values import integer, number, unsupported
+from stoker_runtime.model.checkpoint.config_values import integer, number, unsupported
 
 LONG_DIVISORS, SHORT_DIVISORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # Every so many layers, one has no window: what architectures with windows have where the file is silent.

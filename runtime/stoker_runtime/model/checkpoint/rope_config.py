@@ -15,7 +15,7 @@ from stoker_runtime.model.architecture import (
     RopeSettings,
     YarnScaling,
 )
-from stoker_runtime.model.config_values import flag, integer, mapping, number, unsupported
+from stoker_runtime.model.checkpoint.config_values import flag, integer, mapping, number, unsupported
 
 _SUPPORTED = "default, linear, llama3, dynamic, yarn, longrope"
 # How Phi's older files spell longrope.

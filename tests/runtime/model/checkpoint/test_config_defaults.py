@@ -13,7 +13,7 @@ from model_builders import FAMILIES, WRAPPED_FAMILIES, family_config
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import LinearScaling, RopeSettings
-from stoker_runtime.model.config_json import architecture_from_config
+from stoker_runtime.model.checkpoint.config_json import architecture_from_config
 
 TEXT_FAMILIES = tuple(
     {family_config(family)[0]: family for family in FAMILIES if family not in WRAPPED_FAMILIES}.values()

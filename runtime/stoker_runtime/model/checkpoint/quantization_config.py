@@ -11,7 +11,7 @@ from typing import Any
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage, Storage
-from stoker_runtime.model.config_values import flag, integer, mapping, unsupported
+from stoker_runtime.model.checkpoint.config_values import flag, integer, mapping, unsupported
 
 _FIELD = "quantization_config"
 # Zero points are stored less one, except in the newer of the two formats.

@@ -14,10 +14,10 @@ from typing import Any
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
-from stoker_runtime.model.config_values import flag, integer, number, unsupported
-from stoker_runtime.model.layer_kinds import LayerDefaults, layer_kinds
-from stoker_runtime.model.quantization_config import read_storage
-from stoker_runtime.model.wrapped import WRAPPED_NAMES, text_config
+from stoker_runtime.model.checkpoint.config_values import flag, integer, number, unsupported
+from stoker_runtime.model.checkpoint.layer_kinds import LayerDefaults, layer_kinds
+from stoker_runtime.model.checkpoint.quantization_config import read_storage
+from stoker_runtime.model.checkpoint.wrapped import WRAPPED_NAMES, text_config
 
 _GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
 _QWEN_FIELDS: Mapping[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096}

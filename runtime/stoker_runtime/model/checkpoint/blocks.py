@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.dequantize import FORMATS
 
 KEPT_TYPES = frozenset({2, 3, 8, 12, 14})  # GGML's numbers of what csrc/gguf_types.h multiplies with
 

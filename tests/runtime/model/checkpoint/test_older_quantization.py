@@ -12,7 +12,7 @@ from model_builders import write_model
 from loadgen.checkpoints import Awq, Gptq, Layout, write_quantized
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Fp8Storage
-from stoker_runtime.model.config_json import read_config_json
+from stoker_runtime.model.checkpoint.config_json import read_config_json
 
 FP8_CONFIG = {"quant_method": "fp8"}
 OLDER_FILES = [

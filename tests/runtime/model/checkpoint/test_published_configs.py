@@ -9,8 +9,8 @@ import pytest
 from model_logits import difference, make_reference, our_logits, text
 from published_configs import PUBLISHED
 
-from stoker_runtime.model.config_json import ARCHITECTURES
-from stoker_runtime.model.wrapped import WRAPPED_NAMES
+from stoker_runtime.model.checkpoint.config_json import ARCHITECTURES
+from stoker_runtime.model.checkpoint.wrapped import WRAPPED_NAMES
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

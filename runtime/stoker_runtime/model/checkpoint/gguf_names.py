@@ -10,8 +10,8 @@ from dataclasses import replace
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.model.architecture import Architecture, Family, LongScaling
-from stoker_runtime.model.dequantize import FORMATS
-from stoker_runtime.model.gguf_layers import LONG_DIVISORS, SHORT_DIVISORS
+from stoker_runtime.model.checkpoint.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.gguf_layers import LONG_DIVISORS, SHORT_DIVISORS
 
 # Architectures whose rotary pairs are neighbours in the file, where Hugging Face has halves of a head.
 INTERLEAVED = frozenset({"llama", "granite", "smollm3"})

@@ -22,9 +22,9 @@ from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
-from stoker_runtime.model.blocks import KEPT_TYPES, BlockTensor
-from stoker_runtime.model.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
-from stoker_runtime.model.gguf_names import INTERLEAVED, hugging_face_tensors
+from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockTensor
+from stoker_runtime.model.checkpoint.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+from stoker_runtime.model.checkpoint.gguf_names import INTERLEAVED, hugging_face_tensors
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

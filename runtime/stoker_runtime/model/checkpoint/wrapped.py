@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.config_values import mapping, unsupported
+from stoker_runtime.model.checkpoint.config_values import mapping, unsupported
 
 # As checkpoints were written before `transformers` 4.52 and since 5, and as they were written between.
 _TEXT_PREFIXES = {

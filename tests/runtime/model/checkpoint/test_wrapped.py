@@ -20,7 +20,7 @@ from runtime_builders import make_request
 from safetensors.torch import load_file, save_file
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.model.wrapped import text_name
+from stoker_runtime.model.checkpoint.wrapped import text_name
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
 Rename = Callable[[str], str]

@@ -12,8 +12,8 @@ from typing import Any
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
-from stoker_runtime.model.config_values import integer, number, unsupported
-from stoker_runtime.model.gguf_layers import layer_kinds
+from stoker_runtime.model.checkpoint.config_values import integer, number, unsupported
+from stoker_runtime.model.checkpoint.gguf_layers import layer_kinds
 
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
