@@ -16,15 +16,15 @@ from torch import Tensor
 
 from loadgen.checkpoints import Awq, Fp8, Gptq, Layout
 from stoker_runtime.model.assembly import Assembly
+from stoker_runtime.model.checkpoint.quantization_config import read_storage
+from stoker_runtime.model.checkpoint.weights import WeightSource
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.layer import Layer
 from stoker_runtime.model.linear import Product
 from stoker_runtime.model.loader import open_model
-from stoker_runtime.model.checkpoint.quantization_config import read_storage
 from stoker_runtime.model.quantized.layouts import stored_weight
 from stoker_runtime.model.quantized.weight import QuantizedWeight, fp8_rounded
-from stoker_runtime.model.checkpoint.weights import WeightSource
 
 CPU = torch.device("cpu")
 

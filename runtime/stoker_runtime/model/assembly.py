@@ -12,13 +12,13 @@ from torch import Tensor
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, LayerKind
 from stoker_runtime.model.checkpoint.blocks import BlockLinear, BlockTensor
+from stoker_runtime.model.checkpoint.weights import WeightSource
 from stoker_runtime.model.layer import HeadNorms, Layer, Norms, ProjectionNorms
 from stoker_runtime.model.linear import Linear, Product
 from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.weight import QuantizedWeight, fp8_rounded, stacked
-from stoker_runtime.model.checkpoint.weights import WeightSource
 
 # In some checkpoints, and always recomputed from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)

@@ -7,8 +7,8 @@ import torch
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.blocks import BlockLinear, BlockTensor
-from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.checkpoint.weights import GgufSource
+from stoker_runtime.model.linear import Linear
 
 
 class BlockAssembly(Assembly):

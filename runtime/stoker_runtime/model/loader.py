@@ -20,12 +20,14 @@ from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.block_assembly import BlockAssembly
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES
 from stoker_runtime.model.checkpoint.config_json import read_config_json
+from stoker_runtime.model.checkpoint.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.weights import GgufSource, SafetensorsSource, WeightSource
+from stoker_runtime.model.checkpoint.wrapped import text_name
 from stoker_runtime.model.cuda.rooms import buckets, token_buckets
 from stoker_runtime.model.cuda.support import computes_quantized, is_usable
 from stoker_runtime.model.decoder import Decoder
-from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.fp8 import FP8
-from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
 from stoker_runtime.model.native.blocks import read_blocks
 from stoker_runtime.model.native.decoder import NativeDecoder, is_computed
@@ -39,8 +41,6 @@ from stoker_runtime.model.runner import (
     RecordingDecoder,
     run_step,
 )
-from stoker_runtime.model.checkpoint.weights import GgufSource, SafetensorsSource, WeightSource
-from stoker_runtime.model.checkpoint.wrapped import text_name
 from stoker_runtime.tokenizer_files import read_eos_token_ids
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

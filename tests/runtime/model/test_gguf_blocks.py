@@ -30,11 +30,11 @@ from stoker_runtime.model.block_assembly import BlockAssembly
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockLinear, BlockTensor
 from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.weights import GgufSource
 from stoker_runtime.model.mlp import Experts
 from stoker_runtime.model.native.decoder import NativeDecoder
 from stoker_runtime.model.native.library import GROUP, PANEL, Kernels, find_kernels, fits_panels
 from stoker_runtime.model.runner import ModelRunner
-from stoker_runtime.model.checkpoint.weights import GgufSource
 from stoker_runtime.tokenizer_files import load_assets
 
 TYPES = gguf.GGMLQuantizationType

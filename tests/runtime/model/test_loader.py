@@ -27,6 +27,7 @@ from stoker_runtime.model import loader
 from stoker_runtime.model.architecture import Architecture, Family, LayerKind, RopeSettings
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.config_json import read_config_json
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.kv_cache import KVCache, block_bytes
@@ -35,7 +36,6 @@ from stoker_runtime.model.loader import has_fast_bfloat16, load_runner
 from stoker_runtime.model.native.library import find_kernels
 from stoker_runtime.model.picker import TorchPicker
 from stoker_runtime.model.runner import ModelRunner, run_step
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.tokenizer_files import load_assets
 
 

@@ -16,10 +16,10 @@ from stoker_runtime.gguf_file import read_gguf
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES
 from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.weights import GgufSource
 from stoker_runtime.model.native import blocks
 from stoker_runtime.model.native.blocks import read_blocks
 from stoker_runtime.model.native.library import dequantizer
-from stoker_runtime.model.checkpoint.weights import GgufSource
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

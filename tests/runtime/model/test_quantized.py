@@ -19,13 +19,13 @@ from loadgen.checkpoints import Awq, Fp8, Gptq, Layout, rounded, write_quantized
 from stoker_runtime.errors import ModelError
 from stoker_runtime.model.architecture import AwqStorage, Fp8Storage, GptqStorage
 from stoker_runtime.model.checkpoint.config_json import read_config_json
-from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.checkpoint.quantization_config import read_storage
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
+from stoker_runtime.model.fp8 import FP8
 from stoker_runtime.model.quantized.layouts import awq_weight, fp8_weight, gptq_weight
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.weight import QuantizedWeight, fp8_rounded, stacked
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 
 LAYOUTS: dict[str, Layout] = {
     "gptq": Gptq(group_size=32),

@@ -9,9 +9,9 @@ from typing import Self
 from torch import Tensor
 
 from stoker_runtime.model.architecture import Fp8Storage, Storage
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.model.quantized.layouts import stored_weight
 from stoker_runtime.model.quantized.weight import QuantizedWeight
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 
 _INTEGER_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 # input_scale is for activations whose range somebody fixed; here they find their own, if they are rounded.

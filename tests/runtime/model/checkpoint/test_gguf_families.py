@@ -32,9 +32,9 @@ from stoker_runtime.model.architecture import (
     YarnScaling,
 )
 from stoker_runtime.model.assembly import Assembly
-from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
 from stoker_runtime.model.checkpoint.weights import GgufSource
+from stoker_runtime.model.decoder import Decoder
 
 VALUES = st.one_of(
     st.integers(-3, 300),

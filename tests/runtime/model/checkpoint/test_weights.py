@@ -32,12 +32,12 @@ from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import read_gguf
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.config_json import read_config_json
-from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.checkpoint.dequantize import FORMATS
 from stoker_runtime.model.checkpoint.gguf_metadata import architecture_from_gguf
+from stoker_runtime.model.checkpoint.weights import GgufSource, SafetensorsSource
+from stoker_runtime.model.decoder import Decoder
 from stoker_runtime.model.linear import Linear, packed, packing_works
 from stoker_runtime.model.mlp import Experts
-from stoker_runtime.model.checkpoint.weights import GgufSource, SafetensorsSource
 
 TYPES = gguf.GGMLQuantizationType
 CPU = torch.device("cpu")

@@ -27,6 +27,7 @@ from stoker_runtime.model import loader
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.config_json import read_config_json
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.model.cuda import check, fp8_linear, quantized_linear, support
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.e4m3 import from_e4m3, to_e4m3
@@ -42,7 +43,6 @@ from stoker_runtime.model.quantized.weight import (
     QuantizedWeight,
     fp8_rounded,
 )
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 IS_INTERPRETED = "TRITON_INTERPRET" in os.environ

@@ -19,6 +19,7 @@ from loadgen.checkpoints import Awq, Gptq, Layout, write_quantized
 from stoker_runtime.model import loader
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.config_json import read_config_json
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.model.cuda import check, decoder, experts, support
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.experts import answer
@@ -30,7 +31,6 @@ from stoker_runtime.model.mlp import Experts, Mlp
 from stoker_runtime.model.quantized.linear import QuantizedLinear
 from stoker_runtime.model.quantized.source import QuantizedSource
 from stoker_runtime.model.quantized.stack import QuantizedStack
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 8e-3}
 FIXED_DEVICE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)

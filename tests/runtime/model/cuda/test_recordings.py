@@ -17,11 +17,11 @@ from stoker_runtime.engine.engine import Engine
 from stoker_runtime.model import loader
 from stoker_runtime.model.assembly import Assembly
 from stoker_runtime.model.checkpoint.config_json import read_config_json
+from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 from stoker_runtime.model.cuda import decoder as cuda_decoder
 from stoker_runtime.model.cuda.decoder import CudaDecoder
 from stoker_runtime.model.cuda.rooms import Room, buckets, token_buckets
 from stoker_runtime.model.kv_cache import KVCache
-from stoker_runtime.model.checkpoint.weights import SafetensorsSource
 
 BLOCK_SIZE, NUM_BLOCKS = 8, 96
 MAX_SEQS, MAX_TOKENS = 6, 24  # recordings of 1, 2, 4 and 6 decodes, and of 16 and 24 tokens with chunks
