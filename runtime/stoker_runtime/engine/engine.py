@@ -17,7 +17,7 @@ from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
-from stoker_runtime.core.step import Runner, StepResult
+from stoker_runtime.core.step import Runner, StepPlan, StepResult
 from stoker_runtime.engine.queue_times import QueueTimes
 from stoker_runtime.engine.runners import as_async
 from stoker_runtime.messages import AddRequest, StepOutputs
@@ -54,11 +54,22 @@ class Engine:
         self._clock = clock
         self._submitted_s: deque[float] = deque()  # of the steps in flight
         self._collected_s = 0.0  # when the last step was
+        self._handover_s = config.handover_s
+        self._is_drawn_out = False  # the last step
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to say."""
         return self.scheduler.has_work
+
+    @property
+    def handover_s(self) -> float:
+        """Seconds for which to leave the cores to whoever hands the last step's tokens on.
+
+        0 unless prompts make steps longer in which few decode: else the next step is soon over, or throughput
+        counts more than when each token arrives.
+        """
+        return self._handover_s if self._is_drawn_out else 0.0
 
     def add(self, command: AddRequest) -> None:
         """Start a request; one that cannot work is answered with an error output by the next step."""
@@ -88,10 +99,12 @@ class Engine:
         Returns:
             What the step gave each request. Without work it computes nothing and reports the stats.
         """
+        self._is_drawn_out = False
         while self.scheduler.num_in_flight < self._max_in_flight and not self.scheduler.must_wait:
             plan = self.scheduler.schedule()
             if not plan.requests:
                 break
+            self._is_drawn_out = _is_drawn_out(plan)
             now_s = self._clock()
             self._queue_times.started(plan, now_s)
             self._submitted_s.append(now_s)
@@ -106,6 +119,14 @@ class Engine:
         begun_s = max(self._collected_s, self._submitted_s.popleft())
         self._collected_s = self._clock()
         return result, self._collected_s - begun_s
+
+
+def _is_drawn_out(plan: StepPlan) -> bool:
+    """Whether few requests that decode wait for the prompts of others."""
+    num_decodes = sum(
+        item.samples and len(item.token_ids) == 1 + item.num_draft_tokens for item in plan.requests
+    )
+    return 0 < num_decodes < len(plan.requests) and num_decodes <= FEW_REQUESTS
 
 
 def budgets_of(config: EngineConfig, max_model_len: int) -> Budgets:

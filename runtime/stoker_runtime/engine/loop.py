@@ -15,8 +15,9 @@ _GOODBYE_S = 5.0
 def run_loop(engine: Engine, connection: Connection, heartbeat_s: float) -> None:
     """Serve until the server says Shutdown or closes its end.
 
-    One StepOutputs is sent per step; without work one is sent every `heartbeat_s`. While the server does not
-    read what it was sent, no step is taken, so outputs wait in the requests rather than in memory.
+    One StepOutputs is sent per step, and behind it the thread rests for `Engine.handover_s`; without work one
+    is sent every `heartbeat_s`. While the server does not read what it was sent, no step is taken, so outputs
+    wait in the requests rather than in memory.
 
     Raises:
         OSError: the last outputs could not be handed over at shutdown.
@@ -39,6 +40,8 @@ def run_loop(engine: Engine, connection: Connection, heartbeat_s: float) -> None
         if (engine.has_work or is_beat_due) and not connection.is_congested:
             connection.send(engine.step())
             last_sent_s = time.monotonic()
+            if engine.handover_s:
+                time.sleep(engine.handover_s)
 
 
 def _obey(engine: Engine, command: Command) -> None:

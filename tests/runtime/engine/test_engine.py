@@ -5,6 +5,7 @@ import msgspec
 import pytest
 from runtime_builders import FakeRunner, make_engine_config, make_request
 
+from stoker_runtime.config import FEW_REQUESTS
 from stoker_runtime.core.step import StepPlan
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.engine.queue_times import QueueTimes
@@ -33,6 +34,30 @@ def test_budgets_follow_the_runner_when_they_are_automatic() -> None:
     engine.add(make_request([9] * 10, max_tokens=1))
     engine.step()
     assert runner.plans[0].num_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "gives_way"), [(0, False), (FEW_REQUESTS, True), (FEW_REQUESTS + 1, False)]
+)
+def test_cores_are_left_to_the_server_where_a_prompt_draws_out_the_steps_of_few(
+    num_decodes: int, gives_way: bool
+) -> None:
+    engine = make_engine(FakeRunner(num_blocks=400), max_num_batched_tokens=32, max_num_seqs=16)
+    for number in range(num_decodes):
+        engine.add(make_request([number + 2], max_tokens=40))
+    engine.step()
+    engine.step()
+    assert engine.handover_s == 0.0  # nobody waits for a prompt
+    engine.add(make_request(num_prompt_tokens=90, max_tokens=1))
+    engine.step()
+    assert (0.0 < engine.handover_s < 0.001) == gives_way
+    engine.scheduler.abort_all()
+    engine.step()
+    assert engine.handover_s == 0.0
+
+
+def test_a_device_of_its_own_leaves_the_cores_to_the_server_anyway() -> None:
+    assert make_engine_config().for_device("cuda").handover_s == 0.0
 
 
 def test_eos_of_the_model_ends_a_request() -> None:

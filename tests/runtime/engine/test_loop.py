@@ -2,6 +2,7 @@ import socket
 import threading
 import time
 
+import pytest
 from engine_builders import DEADLINE_S, engine_in_thread
 from runtime_builders import FakeRunner, make_engine_config, make_request
 
@@ -41,6 +42,26 @@ def test_request_joins_a_running_batch() -> None:
         outputs = peer.read_to_end("a", "b")
     assert [len(plan.requests) for plan in runner.plans] == [1, 1, 2, 2, 1, 1]
     assert (len(outputs["a"]), len(outputs["b"])) == (6, 2)
+
+
+def test_it_rests_behind_a_step_that_a_prompt_drew_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[int] = []
+    sent = threading.Event()
+    runner = FakeRunner(on_step=lambda plan: _hold_second_step(runner, sent))
+    monkeypatch.setattr("stoker_runtime.engine.loop.time.sleep", lambda _: rests.append(len(runner.plans)))
+    with engine_in_thread(runner, make_engine_config(max_num_batched_tokens=8, max_num_seqs=4)) as (peer, _):
+        peer.read_ready()
+        peer.send(make_request([5], request_id="a", max_tokens=8))
+        peer.send(make_request(num_prompt_tokens=20, request_id="b", max_tokens=1))
+        sent.set()
+        peer.read_to_end("a", "b")
+    mixed = [
+        index
+        for index, plan in enumerate(runner.plans, start=1)
+        if sorted(len(item.token_ids) > 1 for item in plan.requests) == [False, True]
+    ]
+    assert mixed
+    assert rests == mixed
 
 
 def test_abort_is_answered_and_frees_blocks_within_a_step() -> None:
