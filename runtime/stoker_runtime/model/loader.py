@@ -314,15 +314,12 @@ def _warm_up(config: EngineConfig, decoder: AnyDecoder, cache: KVCache, longest:
 
     A GPU compiles kernels, loads them and reserves memory by size; a CPU only has to have run once.
     """
-    if decoder.device.type == "cpu":
-        run_step(decoder, cache, _warm_up_plan(config, _CPU_WARM_UP_TOKENS, longest, num_requests=2))
-    else:
-        run_step(
-            decoder, cache, _warm_up_plan(config, config.max_num_batched_tokens, longest, num_requests=2)
-        )
+    is_cpu = decoder.device.type == "cpu"
+    num_tokens = _CPU_WARM_UP_TOKENS if is_cpu else config.max_num_batched_tokens
+    run_step(decoder, cache, _warm_up_plan(config, num_tokens, longest, num_requests=2))
     if isinstance(decoder, RecordingDecoder):
         decoder.record(cache, buckets(config.max_num_seqs), token_buckets(config.max_recorded_tokens))
-    if decoder.device.type != "cpu":
+    if not is_cpu:
         for size in _warm_up_sizes(config.max_num_batched_tokens):
             run_step(decoder, cache, _warm_up_plan(config, size, longest, num_requests=1))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -20,7 +19,6 @@ from stoker_runtime.model.cuda.chooser import Chooser, Way, difference
 from stoker_runtime.model.cuda.stopwatch import (
     Limits,
     Run,
-    Stopwatch,
     _EventStopwatch,
     median_seconds,
     stopwatch_on,
@@ -206,13 +204,16 @@ def test_a_row_that_is_not_zero_where_it_should_be_is_far_away() -> None:
     assert difference(torch.zeros(1, 2), torch.zeros(1, 2)) == 0.0
 
 
-def test_a_stopwatch_measures_what_runs(device: torch.device) -> None:
-    def run() -> None:
-        time.sleep(0.002)
+def test_a_stopwatch_measures_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 5.0
 
-    with stopwatch_on(device) as stopwatch:
-        watch: Stopwatch = stopwatch
-        assert 0.001 < watch(run) < 1.0
+    def run() -> None:
+        nonlocal now_s
+        now_s += 0.25
+
+    monkeypatch.setattr("stoker_runtime.model.cuda.stopwatch.time.perf_counter", lambda: now_s)
+    with stopwatch_on(torch.device("cpu")) as stopwatch:
+        assert stopwatch(run) == 0.25
 
 
 def test_events_surround_what_runs_after_the_cache_was_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
