@@ -42,6 +42,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; n: the sampled token and the n most likely
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, which are then all computed
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all; only these are picked, end tokens included
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # sequences that output never completes
 
     @property
     def looks_back(self) -> bool:
@@ -87,6 +90,9 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     token_ids: list[int] = []  # includes the eos or stop token that ended it
     logprobs: list[TokenLogprob] = []  # one per token when asked for
+    # When asked for, of the prompt's tokens from the second on, in their order, as they are computed; the
+    # last of them come with the first output token.
+    prompt_logprobs: list[TokenLogprob] = []
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it, when finish_reason is stop
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache at first admission

@@ -16,7 +16,24 @@ from stoker_runtime.server.detokenize import Detokenizer, TokenBytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What to generate. Choice number i belongs to prompt i // n."""
+    """What to generate. Choice number i belongs to prompt i // n.
+
+    Args:
+        prompts: token ids of each.
+        sampling: of every choice; with `prompt_logprobs` those of the prompt come along.
+        n: choices of each prompt.
+        best_of: where it is more than n, so many are generated of each prompt, and those n are answered whose
+            tokens are the likeliest on average. Never in a stream.
+        stop: strings that end the text.
+        include_stop: the stop string is part of the text.
+        skip_special_tokens: special tokens give no text.
+        cache_salt: requests share prefix blocks only within one salt.
+        priority: lower is served earlier.
+        echo: by prompt, the text in front of each of its answers; None: none.
+        shows_prompt_logprobs: the prompt's log-probabilities are told apart from those of the answer.
+        returns_token_ids: the ids of prompt and answer are told.
+        drops_output: only the prompt was asked for: the token that is generated is neither told nor counted.
+    """
 
     prompts: list[list[int]]
     sampling: SamplingParams
@@ -26,6 +43,11 @@ class Generation:
     skip_special_tokens: bool = True
     cache_salt: str = ""
     priority: int = 0
+    best_of: int = 1
+    echo: tuple[str, ...] | None = None
+    shows_prompt_logprobs: bool = False
+    returns_token_ids: bool = False
+    drops_output: bool = False
 
     @property
     def num_choices(self) -> int:

@@ -192,6 +192,7 @@ class Record:
     finish_reasons: list[str] = field(default_factory=list)
     ttft_s: float | None = None
     error: str | None = None
+    ignored: list[str] = field(default_factory=list)  # what of the body was not looked at, by its path
 
 
 class Answer:
