@@ -97,6 +97,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_id: int | None = None  # the token that ended it, when finish_reason is stop
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache at first admission
     queue_s: float | None = None  # with the first tokens: from AddRequest.arrival_s to first admission
+    num_preemptions: int = 0  # times that it had to give its blocks back so far
     error: str | None = None
 
 

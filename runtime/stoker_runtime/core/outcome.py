@@ -15,6 +15,7 @@ def ended(request: Request, reason: FinishReason, error: str | None = None) -> R
         request_id=request.request_id,
         finish_reason=reason,
         num_cached_tokens=request.num_cached_tokens or 0,
+        num_preemptions=request.num_preemptions,
         error=error,
     )
 
@@ -28,6 +29,7 @@ def stepped(request: Request, sampled: Sequence[SampledToken], reason: FinishRea
         finish_reason=reason,
         stop_token_id=sampled[-1].token_id if reason is FinishReason.STOP else None,
         num_cached_tokens=request.num_cached_tokens or 0,
+        num_preemptions=request.num_preemptions,
     )
 
 

@@ -37,6 +37,7 @@ class Request:
         "num_computed_tokens",
         "num_overtakes",
         "num_pending_tokens",
+        "num_preemptions",
         "num_published_blocks",
         "order",
         "output_token_ids",
@@ -67,6 +68,7 @@ class Request:
         self.num_computed_tokens = 0  # those of steps in flight count
         self.num_pending_tokens = 0  # that steps in flight sample: they exist, but nobody knows them yet
         self.pending_index = 0  # of the last of them, among all that its step samples
+        self.num_preemptions = 0  # times that it had to give its blocks back
         self.num_published_blocks = 0  # leading blocks that were made findable, or were found
         self.num_cached_tokens: int | None = None  # None until it is first admitted
         self.block_ids: list[int] = []

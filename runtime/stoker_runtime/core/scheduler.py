@@ -313,6 +313,7 @@ class Scheduler:
         self._running.stop(request)
         request.status = RequestStatus.WAITING
         self._prefills.queue(request)
+        request.num_preemptions += 1
         self._num_preemptions += 1
 
     def _accept(
