@@ -36,6 +36,8 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     all_headers = dict(headers or {})
     if error.retry_after_s is not None:
         all_headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 401:
+        all_headers["www-authenticate"] = "Bearer"
     if error.status == 408:
         all_headers["connection"] = "close"  # the rest of the request may still come, at whatever pace
     return Response(

@@ -36,7 +36,7 @@ class Serving:
         self.client = client
         self.max_running = max_running
         self.metrics = Metrics(config.served_model_names[0], lambda: client.stats, lambda: client.ready)
-        client.on_stats = self.metrics.stepped
+        client.on_step = self.metrics.stepped
         self.text: TextRoom | None = None  # set once the tokenizer is loaded
         self.is_draining = False
         self.is_closed = False  # the drain is over: nothing more is started
@@ -82,12 +82,12 @@ class Serving:
         return min(ready.max_model_len, ready.num_blocks * ready.block_size)
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served here.
+        """Refuse a model that is not served here. None and "" stand for the one that is.
 
         Raises:
             RequestError: 404, model_not_found.
         """
-        if name is not None and name not in self.config.served_model_names:
+        if name and name not in self.config.served_model_names:
             raise RequestError(
                 f"`model` {name!r} is not served here; {', '.join(self.config.served_model_names)} is",
                 status=404,
@@ -137,6 +137,7 @@ class Serving:
                 code="invalid_value",
             )
         if self._num_waiting(num_requests) > limit:
+            self.metrics.rejected()
             raise queue_full(f"{limit} requests are waiting already; try again a little later")
 
     def _num_waiting(self, num_new: int) -> int:
@@ -229,6 +230,7 @@ class Answer:
                     delta = choice.take(output)
                     deltas.append(delta)
                     timer.tokens(at_s, choice.num_output_tokens - before, output.queue_s)
+                    timer.num_preemptions = output.num_preemptions
                     if delta.finish_reason is not None:
                         timer.end(delta.finish_reason)
                         self._ticket.abort(index)

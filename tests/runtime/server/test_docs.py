@@ -11,7 +11,10 @@ from stoker_runtime.server import (
     app,
     body,
     connection,
+    cors,
+    framing,
     generation,
+    keys,
     problems,
     prompt,
     sampling,
@@ -45,7 +48,10 @@ def test_every_field_is_documented(model: type[BaseModel]) -> None:
 def test_every_error_code_is_documented_and_exists() -> None:
     sources = "".join(
         Path(str(module.__file__)).read_text()
-        for module in (app, body, connection, generation, problems, prompt, sampling, serving, template)
+        for module in (
+            *(app, body, connection, cors, framing, generation, keys, problems, prompt, sampling, serving),
+            template,
+        )
     )
     table = (DOCS / "http-api.md").read_text().partition("## Errors")[2]
     documented = set(re.findall(r"`([a-z]+_[a-z_]+|loading)`", table))
