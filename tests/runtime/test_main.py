@@ -83,7 +83,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --async-scheduling off --kernel-choices defaults --kv-cache-dtype fp8
     --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
-    --log-level debug --seed 4"""
+    --sse-keep-alive-s 2.5 --log-level debug --seed 4"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
@@ -94,6 +94,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 max_queue=6,
                 max_request_bytes=2**20,
                 step_timeout_s=900.0,
+                sse_keep_alive_s=2.5,
                 shutdown_delay_s=1.5,
                 drain_timeout_s=7.0,
                 log_level="debug",

@@ -105,5 +105,10 @@ async def _generate(
     check_size(generation.num_choices, generation.sampling, serving.max_model_len - longest)
     answer = serving.start(generation, request.state.record, request.state.arrival_s)
     return await respond(
-        request, answer, shape, is_stream=bool(body.stream), include_usage=_include_usage(body)
+        request,
+        answer,
+        shape,
+        is_stream=bool(body.stream),
+        include_usage=_include_usage(body),
+        keep_alive_s=serving.config.sse_keep_alive_s,
     )

@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
 from stoker_runtime import __version__
 from stoker_runtime.server.detokenize import TokenBytes
 from stoker_runtime.server.generation import Delta, ShownToken, Usage, WholeChoice
+from stoker_runtime.server.json_text import to_json
 
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"stoker-{__version__}"
 # JSON has no infinity; vLLM answers the same.
 _LOWEST_LOGPROB = -9999.0
-
-_json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class _Events:
             "model": head.model,
             "system_fingerprint": FINGERPRINT,
         }
-        self._start = b"data: " + _json(self._fields)[:-1] + b',"choices":[{"index":'
+        self._start = b"data: " + to_json(self._fields)[:-1] + b',"choices":[{"index":'
         # With include_usage every event but the last says null, as OpenAI's do.
         self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
 
@@ -88,10 +85,10 @@ class _Events:
         return b"".join((self._start, b"%d" % index, *parts, self._end))
 
     def usage(self, usage: Usage) -> bytes:
-        return b"data: " + _json({**self._fields, "choices": [], "usage": usage_json(usage)}) + b"\n\n"
+        return b"data: " + to_json({**self._fields, "choices": [], "usage": usage_json(usage)}) + b"\n\n"
 
     def whole(self, kind: str, choices: list[dict[str, Any]], usage: Usage) -> bytes:
-        return _json({**self._fields, "object": kind, "choices": choices, "usage": usage_json(usage)})
+        return to_json({**self._fields, "object": kind, "choices": choices, "usage": usage_json(usage)})
 
 
 class ChatShape:
@@ -120,11 +117,11 @@ class ChatShape:
         """Return up to two events: text with its tokens, and the end."""
         events = b""
         if delta.text or delta.tokens:
-            logprobs = _json(self._logprobs(delta.tokens)) if self._has_logprobs else b"null"
-            content = (b',"delta":{"content":', _json(delta.text), b'},"logprobs":', logprobs)
+            logprobs = to_json(self._logprobs(delta.tokens)) if self._has_logprobs else b"null"
+            content = (b',"delta":{"content":', to_json(delta.text), b'},"logprobs":', logprobs)
             events = self._events.event(delta.index, *content, b',"finish_reason":null')
         if delta.finish_reason is not None:
-            end = (b',"delta":{},"logprobs":null,"finish_reason":', _json(delta.finish_reason))
+            end = (b',"delta":{},"logprobs":null,"finish_reason":', to_json(delta.finish_reason))
             events += self._events.event(delta.index, *end)
         return events
 
@@ -192,9 +189,9 @@ class CompletionShape:
         """Return one event, or none when there is nothing to say."""
         if not (delta.text or delta.tokens or delta.finish_reason):
             return b""
-        logprobs = _json(self._logprobs(delta.tokens)) if self._has_logprobs else b"null"
-        text = (b',"text":', _json(delta.text), b',"logprobs":', logprobs)
-        return self._events.event(delta.index, *text, b',"finish_reason":', _json(delta.finish_reason))
+        logprobs = to_json(self._logprobs(delta.tokens)) if self._has_logprobs else b"null"
+        text = (b',"text":', to_json(delta.text), b',"logprobs":', logprobs)
+        return self._events.event(delta.index, *text, b',"finish_reason":', to_json(delta.finish_reason))
 
     def usage_event(self, usage: Usage) -> bytes:
         """Return the event that carries the usage alone."""
