@@ -180,6 +180,11 @@ class Detokenizer:
         return released
 
     @property
+    def num_decoded(self) -> int:
+        """Characters so far, those held back and those behind a stop string included."""
+        return self._num_decoded
+
+    @property
     def _is_searching(self) -> bool:
         return len(self.token_starts) > self._min_tokens
 

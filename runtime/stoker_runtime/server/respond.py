@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stoker_runtime.errors import RequestError
+from stoker_runtime.server.answer import Answer
 from stoker_runtime.server.event_stream import EventStream, unless_gone
-from stoker_runtime.server.generation import WholeChoice
+from stoker_runtime.server.generation import best_choices
+from stoker_runtime.server.logprobs import PromptLogprobs
 from stoker_runtime.server.problems import error_event, internal_error
-from stoker_runtime.server.serving import Answer, Record
-from stoker_runtime.server.wire import DONE, Shape
+from stoker_runtime.server.serving import Record
+from stoker_runtime.server.wire import DONE, PromptPart, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,6 @@ async def respond(
     shape: Shape,
     *,
     is_stream: bool,
-    include_usage: bool,
     keep_alive_s: float,
 ) -> Response:
     """Return the response to an answer that was just started. Sees to it that the answer is closed.
@@ -36,7 +38,6 @@ async def respond(
         answer: from Serving.start.
         shape: how it is written.
         is_stream: as server-sent events.
-        include_usage: the last of them tells the usage.
         keep_alive_s: see EventStream.
 
     Raises:
@@ -48,10 +49,13 @@ async def respond(
 
     def end() -> None:
         answer.close()
-        answer.describe(record, request.state.arrival_s)
+        first_s = answer.first_token_s
+        record.ttft_s = None if first_s is None else round(first_s - request.state.arrival_s, 4)
+        record.usage = answer.usage
+        record.finish_reasons = [choice.finish_reason or "abort" for choice in answer.choices]
 
     if is_stream:
-        events = _events(answer, shape, record, include_usage)
+        events = _events(answer, shape, record)
         return EventStream(events, end, keep_alive_s=keep_alive_s)
     try:
         body = await unless_gone(request.receive, _collect(answer, shape))
@@ -61,22 +65,36 @@ async def respond(
 
 
 async def _collect(answer: Answer, shape: Shape) -> bytes:
-    choices = [WholeChoice(choice.index) for choice in answer.choices]
+    """Return the body of an answer in one piece. What is long is written piece by piece, as it comes."""
+    generation = answer.generation
+    size = generation.num_candidates
+    choices = [shape.begin() for _ in answer.choices]
+    prompts = [PromptLogprobs(answer.token_bytes) for _ in generation.prompts]
     async for deltas in answer.deltas():
         for delta in deltas:
             choices[delta.index].add(delta)
-    return shape.whole(choices, answer.usage)
+            prompts[delta.index // size].add(delta.prompt_logprobs)
+    parts = [
+        PromptPart(token_ids, logprobs.json() if generation.shows_prompt_logprobs else None)
+        for token_ids, logprobs in zip(generation.prompts, prompts, strict=True)
+    ]
+    chosen = best_choices([choice.mean_logprob for choice in answer.choices], generation.n, size)
+    written = []
+    for number, index in enumerate(chosen):
+        written.append(shape.choice(number, choices[index], parts[index // size]))
+        await asyncio.sleep(0)
+    return shape.whole(written, parts, answer.usage)
 
 
-async def _events(answer: Answer, shape: Shape, record: Record, include_usage: bool) -> AsyncGenerator[bytes]:
+async def _events(answer: Answer, shape: Shape, record: Record) -> AsyncGenerator[bytes]:
     """Yield the stream's bytes: what opens it, then one chunk per step, whatever the number of choices."""
     try:
-        if opening := b"".join(shape.opening(choice.index) for choice in answer.choices):
+        if opening := b"".join(_openings(answer, shape)):
             yield opening
         async for deltas in answer.deltas():
-            if data := b"".join(map(shape.events, deltas)):
+            if data := b"".join(shape.events(delta, answer.usage_of(delta.index)) for delta in deltas):
                 yield data
-        yield (shape.usage_event(answer.usage) if include_usage else b"") + DONE
+        yield (shape.usage_event(answer.usage) if shape.options.include_usage else b"") + DONE
     except RequestError as error:
         record.error = error.code
         yield error_event(error)
@@ -85,3 +103,10 @@ async def _events(answer: Answer, shape: Shape, record: Record, include_usage: b
         logger.exception("a stream failed")
         record.error = "internal_error"
         yield error_event(internal_error())
+
+
+def _openings(answer: Answer, shape: Shape) -> Iterator[bytes]:
+    generation = answer.generation
+    for choice in answer.choices:
+        prompt = PromptPart(generation.prompts[choice.index // generation.num_candidates])
+        yield shape.opening(choice.index, answer.usage_of(choice.index), prompt)
