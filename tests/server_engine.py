@@ -81,6 +81,7 @@ class FakeEngine:
     reply: Callable[[AddRequest], list[int]] | None = None
     ready: EngineReady = field(default_factory=make_ready)
     max_running: int = 64
+    logprob_of: Callable[[int], float] = lambda token: -0.5  # of an output token
     scored_per_step: int = 2  # tokens of a prompt whose log-probabilities are asked for
     errors: dict[int, str] = field(default_factory=dict)  # by number of the request: an error as its answer
     added: list[AddRequest] = field(default_factory=list)
@@ -213,8 +214,9 @@ class FakeEngine:
             del self._live[request.request_id]
         logprobs = []
         if sampling.logprobs is not None:
-            top = [((token + rank) % 256, -0.5 - rank) for rank in range(sampling.logprobs)]
-            logprobs = [TokenLogprob(token_id=token, logprob=-0.5, top=top)]
+            logprob = self.logprob_of(token)
+            top = [((token + rank) % 256, logprob - rank) for rank in range(sampling.logprobs)]
+            logprobs = [TokenLogprob(token_id=token, logprob=logprob, top=top)]
         scored = []
         if sampling.prompt_logprobs is not None and live.num_given == 1:
             scored = self._prompt_logprobs(live, len(request.prompt_token_ids) - 1 - live.num_scored)

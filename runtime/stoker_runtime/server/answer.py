@@ -9,7 +9,7 @@ from stoker_runtime.errors import EngineDead, RequestError
 from stoker_runtime.messages import RequestOutput
 from stoker_runtime.server.client import Ticket
 from stoker_runtime.server.detokenize import TokenBytes
-from stoker_runtime.server.generation import Choice, Delta, Generation, Usage, choice_usage, usage
+from stoker_runtime.server.generation import Choice, Delta, Generation, Usage, usage
 from stoker_runtime.server.metrics import Metrics, RequestTimer
 from stoker_runtime.server.problems import engine_dead
 from stoker_runtime.server.prompt_output import PromptOutput
@@ -97,10 +97,6 @@ class Answer:
     def usage(self) -> Usage:
         """Token counts so far."""
         return usage(self.generation, self.choices)
-
-    def usage_of(self, index: int) -> Usage:
-        """Token counts so far of one choice."""
-        return choice_usage(self.generation, self.choices[index])
 
     @property
     def first_token_s(self) -> float | None:

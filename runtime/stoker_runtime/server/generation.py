@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -150,6 +150,7 @@ class Delta:
         int
     ] = ()  # only when they were asked for; they do not wait for text that is held back
     prompt_logprobs: Sequence[TokenLogprob] = ()  # the next of the prompt's, with its first choice
+    num_output_tokens: int = field(default=0, compare=False)  # of the choice so far
 
 
 class Choice:
@@ -226,7 +227,14 @@ class Choice:
                 for logprob, start in zip(output.logprobs, starts, strict=False)
             ]
         token_ids = output.token_ids[:num_tokens] if self._generation.returns_token_ids else ()
-        return Delta(self.index, text, self._shown(), self.finish_reason, token_ids)
+        return Delta(
+            self.index,
+            text,
+            self._shown(),
+            self.finish_reason,
+            token_ids,
+            num_output_tokens=self.num_output_tokens,
+        )
 
     @property
     def _shows_all(self) -> bool:
@@ -282,13 +290,4 @@ def usage(generation: Generation, choices: Sequence[Choice]) -> Usage:
         prompt_tokens=sum(len(prompt) for prompt in generation.prompts),
         output_tokens=sum(choice.num_output_tokens for choice in choices),
         cached_tokens=sum(choice.num_cached_tokens for choice in choices[:: generation.num_candidates]),
-    )
-
-
-def choice_usage(generation: Generation, choice: Choice) -> Usage:
-    """Return the counts so far of one choice and its prompt."""
-    return Usage(
-        prompt_tokens=len(generation.prompts[choice.index // generation.num_candidates]),
-        output_tokens=choice.num_output_tokens,
-        cached_tokens=choice.num_cached_tokens,
     )

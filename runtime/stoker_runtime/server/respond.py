@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -88,11 +88,14 @@ async def _collect(answer: Answer, shape: Shape) -> bytes:
 
 async def _events(answer: Answer, shape: Shape, record: Record) -> AsyncGenerator[bytes]:
     """Yield the stream's bytes: what opens it, then one chunk per step, whatever the number of choices."""
+    prompts, size = answer.generation.prompts, answer.generation.num_candidates
     try:
-        if opening := b"".join(_openings(answer, shape)):
+        if opening := b"".join(
+            shape.opening(choice.index, prompts[choice.index // size]) for choice in answer.choices
+        ):
             yield opening
         async for deltas in answer.deltas():
-            if data := b"".join(shape.events(delta, answer.usage_of(delta.index)) for delta in deltas):
+            if data := b"".join(shape.events(delta, prompts[delta.index // size]) for delta in deltas):
                 yield data
         yield (shape.usage_event(answer.usage) if shape.options.include_usage else b"") + DONE
     except RequestError as error:
@@ -103,10 +106,3 @@ async def _events(answer: Answer, shape: Shape, record: Record) -> AsyncGenerato
         logger.exception("a stream failed")
         record.error = "internal_error"
         yield error_event(internal_error())
-
-
-def _openings(answer: Answer, shape: Shape) -> Iterator[bytes]:
-    generation = answer.generation
-    for choice in answer.choices:
-        prompt = PromptPart(generation.prompts[choice.index // generation.num_candidates])
-        yield shape.opening(choice.index, answer.usage_of(choice.index), prompt)

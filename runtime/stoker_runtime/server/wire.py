@@ -100,12 +100,12 @@ class Shape(Protocol):
         """What the client asked for."""
         ...
 
-    def opening(self, index: int, usage: Usage, prompt: PromptPart) -> bytes:
-        """Return the events before a choice's first delta."""
+    def opening(self, index: int, prompt: Sequence[int]) -> bytes:
+        """Return the events before the first delta of a choice of a prompt of these tokens."""
         ...
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
-        """Return the events of a delta and the usage so far; none for one that tells nothing."""
+    def events(self, delta: Delta, prompt: Sequence[int]) -> bytes:
+        """Return the events of a delta; none for one that tells nothing."""
         ...
 
     def usage_event(self, usage: Usage) -> bytes:
@@ -151,14 +151,17 @@ class _Events:
         # With include_usage every event but the last says null, as OpenAI's do.
         self._end = b',"usage":null}\n\n' if options.include_usage else b"}\n\n"
 
-    def event(self, index: int, usage: Usage, *parts: bytes, beside: bytes = b"") -> bytes:
-        """Return one event: a choice's number, the rest of it, and what stands beside the choices."""
-        end = self._usage_so_far(usage) if self._has_usage else self._end
-        return b"".join((self._start, b"%d" % index, *parts, b"}]", beside, end))
+    def event(self, index: int, tokens: tuple[int, int], *parts: bytes, beside: bytes = b"") -> bytes:
+        """Return one event.
 
-    def _usage_so_far(self, usage: Usage) -> bytes:
-        tokens = (usage.prompt_tokens, usage.output_tokens, usage.prompt_tokens + usage.output_tokens)
-        return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}\n\n' % tokens
+        Args:
+            index: the choice's number.
+            tokens: of the choice's prompt, and of the choice so far.
+            parts: the rest of the choice.
+            beside: what stands beside the choices.
+        """
+        end = _usage_so_far(*tokens) if self._has_usage else self._end
+        return b"".join((self._start, b"%d" % index, *parts, b"}]", beside, end))
 
     def usage(self, usage: Usage) -> bytes:
         return b"data: " + to_json({**self._fields, "choices": [], "usage": usage_json(usage)}) + b"\n\n"
@@ -166,6 +169,11 @@ class _Events:
     def whole(self, kind: str, choices: Sequence[bytes], usage: Usage, **beside: Any) -> bytes:
         raw = [Raw(choice) for choice in choices]
         return to_json({**self._fields, "object": kind, "choices": raw, "usage": usage_json(usage), **beside})
+
+
+def _usage_so_far(num_prompt_tokens: int, num_output_tokens: int) -> bytes:
+    tokens = (num_prompt_tokens, num_output_tokens, num_prompt_tokens + num_output_tokens)
+    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}\n\n' % tokens
 
 
 class ChatShape:
@@ -182,27 +190,26 @@ class ChatShape:
         self._events = _Events(head, "chat.completion.chunk", options)
         self._names = TokenNames(token_bytes, as_ids=options.tokens_as_ids)
 
-    def opening(self, index: int, usage: Usage, prompt: PromptPart) -> bytes:
+    def opening(self, index: int, prompt: Sequence[int]) -> bytes:
         """Return the event that names the role."""
         delta = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        beside = (
-            b',"prompt_token_ids":' + to_json(prompt.token_ids) if self.options.returns_token_ids else b""
-        )
-        return self._events.event(index, usage, delta, beside=beside)
+        beside = b',"prompt_token_ids":' + to_json(prompt) if self.options.returns_token_ids else b""
+        return self._events.event(index, (len(prompt), 0), delta, beside=beside)
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
+    def events(self, delta: Delta, prompt: Sequence[int]) -> bytes:
         """Return up to two events: text with its tokens, and the end."""
         events = b""
+        tokens = (len(prompt), delta.num_output_tokens)
         token_ids = _token_ids(self.options, delta.token_ids)
         is_end = delta.finish_reason is not None
         if delta.text or delta.tokens or (delta.token_ids and not is_end):
             logprobs = _logprobs_json(self._logprobs(), delta)
             content = (b',"delta":{"content":', to_json(delta.text), b'},"logprobs":', logprobs)
-            events = self._events.event(delta.index, usage, *content, b',"finish_reason":null', token_ids)
+            events = self._events.event(delta.index, tokens, *content, b',"finish_reason":null', token_ids)
             token_ids = _token_ids(self.options, ())
         if is_end:
             end = (b',"delta":{},"logprobs":null,"finish_reason":', to_json(delta.finish_reason), token_ids)
-            events += self._events.event(delta.index, usage, *end)
+            events += self._events.event(delta.index, tokens, *end)
         return events
 
     def usage_event(self, usage: Usage) -> bytes:
@@ -247,14 +254,14 @@ class CompletionShape:
         self._events = _Events(head, "text_completion", options)
         self._names = TokenNames(token_bytes, as_ids=options.tokens_as_ids)
 
-    def opening(self, index: int, usage: Usage, prompt: PromptPart) -> bytes:
+    def opening(self, index: int, prompt: Sequence[int]) -> bytes:
         """Return the prompt's tokens, when they were asked for: a completion has no role."""
         if not self.options.returns_token_ids:
             return b""
         nothing = b',"text":"","logprobs":null,"finish_reason":null,"token_ids":[]'
-        return self._events.event(index, usage, nothing, b',"prompt_token_ids":', to_json(prompt.token_ids))
+        return self._events.event(index, (len(prompt), 0), nothing, b',"prompt_token_ids":', to_json(prompt))
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
+    def events(self, delta: Delta, prompt: Sequence[int]) -> bytes:
         """Return one event, or none when there is nothing to say."""
         if not (delta.text or delta.tokens or delta.token_ids or delta.finish_reason):
             return b""
@@ -262,7 +269,8 @@ class CompletionShape:
         text = (b',"text":', to_json(delta.text), b',"logprobs":', logprobs)
         end = (b',"finish_reason":', to_json(delta.finish_reason))
         token_ids = _token_ids(self.options, delta.token_ids)
-        return self._events.event(delta.index, usage, *text, *end, token_ids)
+        tokens = (len(prompt), delta.num_output_tokens)
+        return self._events.event(delta.index, tokens, *text, *end, token_ids)
 
     def usage_event(self, usage: Usage) -> bytes:
         """Return the event that carries the usage alone."""
