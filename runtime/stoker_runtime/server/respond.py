@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from stoker_runtime.errors import RequestError
@@ -42,7 +42,8 @@ async def respond(
 
     Raises:
         RequestError: the answer failed, and it is not a stream.
-        ClientDisconnect: the client left before the answer was whole; it is given up.
+        ClientDisconnect: the client left before the answer was whole, or before it began where it is a stream;
+            it is given up.
     """
     record: Record = request.state.record
     record.is_stream = is_stream
@@ -55,6 +56,11 @@ async def respond(
         record.finish_reasons = [choice.finish_reason or "abort" for choice in answer.choices]
 
     if is_stream:
+        if (
+            await request.is_disconnected()
+        ):  # one that closed only its side can still read why it gets nothing
+            end()
+            raise ClientDisconnect
         events = _events(answer, shape, record)
         return EventStream(events, end, keep_alive_s=keep_alive_s)
     try:
