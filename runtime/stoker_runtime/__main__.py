@@ -147,6 +147,12 @@ def cli() -> None:
     help="Seconds that one step may take before the engine counts as hung.",
 )
 @_option(
+    "--sse-keep-alive-s",
+    type=float,
+    default=ServerConfig.sse_keep_alive_s,
+    help="Seconds without an event before a stream gets a comment; 0 is never.",
+)
+@_option(
     "--shutdown-delay-s",
     type=float,
     default=ServerConfig.shutdown_delay_s,
@@ -264,7 +270,8 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
 
 _SERVER_FLAGS = (
     *("host", "port", "max_queue", "max_request_bytes"),
-    *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s", "keep_alive_timeout_s"),
+    *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
+    *("keep_alive_timeout_s", "sse_keep_alive_s"),
     *("root_path", "api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
 )
 

@@ -220,6 +220,7 @@ class ServerConfig:
     max_queue: int = 512  # requests that may wait for the engine before 429
     max_request_bytes: int = 4 * MIB  # body size before 413
     step_timeout_s: float = 300.0  # of one step; an engine silent for longer counts as hung
+    sse_keep_alive_s: float = 15.0  # without an event before a stream gets a comment; 0: never
     shutdown_delay_s: float = 5.0  # after SIGTERM, new connections are still served this long
     drain_timeout_s: float = 25.0  # then this long for requests in flight
     keep_alive_timeout_s: int = KEEP_ALIVE_TIMEOUT_S  # of a connection between two requests
@@ -241,6 +242,7 @@ class ServerConfig:
         _at_least("--max-request-bytes", self.max_request_bytes, 1)
         if not self.step_timeout_s > 1:  # an idle engine speaks once a second
             raise ConfigError(f"--step-timeout-s is {self.step_timeout_s}; use more than 1")
+        _at_least("--sse-keep-alive-s", self.sse_keep_alive_s, 0)
         _at_least("--shutdown-delay-s", self.shutdown_delay_s, 0)
         _at_least("--drain-timeout-s", self.drain_timeout_s, 0)
         _at_least("--keep-alive-timeout-s", self.keep_alive_timeout_s, 1)

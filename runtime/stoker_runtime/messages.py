@@ -82,6 +82,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float
     top: list[tuple[int, float]]  # most likely first
+    rank: int | None = None  # of token_id, 1 is the likeliest; None: not counted, see top
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,7 +85,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
     --log-level debug --seed 4 --keep-alive-timeout-s 75 --root-path llm/ --api-key k1 --api-key k2
     --allowed-origins https://a.example/ --allowed-origins http://B.example:3000 --allowed-methods get,POST
-    --allowed-headers ["authorization","content-type"] --allow-credentials"""
+    --allowed-headers ["authorization","content-type"] --allow-credentials --sse-keep-alive-s 2.5"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
@@ -97,6 +97,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 max_queue=6,
                 max_request_bytes=2**20,
                 step_timeout_s=900.0,
+                sse_keep_alive_s=2.5,
                 shutdown_delay_s=1.5,
                 drain_timeout_s=7.0,
                 keep_alive_timeout_s=75,

@@ -16,7 +16,7 @@ from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBod
 from stoker_runtime.server.respond import respond
 from stoker_runtime.server.sampling import chat_sampling, check_room, check_size, completion_sampling
 from stoker_runtime.server.serving import Record, Serving
-from stoker_runtime.server.wire import ChatShape, CompletionShape, Head, Shape
+from stoker_runtime.server.wire import AnswerOptions, ChatShape, CompletionShape, Head, Shape
 
 
 async def complete(serving: Serving, request: Request) -> Response:
@@ -30,8 +30,7 @@ async def complete(serving: Serving, request: Request) -> Response:
     shape = CompletionShape(
         _head(serving, "cmpl"),
         text.token_bytes,
-        has_logprobs=body.logprobs is not None,
-        include_usage=_include_usage(body),
+        AnswerOptions(has_logprobs=body.logprobs is not None, include_usage=_include_usage(body)),
     )
     return await _generate(serving, request, body, _generation(body, prompts, sampling), shape)
 
@@ -51,8 +50,7 @@ async def chat(serving: Serving, request: Request) -> Response:
     shape = ChatShape(
         _head(serving, "chatcmpl"),
         text.token_bytes,
-        has_logprobs=bool(body.logprobs),
-        include_usage=_include_usage(body),
+        AnswerOptions(has_logprobs=bool(body.logprobs), include_usage=_include_usage(body)),
     )
     return await _generate(serving, request, body, _generation(body, [prompt], sampling), shape)
 
@@ -105,5 +103,9 @@ async def _generate(
     check_size(generation.num_choices, generation.sampling, serving.max_model_len - longest)
     answer = serving.start(generation, request.state.record, request.state.arrival_s)
     return await respond(
-        request, answer, shape, is_stream=bool(body.stream), include_usage=_include_usage(body)
+        request,
+        answer,
+        shape,
+        is_stream=bool(body.stream),
+        keep_alive_s=serving.config.sse_keep_alive_s,
     )

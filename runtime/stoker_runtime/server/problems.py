@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from stoker_runtime.errors import EngineDead, RequestError
+from stoker_runtime.server.json_text import to_json
 
 _CODES = {
     "extra_forbidden": "unknown_parameter",
@@ -60,7 +61,7 @@ def client_gone() -> RequestError:
 
 def error_event(error: RequestError) -> bytes:
     """Return the error as the last event of a stream. No [DONE] follows: the answer is not complete."""
-    return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
+    return b"data: " + to_json(error_body(error)) + b"\n\n"
 
 
 def internal_error() -> RequestError:
