@@ -137,6 +137,16 @@ def cli() -> None:
 @_option(
     "--num-threads", type=int, help="CPU threads that compute.  [default: the CPUs this process may use]"
 )
+@_option(
+    "--chat-template",
+    metavar="TEMPLATE",
+    help="A file with a Jinja template, the template itself, or the name of one that the model has.",
+)
+@_option(
+    "--sanitize-control-tokens",
+    is_flag=True,
+    help="Take control tokens that a client writes into a message for plain text.",
+)
 @_option("--max-queue", type=int, default=ServerConfig.max_queue, help="Waiting requests before 429.")
 @_option("--max-request-bytes", metavar="BYTES", default="4Mi", help="Size of a request body before 413.")
 @_option(
@@ -216,7 +226,7 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
         given["kv_cache_bytes"] = parse_bytes(given.pop("kv_cache_memory"), "--kv-cache-memory")
     given["prefix_caching"] = not given.pop("no_prefix_caching")
     given.setdefault("num_threads", machine.usable_cpus())
-    server = {name: given.pop(name) for name in _SERVER_FLAGS}
+    server = {name: given.pop(name) for name in _SERVER_FLAGS if name in given}
     return (
         ServerConfig(served_model_names=names, log_level=log_level, **server),
         EngineConfig(model=model, log_level=log_level, **given),
@@ -226,6 +236,7 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
 _SERVER_FLAGS = (
     *("host", "port", "max_queue", "max_request_bytes"),
     *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
+    *("chat_template", "sanitize_control_tokens"),
 )
 
 

@@ -215,6 +215,10 @@ class ServerConfig:
     step_timeout_s: float = 300.0  # of one step; an engine silent for longer counts as hung
     shutdown_delay_s: float = 5.0  # after SIGTERM, new connections are still served this long
     drain_timeout_s: float = 25.0  # then this long for requests in flight
+    chat_template: str | None = (
+        None  # instead of the model's own: a file, a template or one of the model's names
+    )
+    sanitize_control_tokens: bool = False  # control tokens that a client writes into a message are plain text
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -222,6 +226,8 @@ class ServerConfig:
             raise ConfigError("--served-model-name is empty; give the name that clients put in `model`")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; use 0 to 65535")
+        if self.chat_template is not None and not self.chat_template.strip():
+            raise ConfigError("--chat-template is empty; give a file, a template or the name of one")
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-queue", self.max_queue, 1)
         _at_least("--max-request-bytes", self.max_request_bytes, 1)

@@ -83,7 +83,7 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --async-scheduling off --kernel-choices defaults --kv-cache-dtype fp8
     --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
-    --log-level debug --seed 4"""
+    --chat-template own.jinja --sanitize-control-tokens --log-level debug --seed 4"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
@@ -96,6 +96,8 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 step_timeout_s=900.0,
                 shutdown_delay_s=1.5,
                 drain_timeout_s=7.0,
+                chat_template="own.jinja",
+                sanitize_control_tokens=True,
                 log_level="debug",
             ),
             EngineConfig(
