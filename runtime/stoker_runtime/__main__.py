@@ -138,6 +138,16 @@ def cli() -> None:
 @_option(
     "--num-threads", type=int, help="CPU threads that compute.  [default: the CPUs this process may use]"
 )
+@_option(
+    "--chat-template",
+    metavar="TEMPLATE",
+    help="A file with a Jinja template, the template itself, or the name of one that the model has.",
+)
+@_option(
+    "--sanitize-control-tokens",
+    is_flag=True,
+    help="Take control tokens that a client writes into a message for plain text.",
+)
 @_option("--max-queue", type=int, default=ServerConfig.max_queue, help="Waiting requests before 429.")
 @_option("--max-request-bytes", metavar="BYTES", default="4Mi", help="Size of a request body before 413.")
 @_option(
@@ -261,7 +271,7 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
     given["allowed_origins"] = flags.origins(given["allowed_origins"])
     given["allowed_methods"] = flags.methods(given["allowed_methods"])
     given["allowed_headers"] = flags.names("--allowed-headers", given["allowed_headers"]) or ("*",)
-    server = {name: given.pop(name) for name in _SERVER_FLAGS}
+    server = {name: given.pop(name) for name in _SERVER_FLAGS if name in given}
     return (
         ServerConfig(served_model_names=names, model=model, log_level=log_level, **server),
         EngineConfig(model=model, log_level=log_level, **given),
@@ -273,6 +283,7 @@ _SERVER_FLAGS = (
     *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
     *("keep_alive_timeout_s", "sse_keep_alive_s"),
     *("root_path", "api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
+    *("chat_template", "sanitize_control_tokens"),
 )
 
 

@@ -230,6 +230,9 @@ class ServerConfig:
     allowed_methods: tuple[str, ...] = ("*",)  # that they may use
     allowed_headers: tuple[str, ...] = ("*",)  # that they may send
     allow_credentials: bool = False  # whether they may send what the browser knows of its user
+    # instead of the model's own: a file, a template or one of the model's names
+    chat_template: str | None = None
+    sanitize_control_tokens: bool = False  # control tokens that a client writes into a message are plain text
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -237,6 +240,8 @@ class ServerConfig:
             raise ConfigError("--served-model-name is empty; give the name that clients put in `model`")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; use 0 to 65535")
+        if self.chat_template is not None and not self.chat_template.strip():
+            raise ConfigError("--chat-template is empty; give a file, a template or the name of one")
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-queue", self.max_queue, 1)
         _at_least("--max-request-bytes", self.max_request_bytes, 1)

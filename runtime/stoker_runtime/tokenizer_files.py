@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.fim import FimTokens, find_fim
 from stoker_runtime.generation_defaults import (
     SAMPLING_DEFAULTS,
     generation_config_defaults,
@@ -53,6 +54,7 @@ class Assets:
         add_bos: a plain prompt is encoded with the bos token in front.
         generation_defaults: the model's own, by the request fields' names: SAMPLING_DEFAULTS and max_tokens.
         template_variants: further named chat templates, such as ``tool_use``.
+        fim: the model's tokens for filling in the middle, None when it has none.
     """
 
     tokenizer: Tokenizer
@@ -62,6 +64,7 @@ class Assets:
     add_bos: bool
     generation_defaults: Mapping[str, float]
     template_variants: Mapping[str, str] = field(default_factory=dict)
+    fim: FimTokens | None = None
 
     @property
     def bos_token(self) -> str | None:
@@ -151,6 +154,7 @@ def _directory_assets(path: Path) -> Assets:
         add_bos=_adds_bos(tokenizer, special),
         generation_defaults=_generation_defaults(path / "generation_config.json"),
         template_variants=templates,
+        fim=find_fim(tokenizer),
     )
 
 
@@ -271,6 +275,7 @@ def _gguf_assets(gguf: GgufFile) -> Assets:
         template_variants={
             key.removeprefix(prefix): _template(gguf, key) or "" for key in meta if key.startswith(prefix)
         },
+        fim=find_fim(tokenizer, meta),
     )
 
 

@@ -64,6 +64,7 @@ def test_engine_setting_that_cannot_work_is_refused_by_name(options: dict[str, A
         pytest.param({"max_request_bytes": 0}, "--max-request-bytes", id="body"),
         pytest.param({"shutdown_delay_s": -1.0}, "--shutdown-delay-s", id="delay"),
         pytest.param({"sse_keep_alive_s": -1.0}, "--sse-keep-alive-s", id="keep-alive"),
+        pytest.param({"chat_template": " "}, "--chat-template", id="chat-template"),
         pytest.param({"drain_timeout_s": float("nan")}, "--drain-timeout-s", id="nan"),
         pytest.param({"keep_alive_timeout_s": 0}, "--keep-alive-timeout-s", id="no-keep-alive"),
         pytest.param({"keep_alive_timeout_s": -1}, "--keep-alive-timeout-s", id="negative-keep-alive"),

@@ -85,7 +85,8 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
     --log-level debug --seed 4 --keep-alive-timeout-s 75 --root-path llm/ --api-key k1 --api-key k2
     --allowed-origins https://a.example/ --allowed-origins http://B.example:3000 --allowed-methods get,POST
-    --allowed-headers ["authorization","content-type"] --allow-credentials --sse-keep-alive-s 2.5"""
+    --allowed-headers ["authorization","content-type"] --allow-credentials --sse-keep-alive-s 2.5
+    --chat-template own.jinja --sanitize-control-tokens"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
@@ -107,6 +108,8 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
                 allowed_methods=("GET", "POST"),
                 allowed_headers=("authorization", "content-type"),
                 allow_credentials=True,
+                chat_template="own.jinja",
+                sanitize_control_tokens=True,
                 log_level="debug",
             ),
             EngineConfig(

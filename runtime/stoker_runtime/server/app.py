@@ -166,12 +166,13 @@ def _token_routes(serving: Serving) -> APIRouter:
             tokens = (await text.prompt_ids([body.prompt], add_special_tokens=special))[0]
         else:
             assert body.messages is not None
-            tokens = await text.chat_ids(
-                body.messages,
+            chat = await text.chat(
+                [message.model_dump(exclude_none=True) for message in body.messages],
                 add_generation_prompt=body.add_generation_prompt is not False,
                 add_special_tokens=bool(body.add_special_tokens),
                 extra=body.chat_template_kwargs,
             )
+            tokens = chat.token_ids
         return _json(
             {
                 "count": len(tokens),

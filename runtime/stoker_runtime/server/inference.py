@@ -42,9 +42,9 @@ async def chat(serving: Serving, request: Request) -> Response:
     record.safety_identifier, record.prompt_cache_key = body.safety_identifier, body.prompt_cache_key
     text, ready = _opened(serving, request, body)
     sampling = chat_sampling(body, text.assets.generation_defaults, ready.vocab_size, serving.max_model_len)
-    prompt = await text.chat_ids(
-        body.messages, extra=body.chat_template_kwargs, max_tokens=serving.max_model_len
-    )
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    chat = await text.chat(messages, extra=body.chat_template_kwargs, max_tokens=serving.max_model_len)
+    prompt = chat.token_ids
     text.check_known(prompt, ready.vocab_size, "messages")
     check_length(len(prompt), serving.max_model_len, "messages")
     shape = ChatShape(

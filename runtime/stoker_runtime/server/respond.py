@@ -42,8 +42,8 @@ async def respond(
 
     Raises:
         RequestError: the answer failed, and it is not a stream.
-        ClientDisconnect: the client left before the answer was whole, or before it began where it is a stream;
-            it is given up.
+        ClientDisconnect: the client left before the answer was whole, or before it began where it is a
+            stream; it is given up.
     """
     record: Record = request.state.record
     record.is_stream = is_stream

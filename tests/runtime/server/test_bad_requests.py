@@ -112,10 +112,6 @@ BAD_FIELDS = [
     case("priority-true", CHAT, chat(priority=True), "priority"),
     case("chat-too-long", CHAT, message(content="a" * 300), "messages", code="context_length_exceeded"),
     case(
-        "template-argument-never-read", CHAT, chat(chat_template_kwargs={"colour": 1}), "chat_template_kwargs"
-    ),
-    case("name-without-effect", CHAT, message(name="ann"), "messages[0].name", code="invalid_value"),
-    case(
         "max-tokens-beyond-the-room", CHAT, chat(max_tokens=256), "max_tokens", code="context_length_exceeded"
     ),
     case(

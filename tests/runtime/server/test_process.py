@@ -172,6 +172,25 @@ async def test_a_tokenizer_that_cannot_be_loaded_is_the_exit_status(tmp_path: Pa
     assert server.termination["reason"] == "UnsupportedModel"
 
 
+async def test_a_chat_template_that_cannot_be_read_is_a_wrong_setting(model: Path, tmp_path: Path) -> None:
+    async with server_process(model, tmp_path, chat_template=str(tmp_path / "gone.jinja")) as (server, _):
+        assert await server.until_ended() == 2
+
+    assert server.termination["reason"] == "InvalidConfig"
+    assert server.termination["message"].startswith("--chat-template is ")
+
+
+async def test_the_operators_chat_template_is_served_with(model: Path, tmp_path: Path) -> None:
+    own = "{{ messages[0].content }}"
+    sanitized = server_process(model, tmp_path, chat_template=own, sanitize_control_tokens=True)
+    async with sanitized as (_, http):
+        await until_status(http, "/ready", 200)
+        messages = [{"role": "user", "content": "<|end|>"}]
+        answer = await http.post("/tokenize", json={"model": "tiny", "messages": messages})
+
+    assert answer.json()["count"] == len("<|end|>")
+
+
 async def test_a_killed_server_takes_its_engine_along(model: Path, tmp_path: Path) -> None:
     async with server_process(model, tmp_path) as (server, http):
         await until_status(http, "/ready", 200)
