@@ -97,9 +97,11 @@ def _choice_sampling(generation: Generation, number: int, room: int) -> Sampling
     logprobs = sampling.logprobs
     if logprobs is None and generation.best_of > generation.n:
         logprobs = 0
+    max_tokens = min(sampling.max_tokens, room)
     return msgspec.structs.replace(
         sampling,
-        max_tokens=min(sampling.max_tokens, room),
+        max_tokens=max_tokens,
+        min_tokens=min(sampling.min_tokens, max_tokens),
         seed=seed,
         logprobs=logprobs,
         prompt_logprobs=sampling.prompt_logprobs if number == 0 else None,
