@@ -5,10 +5,11 @@ The forms, in the order in which they are tried; those that change nothing are l
 1. as they are
 2. with ids of tool calls cut to nine letters and digits, as Mistral's templates want them, and with the names
    of tools at their results, as Hermes' do; so in all that follow
-3. system messages after the first folded into the user's message that follows them
-4. all system messages folded so, as Gemma's later templates do themselves
-5. neighbouring messages of one role joined by a blank line, alone and together with 3 and 4
-6. an empty message of the user's in front of an assistant that speaks first, together with 5
+3. calls of several tools at once as one after the other, each before its result, as Llama 3 wants them
+4. system messages after the first folded into the user's message that follows them
+5. all system messages folded so, as Gemma's later templates do themselves
+6. neighbouring messages of one role joined by a blank line, alone and together with 4 and 5
+7. an empty message of the user's in front of an assistant that speaks first, together with 6
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def forms(messages: Sequence[Message], shape: TemplateShape) -> Iterator[tuple[s
             yield ", ".join(names) or "ids and names", form
 
 
-_ORDER = (
+_ORDER: tuple[tuple[str, ...], ...] = (
     (),
+    ("one call at a time",),
     ("fold later system",),
     ("fold system",),
     ("join",),
@@ -61,6 +63,7 @@ _ORDER = (
 def _steps(shape: TemplateShape) -> dict[str, Callable[[Sequence[Message]], list[Message]]]:
     empty: str | list[Any] = [] if "user" in shape.list_roles else ""
     return {
+        "one call at a time": _one_call_at_a_time,
         "fold later system": lambda messages: _fold_system(messages, keep_first=True),
         "fold system": lambda messages: _fold_system(messages, keep_first=False),
         "join": _join_neighbours,
@@ -92,6 +95,26 @@ def _identified(messages: Sequence[Message]) -> list[Message]:
 
 def _functions(message: Message) -> list[Mapping[str, Any]]:
     return [call for call in calls_of(message) if isinstance(call.get("function"), Mapping)]
+
+
+def _one_call_at_a_time(messages: Sequence[Message]) -> list[Message]:
+    made: list[Message] = []
+    waiting = list(messages)
+    while waiting:
+        message = waiting.pop(0)
+        calls = calls_of(message)
+        if len(calls) < 2:
+            made.append(message)
+            continue
+        num_results = next((i for i, result in enumerate(waiting) if result["role"] != "tool"), len(waiting))
+        results, waiting = waiting[:num_results], waiting[num_results:]
+        for call in calls:
+            made.append({**message, "tool_calls": [call]})
+            message = {**message, "content": ""}
+            made += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        ids = [call.get("id") for call in calls]
+        made += [result for result in results if result.get("tool_call_id") not in ids]
+    return made
 
 
 def _short_id(call_id: str) -> str:

@@ -72,9 +72,9 @@ def _replace_functions(message: Message, number: int, before: Sequence[Message])
         message["tool_calls"] = [{"id": f"call{number:05d}", "type": "function", "function": dict(call)}]
     if message["role"] == "function":
         message["role"] = "tool"
-        calls = [call for earlier in before for call in calls_of(earlier)]
-        if calls and "tool_call_id" not in message:
-            message["tool_call_id"] = calls[-1].get("id")
+        ids = [call.get("id") for earlier in before for call in calls_of(earlier)]
+        if ids and ids[-1] is not None:
+            message.setdefault("tool_call_id", ids[-1])
 
 
 def calls_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -140,7 +140,7 @@ class TextRoom:
         # Never in the event loop, which would stand still for as long as the template takes.
         return await asyncio.get_running_loop().run_in_executor(worker.executor, render_and_encode)
 
-    async def fim_ids(self, prefix: str, suffix: str, *, max_tokens: int | None = None) -> list[int]:
+    async def fim_ids(self, prefix: str, suffix: str, max_tokens: int | None = None) -> list[int]:
         """Return the tokens of a prompt whose answer belongs between two texts.
 
         Raises:

@@ -44,8 +44,9 @@ def choose_template(assets: Assets, given: str | None) -> str | None:
 
 def _sensible(named: Mapping[str, str]) -> str | None:
     """Return the one of several templates without a default that is meant for every chat."""
-    if "chat" in named:
-        return named["chat"]
+    for name in ("default", "chat"):
+        if name in named:
+            return named[name]
     ordinary = [name for name in named if name not in _FOR_SOME_REQUESTS] or list(named)
     return named[ordinary[0]] if len(ordinary) == 1 else None
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from server_builders import make_assets, make_byte_level_tokenizer, smollm2_assets
@@ -8,6 +9,8 @@ from server_builders import make_assets, make_byte_level_tokenizer, smollm2_asse
 from stoker_runtime.errors import RequestError
 from stoker_runtime.fim import FimTokens
 from stoker_runtime.server.prompt import INLINE_CHARS, LONG_CHARS, TextRoom, check_length
+
+DEADLINE_S = 60.0
 
 
 async def test_a_plain_prompt_gets_the_special_tokens_the_model_wants() -> None:
@@ -99,17 +102,29 @@ async def test_control_tokens_in_messages_are_text_where_the_server_wants_it() -
 
 
 async def test_a_short_chat_need_not_wait_for_a_long_one() -> None:
-    slow = "{% if messages[0].content | length > 9 %}{% for i in range(99999) %}{{ i.real }}{% endfor %}"
-    room = TextRoom(make_assets(chat_template=slow + "{% endif %}{{ messages[0].content | length }}"))
-    done: list[str] = []
+    room, gate = TextRoom(make_assets()), threading.Event()
+    room._long.executor.submit(gate.wait)
+    try:
+        text = [{"type": "text", "text": "a" * (LONG_CHARS + 1)}]
+        long = asyncio.create_task(room.chat([{"role": "user", "content": text}]))
+        async with asyncio.timeout(DEADLINE_S):
+            await room.chat([{"role": "user", "content": "a" * (LONG_CHARS - len("user"))}])
+        assert not long.done()
+    finally:
+        gate.set()
+    assert len((await long).token_ids) > LONG_CHARS
 
-    async def ask(name: str, size: int) -> None:
-        await room.chat([{"role": "user", "content": [{"type": "text", "text": "a" * size}]}])
-        done.append(name)
 
-    long = asyncio.create_task(ask("long", LONG_CHARS + 1))
-    await asyncio.gather(*(ask("short", 9) for _ in range(3)))
-    assert done == ["short"] * 3
+async def test_a_short_prompt_need_not_wait_for_a_long_one() -> None:
+    room, gate = TextRoom(make_assets()), threading.Event()
+    room._long.executor.submit(gate.wait)
+    try:
+        long = asyncio.create_task(room.prompt_ids(["a" * (LONG_CHARS + 1)]))
+        async with asyncio.timeout(DEADLINE_S):
+            await room.prompt_ids(["a" * (INLINE_CHARS + 1)])
+        assert not long.done()
+    finally:
+        gate.set()
     await long
 
 

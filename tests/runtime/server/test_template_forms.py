@@ -103,6 +103,50 @@ def test_other_fields_of_joined_messages_stay() -> None:
     assert ("join", [{"role": "user", "content": "a\n\nb", "name": "ann"}]) in list(forms(messages, shape))
 
 
+def calling(*ids: str, content: str = "") -> Message:
+    calls = [
+        {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for call_id in ids
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def result(call_id: str | None) -> Message:
+    return {"role": "tool", "content": f"{call_id}!", "tool_call_id": call_id}
+
+
+# As Llama 3: one call at a time.
+SINGLE = """
+{%- for m in messages %}
+    {%- if m.tool_calls %}
+        {%- if m.tool_calls | length != 1 %}{{- raise_exception('single calls') }}{%- endif %}
+        {{- '[' + m.content + ' ' + m.tool_calls[0].id + ']' }}
+    {%- else %}{{- '[' + m.content + ']' }}{%- endif %}
+{%- endfor %}
+"""
+
+
+@pytest.mark.parametrize(
+    ("messages", "want"),
+    [
+        pytest.param(
+            [calling("a" * 9, "b" * 9, content="two"), result("a" * 9), result("b" * 9), *said("u: x")],
+            f"[two {'a' * 9}][{'a' * 9}!][ {'b' * 9}][{'b' * 9}!][x]",
+            id="in-order",
+        ),
+        pytest.param(
+            [calling("a" * 9, "b" * 9), result("b" * 9), result("a" * 9)],
+            f"[ {'a' * 9}][{'a' * 9}!][ {'b' * 9}][{'b' * 9}!]",
+            id="in-another-order",
+        ),
+        pytest.param(
+            [calling("a" * 9, "b" * 9), result(None)], f"[ {'a' * 9}][ {'b' * 9}][None!]", id="of-nobody's"
+        ),
+    ],
+)
+def test_calls_at_once_become_calls_one_by_one(messages: list[Message], want: str) -> None:
+    assert ChatTemplate(SINGLE, {}).render(messages).text == want
+
+
 def test_calls_of_tools_are_not_joined() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"id": "abcDEF123"}]}
     messages = [*said("u: a"), call, call]
