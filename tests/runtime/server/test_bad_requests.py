@@ -208,7 +208,6 @@ BAD_HTTP = [
     pytest.param("GET", "/v1/models/gpt-4", b"", {}, 404, id="unknown-model"),
     pytest.param("GET", "/", b"", {}, 404, id="root"),
     pytest.param("POST", "/v1/embeddings", b"{}", JSON, 404, id="unknown-route"),
-    pytest.param("POST", "/v1/chat/completions/", b"{}", JSON, 404, id="trailing-slash"),
 ]
 
 
