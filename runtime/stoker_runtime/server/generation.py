@@ -219,7 +219,8 @@ class Choice:
         # Tokens behind a stop string are no part of the answer.
         num_tokens = len(starts) if self._text.stop_string else len(output.token_ids)
         self.num_output_tokens += num_tokens
-        self._sum_logprobs += sum(logprob.logprob for logprob in output.logprobs[:num_tokens])
+        if output.logprobs:
+            self._sum_logprobs += sum(logprob.logprob for logprob in output.logprobs[:num_tokens])
         if self._wants_logprobs:
             # Fewer starts than tokens: a token without text ended it, or a stop string cut the rest off.
             self._unshown += [

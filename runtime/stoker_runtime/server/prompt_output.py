@@ -60,7 +60,7 @@ class PromptOutput:
         prompt = self._prompts[index // self._generation.num_candidates]
         if not prompt.is_out and index % self._generation.num_candidates == 0:
             prompt.logprobs += output.prompt_logprobs
-            prompt.is_known = prompt.is_known or bool(output.token_ids)
+            prompt.is_known = bool(output.token_ids) or output.finish_reason is not None
 
     def before(self, deltas: Sequence[Delta]) -> Iterator[Sequence[Delta]]:
         """Yield a step's deltas in pieces, behind what is told of their prompts; some may have to wait."""
