@@ -42,8 +42,8 @@ async def respond(
 
     Raises:
         RequestError: the answer failed, and it is not a stream.
-        ClientDisconnect: the client left before the answer was whole, or before it began where it is a
-            stream; it is given up.
+        ClientDisconnect: the client left before the answer was whole, where it is a stream before it began;
+            it is given up.
     """
     record: Record = request.state.record
     record.is_stream = is_stream
@@ -55,18 +55,17 @@ async def respond(
         record.usage = answer.usage
         record.finish_reasons = [choice.finish_reason or "abort" for choice in answer.choices]
 
-    if is_stream:
-        if (
-            await request.is_disconnected()
-        ):  # one that closed only its side can still read why it gets nothing
-            end()
-            raise ClientDisconnect
-        events = _events(answer, shape, record)
-        return EventStream(events, end, keep_alive_s=keep_alive_s)
     try:
-        body = await unless_gone(request.receive, _collect(answer, shape))
-    finally:
+        if not is_stream:
+            body = await unless_gone(request.receive, _collect(answer, shape))
+        elif await request.is_disconnected():
+            raise ClientDisconnect  # a client that closed only its side can still read why it gets nothing
+    except BaseException:
         end()
+        raise
+    if is_stream:
+        return EventStream(_events(answer, shape, record), end, keep_alive_s=keep_alive_s)
+    end()
     return Response(body, media_type="application/json")
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from runtime_builders import make_sampling
 from server_builders import make_byte_level_tokenizer
 
@@ -13,6 +15,7 @@ from stoker_runtime.server.generation import (
     Generation,
     Usage,
     add_requests,
+    best_choices,
     usage,
 )
 from stoker_runtime.server.wire import WholeChoice
@@ -54,6 +57,41 @@ def test_a_generation_becomes_one_request_per_prompt_and_choice() -> None:
     assert [request.sampling.seed for request in requests] == [7, 8, 7, 8]
     assert [request.sampling.max_tokens for request in requests] == [18, 18, 19, 19]
     assert {request.arrival_s for request in requests} == {1.5}
+
+
+def test_candidates_are_generated_apart_and_scored_once() -> None:
+    sampling = make_sampling(seed=7, prompt_logprobs=2)
+    generation = make_generation([[1, 2], [3]], n=1, best_of=3, sampling=sampling)
+
+    requests = add_requests(generation, "job", 20, 0.0)
+
+    assert len(requests) == generation.num_choices == 6
+    assert [request.sampling.seed for request in requests] == [7, 8, 9] * 2
+    assert [request.sampling.logprobs for request in requests] == [0] * 6
+    assert [request.sampling.prompt_logprobs for request in requests] == [2, None, None] * 2
+    assert add_requests(make_generation(), "job", 20, 0.0)[0].sampling.logprobs is None
+
+
+@given(num_prompts=st.integers(1, 4), num_candidates=st.integers(1, 5), n=st.integers(1, 5), data=st.data())
+def test_of_each_prompt_the_likeliest_are_answered(
+    num_prompts: int, num_candidates: int, n: int, data: st.DataObject
+) -> None:
+    values = st.one_of(st.floats(-100, 0), st.just(float("-inf")))
+    size = num_prompts * num_candidates
+    means = data.draw(st.lists(values, min_size=size, max_size=size))
+
+    chosen = best_choices(means, n, num_candidates)
+
+    num_each = min(n, num_candidates)
+    assert len(chosen) == len(set(chosen)) == num_prompts * num_each
+    for prompt in range(num_prompts):
+        own = chosen[prompt * num_each : (prompt + 1) * num_each]
+        candidates = range(prompt * num_candidates, (prompt + 1) * num_candidates)
+        assert set(own) <= set(candidates)
+        if n >= num_candidates:
+            assert own == list(candidates)
+            continue
+        assert [means[index] for index in own] == sorted((means[i] for i in candidates), reverse=True)[:n]
 
 
 def test_without_a_seed_the_engine_draws_one_per_choice() -> None:
@@ -118,6 +156,50 @@ def test_every_token_of_a_character_is_shown() -> None:
     deltas.append(choice.take(output([END], **ended_by(END))))
 
     assert [len(delta.tokens) for delta in deltas] == [0, 0, 3, 0]
+
+
+def test_behind_a_prompt_each_counted_token_is_told() -> None:
+    echoed = {"echo": ("xyz",), "sampling": make_sampling(logprobs=0)}
+    ended, stopped = make_choice(**echoed), make_choice(**echoed, stop=("bc",))
+
+    deltas = [ended.take(output(ids("ab"))), ended.take(output([END], **ended_by(END)))]
+    cut = stopped.take(output(ids("abcd")))
+
+    assert [token.text_offset for delta in deltas for token in delta.tokens] == [3, 4, 5]
+    assert deltas[1].tokens[0].token_id == END
+    assert [token.text_offset for token in cut.tokens] == [3, 4, 5]
+    assert (cut.text, stopped.num_output_tokens) == ("a", 3)
+
+
+def test_a_choice_whose_output_is_dropped_has_none() -> None:
+    choice = make_choice(drops_output=True, returns_token_ids=True)
+
+    assert choice.take(output([])) == Delta(0, "")
+    assert choice.take(output([END], **ended_by(END))) == Delta(0, "", (), "length")
+    assert choice.num_output_tokens == 0
+
+
+def test_a_choice_knows_the_mean_of_what_is_counted() -> None:
+    choice = make_choice(stop=("b",))
+    tokens = ids("abc")
+    logprobs = [TokenLogprob(token_id=token, logprob=-float(i), top=[]) for i, token in enumerate(tokens)]
+
+    delta = choice.take(output(tokens, logprobs=logprobs))
+
+    assert choice.mean_logprob == -0.5
+    assert delta.tokens == ()
+
+
+def test_token_ids_do_not_wait_for_text_that_is_held_back() -> None:
+    choice = make_choice(stop=("abc",), returns_token_ids=True)
+
+    deltas = [choice.take(output([token])) for token in ids("abx")]
+
+    assert [(delta.text, list(delta.token_ids)) for delta in deltas] == [
+        ("", ids("a")),
+        ("", ids("b")),
+        ("abx", ids("x")),
+    ]
 
 
 def test_an_error_of_one_request_is_a_500() -> None:
