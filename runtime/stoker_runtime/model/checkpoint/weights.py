@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +24,13 @@ from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockTensor
-from stoker_runtime.model.checkpoint.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+from stoker_runtime.model.checkpoint.dequantize import BlockFormat, block_format, type_name
 from stoker_runtime.model.checkpoint.gguf_names import INTERLEAVED, hugging_face_tensors
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
+_SERIAL_CHUNK_VALUES = 1 << 18  # by each of the threads, where one core does it: its copies then fit a cache
 
 
 class WeightSource(Protocol):
@@ -204,7 +206,7 @@ class GgufSource:
         return any(tensor.type_id in KEPT_TYPES for tensor in self._tensors.values())
 
     def blocks(self, name: str, shape: tuple[int, int]) -> BlockTensor | None:
-        """Return a matrix as it is stored; None where it is not of KEPT_TYPES.
+        """Return a matrix as it is stored; None where that is no blocks, or nothing here reads them.
 
         Its bytes are the file's, mapped into memory: they count as used only once they are read.
 
@@ -212,20 +214,21 @@ class GgufSource:
             ModelError: no such tensor, another shape, or the file is cut short.
         """
         tensor = self._find(name, shape)
-        if tensor.type_id not in KEPT_TYPES:
+        form = block_format(tensor.type_id)
+        if form is None or form.num_values == 1:
             return None
-        stored = self._stored(tensor, FORMATS[tensor.type_id]).view(shape[0], -1)
+        stored = self._stored(tensor, form).view(shape[0], -1)
         return BlockTensor(tensor.type_id, self._halves_apart(name, stored))
 
     def copy_into(self, name: str, destination: Tensor) -> None:
         """See WeightSource.copy_into."""
         tensor = self._find(name, tuple(destination.shape))
-        form = FORMATS.get(tensor.type_id)
+        form = block_format(tensor.type_id)
         if form is None:
-            kind = UNSUPPORTED_NAMES.get(tensor.type_id, f"type {tensor.type_id}")
-            supported = ", ".join(known.name for known in FORMATS.values())
             raise ModelError(
-                f"tensor {tensor.name} is {kind}, which is not supported (supported: {supported})",
+                f"tensor {tensor.name} is {type_name(tensor.type_id)}, which nothing here can read; convert "
+                "the file with llama.cpp's `llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0`, or the "
+                "original model with its convert_hf_to_gguf.py",
                 reason="UnsupportedModel",
             )
         if self._num_interleaved(name) == 0:
@@ -272,12 +275,22 @@ class GgufSource:
         stored = self._stored(tensor, form)
         if self._read_blocks is not None and self._read_blocks(tensor.type_id, stored, target):
             return
-        if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
+        if tensor.offset % 8:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()
         rows = target.view(-1, target.shape[-1])
-        bytes_per_row = stored.numel() // rows.shape[0]
-        step = max(1, _CHUNK_VALUES // rows.shape[1])
-        for first in range(0, rows.shape[0], step):
+        raw = stored.view(rows.shape[0], -1)
+        step = max(1, (_SERIAL_CHUNK_VALUES if form.is_serial else _CHUNK_VALUES) // rows.shape[1])
+
+        def decode(first: int) -> None:
             part = rows[first : first + step]
-            raw = stored[first * bytes_per_row : first * bytes_per_row + part.shape[0] * bytes_per_row]
-            part.copy_(form.decode(raw.view(-1, form.num_bytes)).view(part.shape))
+            blocks = raw[first : first + step].reshape(-1, form.num_bytes)
+            part.copy_(form.decode(blocks).view(part.shape))
+
+        starts = range(0, rows.shape[0], step)
+        if not form.is_serial:
+            for first in starts:
+                decode(first)
+            return
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for _ in threads.map(decode, starts):
+                pass
