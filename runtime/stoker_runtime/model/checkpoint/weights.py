@@ -163,7 +163,7 @@ class SafetensorsSource:
 
 
 class GgufSource:
-    """The tensors of one GGUF file, dequantized as they are copied.
+    """The tensors of a GGUF model, dequantized as they are copied.
 
     Args:
         gguf: the file's header.
@@ -183,17 +183,19 @@ class GgufSource:
             if architecture.name in INTERLEAVED
             else {}
         )
-        self._data = torch.empty(0, dtype=torch.uint8)
+        self._parts: list[Tensor] = []  # bytes of the model's files
 
     def __enter__(self) -> Self:
-        size = self._gguf.path.stat().st_size
-        self._data = torch.from_file(str(self._gguf.path), shared=False, size=size, dtype=torch.uint8)
+        self._parts = [
+            torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+            for path in self._gguf.paths
+        ]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data = torch.empty(0, dtype=torch.uint8)
+        self._parts = []
 
     @property
     def names(self) -> frozenset[str]:
@@ -266,9 +268,12 @@ class GgufSource:
                 f"tensor {tensor.name}: {tensor.shape[-1]} columns do not fill blocks of {form.num_values}"
             )
         num_bytes = math.prod(tensor.shape) // form.num_values * form.num_bytes
-        stored = self._data[tensor.offset : tensor.offset + num_bytes]
+        stored = self._parts[tensor.part][tensor.offset : tensor.offset + num_bytes]
         if stored.numel() != num_bytes:
-            raise ModelError(f"{self._gguf.path} is cut short: tensor {tensor.name} ends beyond the file")
+            path = self._gguf.paths[tensor.part]
+            raise ModelError(
+                f"{path} is cut short: tensor {tensor.name} ends beyond the file; download it anew"
+            )
         return stored
 
     def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
