@@ -60,14 +60,14 @@ def train(normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenize
 
 
 def write_gguf_tokenizer(
-    path: Path, tokenizer: Tokenizer, pre: str, sampling: dict[str, float] | None = None, **keys: Any
+    path: Path, tokenizer: Tokenizer, pre: str | None, sampling: dict[str, float] | None = None, **keys: Any
 ) -> Path:
     """Put a tokenizer's vocabulary and merges into a GGUF file.
 
     Args:
         path: the file to write.
         tokenizer: what goes into it.
-        pre: llama.cpp's name of the pre-tokenizer.
+        pre: llama.cpp's name of the pre-tokenizer, if the file has one.
         sampling: general.sampling.* values.
         keys: further tokenizer.ggml.* values.
     """
@@ -76,7 +76,8 @@ def write_gguf_tokenizer(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_tokenizer_model(str(keys.pop("model", "gpt2")))
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if token in SPECIALS else 1 for token, _ in vocabulary])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
@@ -210,8 +211,14 @@ def test_gguf_prompts_get_bos_and_eos_as_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        pytest.param({"model": "t5"}, "'t5'", id="unigram"),
-        pytest.param({"pre": "tekken"}, "'tekken'", id="unknown-pre-tokenizer"),
+        *(
+            pytest.param({"model": kind}, f"model '{kind}' is not .*convert_hf_to_gguf", id=kind)
+            for kind in ("t5", "bert", "rwkv", "plamo2", "gemma4", "no_vocab")
+        ),
+        pytest.param(
+            {"pre": "tomorrows"}, "'tomorrows' is not known .* ones are.*convert_hf_to_gguf", id="unknown"
+        ),
+        pytest.param({"pre": "sarvam-moe"}, "'sarvam-moe' is spelt in characters", id="characters"),
     ],
 )
 def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
@@ -222,6 +229,33 @@ def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
     with pytest.raises(ModelError, match=word) as caught:
         load_assets(path)
     assert caught.value.reason == "UnsupportedModel"
+
+
+def test_a_file_that_names_no_pre_tokenizer_is_cut_as_by_default(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    ours = load_assets(write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, None)).tokenizer
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "tokenizer.ggml.pre" in record.message
+    usual = load_assets(write_gguf_tokenizer(tmp_path / "usual.gguf", tokenizer, "default")).tokenizer
+    assert len(caplog.records) == 1
+    text = CORPUS[0] + CORPUS[1]
+    assert ours.encode(text).ids == usual.encode(text).ids
+
+
+def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
+    """They would be every token that is longer than a byte."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("kimi-k2")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"no tokenizer\.ggml\.merges; convert"):
+        load_assets(tmp_path / "m.gguf")
 
 
 def test_special_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
