@@ -132,6 +132,15 @@ def test_local_folder_with_the_parts_of_one_model_is_that_model(tmp_path: Path) 
 PARTS = [f"q/big-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
 
 
+def test_a_repository_of_an_adapter_is_called_that() -> None:
+    files = [RepoFile(name, 1) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    with pytest.raises(ModelError, match=r"PEFT adapter .*merge_and_unload") as caught:
+        select_files(files)
+    assert caught.value.reason == "UnsupportedModel"
+    whole = [RepoFile(name, 1) for name in ("config.json", "model.safetensors")]
+    assert select_files([*files, *whole]).files
+
+
 @pytest.mark.parametrize("wanted", [None, *PARTS])
 def test_all_parts_of_a_model_are_chosen(wanted: str | None) -> None:
     others = ["README.md", "mmproj-f16.gguf", *(["small.gguf"] if wanted else [])]
@@ -165,7 +174,12 @@ def test_local_safetensors_folder_stays_a_folder(tmp_path: Path) -> None:
     ("files", "reason", "message"),
     [
         pytest.param([], "ModelNotFound", "it is empty", id="empty"),
-        pytest.param(["a.bin"], "ModelNotFound", "it holds a.bin", id="no-weights"),
+        pytest.param(["a.txt"], "ModelNotFound", "it holds a.txt", id="no-weights"),
+        pytest.param(["pytorch_model.bin"], "UnsupportedModel", "save_pretrained", id="pickles"),
+        pytest.param(["ggml-model-q4_0.bin"], "UnsupportedModel", "convert_hf_to_gguf.py", id="ggml"),
+        pytest.param(["consolidated.00.pth"], "UnsupportedModel", "convert_llama_weights", id="meta"),
+        pytest.param(["model.onnx"], "UnsupportedModel", "ONNX", id="onnx"),
+        pytest.param(["flax_model.msgpack"], "UnsupportedModel", "another framework", id="flax"),
         pytest.param(["a.gguf", "b.gguf"], "InvalidModel", "name one of a.gguf, b.gguf", id="two-ggufs"),
     ],
 )

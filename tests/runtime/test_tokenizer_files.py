@@ -328,6 +328,16 @@ def test_directory_gives_everything_that_its_files_say(tmp_path: Path) -> None:
         ({"do_sample": True}, {}),
         ({"max_new_tokens": 40}, {"max_tokens": 40}),
         ({"max_new_tokens": None, "max_length": 20}, {}),
+        # what authors write for "off" or "no limit"
+        ({"max_new_tokens": 0}, {}),
+        ({"max_new_tokens": -1}, {}),
+        ({"top_k": 50.0}, {"top_k": 50}),
+        ({"top_k": 0, "min_p": 0}, {"top_k": 0, "min_p": 0}),
+        ({"top_k": -1, "temperature": 0}, {"top_k": -1, "temperature": 0}),
+        ({"top_p": 0}, {"top_p": 1e-6}),
+        ({"top_p": 1.5}, {"top_p": 1.0}),
+        ({"repetition_penalty": 0.0}, {}),
+        ({"eos_token_id": -1, "pad_token_id": -1}, {}),
     ],
 )
 def test_how_a_generation_config_says_to_pick_and_to_end(
@@ -483,13 +493,15 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
         pytest.param(
             {"generation_config.json": '{"top_p": "0.9"}'}, "InvalidModel", "top_p", id="default-as-text"
         ),
-        pytest.param({"generation_config.json": '{"top_p": 0}'}, "InvalidModel", "top_p", id="no-mass"),
+        pytest.param(
+            {"generation_config.json": '{"top_p": -1}'}, "InvalidModel", "top_p", id="less-than-no-mass"
+        ),
         pytest.param({"generation_config.json": '{"top_k": 2.5}'}, "InvalidModel", "top_k", id="half-top-k"),
         pytest.param(
             {"generation_config.json": '{"do_sample": "false"}'}, "InvalidModel", "do_sample", id="do-sample"
         ),
         pytest.param(
-            {"generation_config.json": '{"max_new_tokens": 0}'},
+            {"generation_config.json": '{"max_new_tokens": -2}'},
             "InvalidModel",
             "max_new_tokens",
             id="no-room",
@@ -499,7 +511,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
             {"generation_config.json": '{"temperature": NaN}'}, "InvalidModel", "temperature", id="nan"
         ),
         pytest.param(
-            {"generation_config.json": '{"repetition_penalty": 0}'},
+            {"generation_config.json": '{"repetition_penalty": -1}'},
             "InvalidModel",
             "repetition_penalty",
             id="no-penalty",
@@ -511,7 +523,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
             id="eos-as-text",
         ),
         pytest.param(
-            {"config.json": '{"eos_token_id": [1, -1]}'},
+            {"config.json": '{"eos_token_id": [1, -2]}'},
             "InvalidModel",
             "config.json: eos_token_id",
             id="negative-eos",
@@ -546,8 +558,8 @@ def test_gguf_defaults_are_read_and_checked(tmp_path: Path) -> None:
         "top_k": 40,
         "repetition_penalty": 1.5,
     }
-    bad = write_gguf_tokenizer(tmp_path / "bad.gguf", tokenizer, "gpt-2", sampling={"top_p": 1.5})
-    with pytest.raises(ModelError, match=r"bad\.gguf: general\.sampling\.top_p is 1\.5"):
+    bad = write_gguf_tokenizer(tmp_path / "bad.gguf", tokenizer, "gpt-2", sampling={"top_p": -0.5})
+    with pytest.raises(ModelError, match=r"bad\.gguf: general\.sampling\.top_p is -0\.5"):
         load_assets(bad)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.gguf_parts import gguf_models
 from stoker_runtime.sources.environment import check_environment
+from stoker_runtime.weight_formats import advice
 
 _REPO_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
@@ -138,8 +139,16 @@ def resolve_local(path: Path) -> Path:
         return next(path / name for parts in ggufs.values() for name in parts if name in names)
     if ggufs:
         raise ModelError(f"{path} holds {len(ggufs)} GGUF models; name one of {', '.join(list(ggufs)[:12])}")
+    what_to_do = advice(names)
+    if what_to_do is not None:
+        raise ModelError(
+            f"{path} has neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
+        )
     held = f"it holds {', '.join(names[:12])}" if names else "it is empty"
-    raise ModelError(f"{path} has neither .safetensors nor .gguf files; {held}", reason="ModelNotFound")
+    raise ModelError(
+        f"{path} has neither .safetensors nor .gguf files; {held}; name the folder or file with the weights",
+        reason="ModelNotFound",
+    )
 
 
 def _parse_hub(rest: str, text: str) -> HubSource:

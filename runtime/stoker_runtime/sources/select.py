@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_parts import gguf_models, missing_part, part_names
+from stoker_runtime.weight_formats import advice
 
 INDEX_FILE = "model.safetensors.index.json"
 METADATA_FILES = frozenset(
@@ -32,7 +33,6 @@ METADATA_FILES = frozenset(
     }
 )
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def select_files(files: Sequence[RepoFile], wanted_file: str | None = None) -> S
     """
     if wanted_file is not None:
         return _gguf(files, part_names(wanted_file), wanted_file)
-    weights = _safetensors(files)
+    weights, names = _safetensors(files), {file.path for file in files}
+    if weights and "adapter_config.json" in names and "config.json" not in names:
+        raise ModelError(f"the repository is no model: {advice(names)}", reason="UnsupportedModel")
     if weights:
         metadata = [file for file in files if file.path in METADATA_FILES]
         return Selection(files=tuple(metadata + weights))
@@ -85,14 +87,9 @@ def select_files(files: Sequence[RepoFile], wanted_file: str | None = None) -> S
             f"{_listing(files, '.gguf')}",
             reason="InvalidModel",
         )
-    if any(file.path.endswith(_PICKLE_SUFFIXES) for file in files):
-        raise ModelError(
-            "the repository holds pickled weights only, and unpickling runs code; use a repository or "
-            "revision with .safetensors or .gguf files",
-            reason="UnsupportedModel",
-        )
+    what_to_do = advice([file.path for file in files]) or "name another one, or another revision"
     raise ModelError(
-        "the repository holds no weights: neither .safetensors nor .gguf files", reason="UnsupportedModel"
+        f"the repository holds neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
     )
 
 

@@ -26,9 +26,11 @@ from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockTensor
 from stoker_runtime.model.checkpoint.dequantize import BlockFormat, block_format, type_name
 from stoker_runtime.model.checkpoint.gguf_names import INTERLEAVED, hugging_face_tensors
+from stoker_runtime.weight_formats import advice
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_HEADLESS_PREFIXES = ("embed_tokens.", "layers.", "norm.")
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
 _SERIAL_CHUNK_VALUES = 1 << 18  # by each of the threads, where one core does it: its copies then fit a cache
 
@@ -61,17 +63,23 @@ def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> 
         raise ModelError(f"tensor {name} has shape {list(shape)}, the configuration makes it {list(wanted)}")
 
 
+def _whole_models_name(name: str) -> str:
+    """Return the name in the whole model of a tensor that was saved with a model without its head."""
+    return f"model.{name}" if name.startswith(_HEADLESS_PREFIXES) else name
+
+
 class SafetensorsSource:
     """model.safetensors, the shards that model.safetensors.index.json names, or the only safetensors file.
 
     Args:
         directory: where they are.
         rename: gives the name under which a stored tensor is known here, None for one that is left out.
+            Without it, names are those of a whole model, also where the file is one without its head.
     """
 
     def __init__(self, directory: Path, rename: Callable[[str], str | None] | None = None) -> None:
         self._directory = directory
-        self._rename = rename or str
+        self._rename = rename or _whole_models_name
         self._files = ExitStack()
         self._places: dict[str, tuple[Any, str]] = {}  # shard and stored name
 
@@ -81,7 +89,9 @@ class SafetensorsSource:
                 # The library's type stubs do not declare safe_open a context manager with these methods.
                 shard: Any = self._files.enter_context(safe_open(str(file), framework="pt", device="cpu"))
             except FileNotFoundError as error:
-                raise ModelError(f"{file} is missing, though the index names it") from error
+                raise ModelError(
+                    f"{file} is missing, though the index names it; download it as well"
+                ) from error
             except (OSError, SafetensorError) as error:
                 raise ModelError(unreadable(file, error)) from error
             self._add(file, shard)
@@ -115,10 +125,14 @@ class SafetensorsSource:
             if len(found) == 1:
                 return found
             if found:
-                raise ModelError(f"{self._directory} has {len(found)} safetensors files and no {index.name}")
+                raise ModelError(
+                    f"{self._directory} has {len(found)} safetensors files and no {index.name}; download it "
+                    "as well"
+                )
+            what_to_do = advice([file.name for file in self._directory.iterdir()])
             raise ModelError(
-                f"{self._directory} has no .safetensors file (pickled weights are never loaded)",
-                reason="UnsupportedModel" if any(self._directory.glob("*.bin")) else "InvalidModel",
+                f"{self._directory} has no .safetensors file: {what_to_do or 'the weights are missing'}",
+                reason="UnsupportedModel" if what_to_do else "InvalidModel",
             )
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -140,7 +154,9 @@ class SafetensorsSource:
         _check_shape(name, tuple(tensor.shape), tuple(destination.shape))
         if tensor.dtype not in _FLOATS:
             raise ModelError(
-                f"tensor {name} is {tensor.dtype}, which is not supported", reason="UnsupportedModel"
+                f"tensor {name} is {tensor.dtype}, which is not supported: its weights are quantized in a "
+                "way that config.json does not say; use the original checkpoint",
+                reason="UnsupportedModel",
             )
         destination.copy_(tensor)
 
