@@ -71,16 +71,22 @@ def add_special_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any], vocab_si
         vocab_size: of the model, where it is known. Tokens beyond it stay text: the model cannot read them.
     """
     eos = next((token.content for token in _special({"eos_token": fields.get("eos_token")})), None)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in _special(fields):
-        if token.content in {known.content for known in tokenizer.get_added_tokens_decoder().values()}:
+        if token.content in known:
             continue  # with flags of its own
+        known.add(token.content)
         is_new = tokenizer.token_to_id(token.content) is None
         if is_new and token.content == eos:
             continue
-        if is_new and vocab_size is not None and tokenizer.get_vocab_size() >= vocab_size:
+        if is_new and vocab_size is not None and _next_id(tokenizer) >= vocab_size:
             logger.warning("the special token %r is beyond the vocabulary and stays text", token.content)
             continue
         tokenizer.add_special_tokens([token])
+
+
+def _next_id(tokenizer: Tokenizer) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _special(fields: Mapping[str, Any]) -> Iterator[AddedToken]:
