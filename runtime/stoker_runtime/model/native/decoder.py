@@ -236,7 +236,7 @@ class NativeDecoder:
 
     def _pack_blocks(self, linear: BlockLinear, is_pair: bool) -> structs.Linear:
         joined = linear.joined()
-        if not fits_panels(joined, is_pair):  # halves of a pair, or parts of a panel, of several types
+        if not fits_panels(joined, is_pair):  # of a type without kernels, or several in a pair or a panel
             return self._pack_rounded(Linear(linear.weight(), linear.bias), is_pair, len(linear.parts))
         struct, kept = self._kernels.packed_blocks(joined, is_pair)
         self._tally.kept.update(FORMATS[part.type_id].name for part in linear.parts)
@@ -265,8 +265,9 @@ class _Tally:
     def __str__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in sorted(self.kept.items()))
         return (
-            f"{self.kept.total()} matrices stay in their blocks ({types}), {self.num_rounded} "
-            f"(of mixed types, or of experts) are rounded to int8, {self.num_plain} products are bfloat16"
+            f"{self.kept.total()} matrices stay in their blocks ({types}), "
+            f"{self.num_rounded} (of other or mixed types, or of experts) are rounded to int8, "
+            f"{self.num_plain} products are bfloat16"
         )
 
 
