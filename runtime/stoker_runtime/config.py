@@ -62,6 +62,9 @@ _DRAFT_ROWS = {"cpu": 12, "cuda": 128}
 # with a computing thread; whoever wakes up meanwhile, a client or a proxy, makes the kernel give the core to
 # that thread until the next tick, some 5 ms later (seen in a trace of Linux 6.18 with ticks of 4 ms).
 _HANDOVER_S = {"cpu": 0.0004, "cuda": 0.0}
+# Of the logits of prompt tokens that are scored in a step: on a CPU more than a default step has of most
+# vocabularies. On a GPU as many rows as make reading the weights a small part of a step, and little memory.
+_SCORING_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 # By arithmetic, not by measurement: with 512 tokens a step of an 8B model needs 8 Tflop, which takes a GPU
 # longer than its launches take the host. Smaller models gain from more.
 _DEFAULT_RECORDED_TOKENS = {"cpu": 0, "cuda": 512}
@@ -177,6 +180,11 @@ class EngineConfig:
     def handover_s(self) -> float:
         """Seconds before a long step in which the server has the cores; of a configuration `for_device`."""
         return _HANDOVER_S["cpu" if self.device == "cpu" else "cuda"]
+
+    @property
+    def scoring_bytes(self) -> int:
+        """See core.budgets; of a configuration `for_device`."""
+        return _SCORING_BYTES["cpu" if self.device == "cpu" else "cuda"]
 
     def cpu_kv_cache_bytes(self, available_bytes: int) -> int:
         """Return the KV cache's size on a CPU, given what is still free once the weights are loaded.

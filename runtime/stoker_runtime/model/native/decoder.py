@@ -98,16 +98,18 @@ class NativeDecoder:
 
     def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor:
         """Compute one step; see decoder.Decoder."""
-        token_ids, block_ids, sampled_rows = array("i"), array("i"), array("i")
+        token_ids, block_ids = array("i"), array("i")
+        first_rows: list[int] = []
         sequences = (structs.Sequence * len(plan.requests))()
         for struct, request in zip(sequences, plan.requests, strict=True):
-            struct.first_row = len(token_ids)
+            first_rows.append(len(token_ids))
+            struct.first_row = first_rows[-1]
             struct.num_tokens = len(request.token_ids)
             struct.num_computed = request.num_computed_tokens
             struct.first_block = len(block_ids)
             token_ids.extend(request.token_ids)
             block_ids.extend(request.block_ids)
-            sampled_rows.extend(range(len(token_ids) - request.num_samples, len(token_ids)))
+        sampled_rows = array("i", plan.logit_rows(first_rows))
         step = structs.Step(
             len(token_ids),
             len(sequences),
