@@ -72,7 +72,6 @@ def test_what_was_scored_before_a_preemption_is_not_scored_again() -> None:
     assert token_ids(outputs, "a") == [2, 3, 4, 5, 6, 7, 8]
     last = [output for output in outputs if output.finish_reason is not None]
     assert {output.request_id: output.num_preemptions for output in last} == {"old": 0, "a": 1}
-    assert all(output.num_preemptions == 0 for output in outputs if output.finish_reason is None)
 
 
 def test_a_preempted_prompt_is_found_as_far_as_it_was_scored() -> None:
