@@ -16,6 +16,7 @@ from stoker_runtime.server.generation import Delta, Generation, ShownToken
 
 # Writing the log-probabilities of so many, twenty of each, takes some milliseconds.
 PIECE_TOKENS = 256
+PIECE_CHARS = 2**16
 
 
 @dataclass(slots=True)
@@ -97,9 +98,10 @@ class PromptOutput:
             yield held
 
     def _pieces(self, number: int, text: str) -> Iterator[tuple[str, Sequence[ShownToken]]]:
-        """Yield a prompt's text and tokens in pieces; the text at once where its tokens are not told."""
+        """Yield a prompt's text in pieces, with its tokens where they are told."""
         if self._num_logprobs is None:
-            yield text, ()
+            for first in range(0, len(text), PIECE_CHARS):
+                yield text[first : first + PIECE_CHARS], ()
             return
         token_ids = self._generation.prompts[number]
         offsets = token_offsets(text, token_ids, self._token_bytes)

@@ -95,10 +95,9 @@ async def _events(answer: Answer, shape: Shape, record: Record) -> AsyncGenerato
     """Yield the stream's bytes: what opens it, then one chunk per step, whatever the number of choices."""
     prompts, size = answer.generation.prompts, answer.generation.num_candidates
     try:
-        if opening := b"".join(
-            shape.opening(choice.index, prompts[choice.index // size]) for choice in answer.choices
-        ):
-            yield opening
+        for choice in answer.choices:
+            if opening := shape.opening(choice.index, prompts[choice.index // size]):
+                yield opening
         async for deltas in answer.deltas():
             if data := b"".join(shape.events(delta, prompts[delta.index // size]) for delta in deltas):
                 yield data

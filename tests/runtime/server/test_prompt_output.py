@@ -12,7 +12,7 @@ from server_engine import prompt_logprob
 from stoker_runtime.messages import RequestOutput
 from stoker_runtime.server.detokenize import TokenBytes
 from stoker_runtime.server.generation import Delta, Generation
-from stoker_runtime.server.prompt_output import PIECE_TOKENS, PromptOutput, token_offsets
+from stoker_runtime.server.prompt_output import PIECE_CHARS, PIECE_TOKENS, PromptOutput, token_offsets
 
 TOKENIZER = make_byte_level_tokenizer()
 TOKEN_BYTES = TokenBytes(TOKENIZER)
@@ -123,6 +123,16 @@ def test_a_long_prompt_comes_in_pieces_whose_texts_fit_their_tokens() -> None:
     assert at == len(text)
     # The engine was asked for more of the likeliest tokens than the answer's own have.
     assert {len(t.logprob.top) for (delta,) in pieces for t in delta.tokens if t.logprob is not None} == {1}
+
+
+def test_a_long_text_comes_in_pieces() -> None:
+    text = "ab\u4e2d" * PIECE_CHARS
+    output = PromptOutput(Generation(prompts=[[1]], sampling=make_sampling(), echo=(text,)), TOKEN_BYTES)
+
+    pieces = [delta.text for (delta,) in output.opening()]
+
+    assert [len(piece) for piece in pieces] == [PIECE_CHARS] * 3
+    assert "".join(pieces) == text
 
 
 def test_where_nothing_is_told_deltas_pass_as_they_are() -> None:
