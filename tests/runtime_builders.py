@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from msgspec.structs import replace
+
 from stoker_runtime.config import EngineConfig
-from stoker_runtime.core.step import SampledToken, ScheduledRequest, StepPlan, StepResult
+from stoker_runtime.core.step import SampledToken, ScheduledRequest, ScoredPrompt, StepPlan, StepResult
 from stoker_runtime.messages import AddRequest, EngineReady, SamplingParams, TokenLogprob
 
 _MASK = (1 << 61) - 1
@@ -65,6 +67,7 @@ class FakeRunner:
     # Called at the start of each step; may wait on an event or raise.
     on_step: Callable[[StepPlan], None] | None = None
     failing_request_ids: set[str] = field(default_factory=set)  # get an error instead of a token
+    failing_prompt_ids: set[str] = field(default_factory=set)  # and instead of their prompt's scores
     plans: deque[StepPlan] = field(default_factory=lambda: deque(maxlen=1000))  # the latest plans
 
     def __post_init__(self) -> None:
@@ -96,7 +99,12 @@ class FakeRunner:
                 self._sample(position, digest)
                 for request, found in zip(plan.requests, digests, strict=True)
                 for position, digest in zip(request.positions(), found[-request.num_samples :], strict=False)
-            ]
+            ],
+            scored=[
+                self._score(request, found)
+                for request, found in zip(plan.requests, digests, strict=True)
+                if request.num_scored
+            ],
         )
 
     def _slot(self, request: ScheduledRequest, position: int) -> int:
@@ -120,6 +128,18 @@ class FakeRunner:
             total += value
             digests.append(total)
         return digests
+
+    def _score(self, request: ScheduledRequest, digests: list[int]) -> ScoredPrompt:
+        if request.request_id in self.failing_prompt_ids:
+            return ScoredPrompt(request.request_id, error="logits are not finite")
+        num_top = request.sampling.prompt_logprobs
+        scores = []
+        for token, digest in zip(request.scored_token_ids, digests[request.first_scored :], strict=False):
+            score = _logprob(num_top, token, self.vocab_size)
+            assert score is not None
+            # What it depends on is every slot before it, as a model's would.
+            scores.append(replace(score, logprob=-float(digest % 1000), rank=1 + digest % self.vocab_size))
+        return ScoredPrompt(request.request_id, scores)
 
     def _sample(self, request: ScheduledRequest, digest: int) -> SampledToken:
         if request.request_id in self.failing_request_ids:

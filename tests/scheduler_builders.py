@@ -9,8 +9,8 @@ from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.request import Request
 from stoker_runtime.core.scheduler import Scheduler
-from stoker_runtime.core.step import SampledToken, StepPlan, StepResult
-from stoker_runtime.messages import FinishReason, RequestOutput
+from stoker_runtime.core.step import SampledToken, ScoredPrompt, StepPlan, StepResult
+from stoker_runtime.messages import FinishReason, RequestOutput, TokenLogprob
 
 EOS = 99
 
@@ -29,6 +29,8 @@ def make_scheduler(
     long: int = 1000,
     few: int = 0,
     stretch: int = 0,
+    drafts: int = 0,
+    scoring_bytes: int = 4000,  # of 1000 prompt tokens
 ) -> Scheduler:
     """A scheduler that neither saves budget for decodes nor tells long prompts from short ones."""
     budgets = Budgets(
@@ -41,6 +43,8 @@ def make_scheduler(
         long_prompt_tokens=long,
         few_requests=few,
         stretch=stretch,
+        draft_rows=drafts,
+        scoring_bytes=scoring_bytes,
     )
     return Scheduler(budgets, BlockPool(num_blocks, block_size, b"k" * 16 if caching else None))
 
@@ -62,7 +66,13 @@ def add(
 
 
 def answer(plan: StepPlan, token_id: int = 50) -> StepResult:
-    return StepResult([SampledToken(item.request_id, token_id) for item in plan.requests if item.samples])
+    return StepResult(
+        [SampledToken(item.request_id, token_id) for item in plan.requests if item.samples],
+        scored=[
+            ScoredPrompt(item.request_id, [TokenLogprob(token, -1.0, []) for token in item.scored_token_ids])
+            for item in plan.scored
+        ],
+    )
 
 
 def step(scheduler: Scheduler, token_id: int = 50) -> tuple[StepPlan, list[RequestOutput]]:

@@ -65,6 +65,7 @@ class _Live:
     request: AddRequest
     tokens: list[int]  # still to give
     num_given: int = 0
+    num_scored: int = 0  # tokens of the prompt whose log-probabilities were sent
 
 
 @dataclass
@@ -80,6 +81,8 @@ class FakeEngine:
     reply: Callable[[AddRequest], list[int]] | None = None
     ready: EngineReady = field(default_factory=make_ready)
     max_running: int = 64
+    logprob_of: Callable[[int], float] = lambda token: -0.5  # of an output token
+    scored_per_step: int = 2  # tokens of a prompt whose log-probabilities are asked for
     errors: dict[int, str] = field(default_factory=dict)  # by number of the request: an error as its answer
     added: list[AddRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -175,10 +178,27 @@ class FakeEngine:
                     self.send_stats()
                 continue
             running = list(self._live.values())[: self.max_running]
-            outputs = [self._next(live) for live in running]
+            outputs = [self._score(live) or self._next(live) for live in running]
             self.send(StepOutputs(outputs=outputs, stats=self.stats()))
             self.changed.set()
             await asyncio.sleep(0)
+
+    def _score(self, live: _Live) -> RequestOutput | None:
+        """Compute a part of a prompt that is scored; None when what is left goes with the first token."""
+        request = live.request
+        num_left = len(request.prompt_token_ids) - 1 - live.num_scored
+        if request.sampling.prompt_logprobs is None or num_left <= self.scored_per_step:
+            return None
+        logprobs = self._prompt_logprobs(live, self.scored_per_step)
+        return RequestOutput(request_id=request.request_id, prompt_logprobs=logprobs)
+
+    def _prompt_logprobs(self, live: _Live, num_tokens: int) -> list[TokenLogprob]:
+        first = live.num_scored + 1
+        live.num_scored += num_tokens
+        tokens = live.request.prompt_token_ids[first : first + num_tokens]
+        num_top = live.request.sampling.prompt_logprobs
+        assert num_top is not None
+        return [prompt_logprob(token, num_top) for token in tokens]
 
     def _next(self, live: _Live) -> RequestOutput:
         request, sampling = live.request, live.request.sampling
@@ -194,17 +214,29 @@ class FakeEngine:
             del self._live[request.request_id]
         logprobs = []
         if sampling.logprobs is not None:
-            top = [((token + rank) % 256, -0.5 - rank) for rank in range(sampling.logprobs)]
-            logprobs = [TokenLogprob(token_id=token, logprob=-0.5, top=top)]
+            logprob = self.logprob_of(token)
+            top = [((token + rank) % 256, logprob - rank) for rank in range(sampling.logprobs)]
+            logprobs = [TokenLogprob(token_id=token, logprob=logprob, top=top)]
+        scored = []
+        if sampling.prompt_logprobs is not None and live.num_given == 1:
+            scored = self._prompt_logprobs(live, len(request.prompt_token_ids) - 1 - live.num_scored)
         return RequestOutput(
             request_id=request.request_id,
             token_ids=[token],
             logprobs=logprobs,
+            prompt_logprobs=scored,
             finish_reason=reason,
             stop_token_id=stop_token,
             num_cached_tokens=len(request.prompt_token_ids) // 2 if live.num_given == 1 else 0,
             queue_s=0.25 if live.num_given == 1 else None,
         )
+
+
+def prompt_logprob(token: int, num_top: int) -> TokenLogprob:
+    """What the engine says of a token of a prompt: even ones are the likeliest, odd ones come second."""
+    likeliest, is_second = token - token % 2, token % 2
+    top = [((likeliest + number) % 256, -0.25 - number) for number in range(num_top)]
+    return TokenLogprob(token_id=token, logprob=-0.25 - is_second, top=top, rank=1 + is_second)
 
 
 class HasServing(Protocol):

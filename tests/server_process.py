@@ -114,7 +114,9 @@ async def server_process(
 ) -> AsyncIterator[tuple[ServerProcess, httpx2.AsyncClient]]:
     """Run a server over an engine of integers; see running_process."""
     command = [__file__, "serve", str(model), json.dumps({"port": 0, **settings})]
-    environment = {"PYTHONPATH": str(Path(__file__).parent), _FAILURE_VARIABLE: engine_fails}
+    # Where this process finds the packages, which need not be where they are installed.
+    folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(folders), _FAILURE_VARIABLE: engine_fails}
     async with running_process(command, folder, environment) as running:
         yield running
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
 from runtime_builders import FakeRunner, make_engine_config, make_request
 
+from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.engine.engine import Engine
-from stoker_runtime.messages import AddRequest, RequestOutput
+from stoker_runtime.messages import AddRequest, RequestOutput, TokenLogprob
 
 VOCAB_SIZE = 12  # small, so that eos, stop tokens and repeated prefixes are common
 EOS = 0
@@ -38,6 +39,7 @@ class Machine:
     per_request: int = 0
     price: int = 0
     long: int = 1000
+    scoring_bytes: int = 2**20
 
     def engine(self, runner: FakeRunner, **options: Any) -> Engine:
         """An engine with these budgets around a fresh runner."""
@@ -51,7 +53,10 @@ class Machine:
             long_prompt_tokens=self.long,
             **options,
         )
-        return Engine(runner, config, hash_key=b"k" * 16)
+        engine = Engine(runner, config, hash_key=b"k" * 16)
+        budgets = replace(engine.scheduler._budgets, scoring_bytes=self.scoring_bytes)
+        engine.scheduler = Scheduler(budgets, engine.scheduler._pool)
+        return engine
 
     def runner(self) -> FakeRunner:
         """A runner with this many blocks."""
@@ -75,6 +80,7 @@ machines = st.builds(
     per_request=st.integers(0, 3),
     price=st.sampled_from([0, 0, 1, 10]),
     long=st.sampled_from([1, 3, 8, 1000]),
+    scoring_bytes=st.sampled_from([2**20, 2**20, 1, 200, 500]),
 )
 
 
@@ -86,6 +92,7 @@ tight_machines = st.builds(
     max_num_seqs=st.integers(3, 6),
     extra_budget=st.integers(8, 20),
     prefix_caching=st.booleans(),
+    scoring_bytes=st.sampled_from([2**20, 200]),
 )
 
 
@@ -111,6 +118,7 @@ def arrivals(draw: st.DrawFn, at_least: int = 2) -> list[Arrival]:
             presence_penalty=draw(st.sampled_from([0.0] * 5 + [0.5])),  # FakeRunner takes no notice
             temperature=draw(st.sampled_from([0.0, 1.0])),
             seed=draw(st.integers(0, 3)),
+            prompt_logprobs=draw(st.sampled_from([None, None, None, 0, 2])),
         )
         at_step = draw(st.integers(0, 8))
         abort_after = draw(st.none() | st.integers(0, 8))
@@ -165,3 +173,21 @@ def run(engine: Engine, traffic: list[Arrival]) -> dict[str, list[RequestOutput]
 def tokens_of(outputs: list[RequestOutput]) -> list[int]:
     """All tokens of a request."""
     return [token for output in outputs for token in output.token_ids]
+
+
+def scores_of(outputs: list[RequestOutput]) -> list[TokenLogprob]:
+    """All scores of a request's prompt."""
+    return [score for output in outputs for score in output.prompt_logprobs]
+
+
+def assert_scored_once(arrival: Arrival, outputs: list[RequestOutput], alone: list[RequestOutput]) -> None:
+    """Check the scores of a request's prompt: each token's once, in order, and as it would get them alone."""
+    scores, prompt = scores_of(outputs), arrival.request.prompt_token_ids
+    is_scored = arrival.request.sampling.prompt_logprobs is not None
+    assert [score.token_id for score in scores] == (prompt[1:] if is_scored else [])[: len(scores)]
+    both = min(len(scores), len(scores_of(alone)))  # one whose first token fails is cut otherwise
+    assert scores[:both] == scores_of(alone)[:both]
+    if tokens_of(outputs):
+        first = next(index for index, output in enumerate(outputs) if output.token_ids)
+        assert len(scores_of(outputs[: first + 1])) == (len(prompt) - 1 if is_scored else 0)
+        assert not scores_of(outputs[first + 1 :])

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from stoker_runtime import __version__, logs, machine, termination
+from stoker_runtime import __version__, flags, logs, machine, termination
 from stoker_runtime.config import (
     ASYNC_SCHEDULINGS,
     DEVICES,
@@ -30,6 +30,7 @@ from stoker_runtime.config import (
     LogLevel,
     ServerConfig,
     parse_bytes,
+    root_path_of,
 )
 from stoker_runtime.errors import ConfigError, StokerError
 
@@ -137,6 +138,16 @@ def cli() -> None:
 @_option(
     "--num-threads", type=int, help="CPU threads that compute.  [default: the CPUs this process may use]"
 )
+@_option(
+    "--chat-template",
+    metavar="TEMPLATE",
+    help="A file with a Jinja template, the template itself, or the name of one that the model has.",
+)
+@_option(
+    "--sanitize-control-tokens",
+    is_flag=True,
+    help="Take control tokens that a client writes into a message for plain text.",
+)
 @_option("--max-queue", type=int, default=ServerConfig.max_queue, help="Waiting requests before 429.")
 @_option("--max-request-bytes", metavar="BYTES", default="4Mi", help="Size of a request body before 413.")
 @_option(
@@ -144,6 +155,12 @@ def cli() -> None:
     type=float,
     default=ServerConfig.step_timeout_s,
     help="Seconds that one step may take before the engine counts as hung.",
+)
+@_option(
+    "--sse-keep-alive-s",
+    type=float,
+    default=ServerConfig.sse_keep_alive_s,
+    help="Seconds without an event before a stream gets a comment; 0 is never.",
 )
 @_option(
     "--shutdown-delay-s",
@@ -157,6 +174,39 @@ def cli() -> None:
     default=ServerConfig.drain_timeout_s,
     help="Seconds after that for requests in flight.",
 )
+@_option(
+    "--keep-alive-timeout-s",
+    type=int,
+    default=ServerConfig.keep_alive_timeout_s,
+    help="Seconds that a connection may be idle; more than proxies before it keep one.",
+)
+@_option("--root-path", default="", help="Path under which a proxy offers the server, such as /llm.")
+@_option(
+    "--api-key",
+    multiple=True,
+    help="Key for clients; may be repeated. Anyone on the machine sees a flag: use the variable or a file.",
+)
+@_option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with such keys, one a line.",
+)
+@_option(
+    "--allowed-origins",
+    multiple=True,
+    help="Origin whose pages may ask from a browser, * for all; may be repeated or a JSON list.",
+)
+@_option(
+    "--allowed-methods",
+    multiple=True,
+    help="Method that they may use; likewise.  [default: all]",
+)
+@_option(
+    "--allowed-headers",
+    multiple=True,
+    help="Header that they may send; likewise.  [default: all]",
+)
+@_option("--allow-credentials", is_flag=True, help="Let them send cookies and the like.")
 @_log_level
 @_option("--seed", type=int, help="Makes sampling without a seed of its own repeatable.  [default: random]")
 def serve(model: str, revision: str | None, log_level: LogLevel, **options: Any) -> int:
@@ -210,15 +260,20 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
         raise ConfigError("--model is empty; give a folder, a .gguf file or hf://ORG/NAME")
     given = {name: value for name, value in options.items() if value is not None}
     names = given.pop("served_model_name") or (model,)
-    given["port"] = _port(given["port"])
+    given["port"] = flags.port(given["port"])
     given["max_request_bytes"] = parse_bytes(given["max_request_bytes"], "--max-request-bytes")
     if "kv_cache_memory" in given:
         given["kv_cache_bytes"] = parse_bytes(given.pop("kv_cache_memory"), "--kv-cache-memory")
     given["prefix_caching"] = not given.pop("no_prefix_caching")
     given.setdefault("num_threads", machine.usable_cpus())
-    server = {name: given.pop(name) for name in _SERVER_FLAGS}
+    given["api_keys"] = flags.api_keys(given.pop("api_key"), given.pop("api_key_file", None))
+    given["root_path"] = root_path_of(given["root_path"])
+    given["allowed_origins"] = flags.origins(given["allowed_origins"])
+    given["allowed_methods"] = flags.methods(given["allowed_methods"])
+    given["allowed_headers"] = flags.names("--allowed-headers", given["allowed_headers"]) or ("*",)
+    server = {name: given.pop(name) for name in _SERVER_FLAGS if name in given}
     return (
-        ServerConfig(served_model_names=names, log_level=log_level, **server),
+        ServerConfig(served_model_names=names, model=model, log_level=log_level, **server),
         EngineConfig(model=model, log_level=log_level, **given),
     )
 
@@ -226,18 +281,10 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
 _SERVER_FLAGS = (
     *("host", "port", "max_queue", "max_request_bytes"),
     *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
+    *("keep_alive_timeout_s", "sse_keep_alive_s"),
+    *("root_path", "api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
+    *("chat_template", "sanitize_control_tokens"),
 )
-
-
-def _port(text: str) -> int:
-    if text.startswith("tcp://"):
-        raise ConfigError(
-            f"STOKER_PORT is {text!r}, which Kubernetes set for a Service named stoker; "
-            "give --port, or set enableServiceLinks: false on the pod"
-        )
-    if not text.isdecimal():
-        raise ConfigError(f"--port is {text!r}; use 0 to 65535")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ the fix. 0 stands for "automatic" where a default depends on the device or the m
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import msgspec
@@ -34,6 +34,12 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 MIB = 1024**2
+# Longer than the longest that proxies in common use keep an idle connection to a server, so that they close
+# it, not we: a request that is sent just when we close is lost and answered with a 502. nginx and Amazon's
+# ALB take 60 s, Traefik and Go's clients 90 s, Azure's gateway 4 min, Google's load balancers a fixed 600 s,
+# for which its documentation asks servers to wait longer and names 620 s. Envoy's hour is for it to lower.
+# Source: cloud.google.com/load-balancing/docs/https, "Timeouts and retries".
+KEEP_ALIVE_TIMEOUT_S = 620
 MAX_CPU_KV_CACHE_BYTES = 512 * MIB
 # Per step: what a device computes in about 200 ms of prefill on a CPU, and enough to fill a GPU.
 _DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 8192}
@@ -56,6 +62,9 @@ _DRAFT_ROWS = {"cpu": 12, "cuda": 128}
 # with a computing thread; whoever wakes up meanwhile, a client or a proxy, makes the kernel give the core to
 # that thread until the next tick, some 5 ms later (seen in a trace of Linux 6.18 with ticks of 4 ms).
 _HANDOVER_S = {"cpu": 0.0004, "cuda": 0.0}
+# Of the logits of prompt tokens that are scored in a step: on a CPU more than a default step has of most
+# vocabularies. On a GPU as many rows as make reading the weights a small part of a step, and little memory.
+_SCORING_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 # By arithmetic, not by measurement: with 512 tokens a step of an 8B model needs 8 Tflop, which takes a GPU
 # longer than its launches take the host. Smaller models gain from more.
 _DEFAULT_RECORDED_TOKENS = {"cpu": 0, "cuda": 512}
@@ -172,6 +181,11 @@ class EngineConfig:
         """Seconds before a long step in which the server has the cores; of a configuration `for_device`."""
         return _HANDOVER_S["cpu" if self.device == "cpu" else "cuda"]
 
+    @property
+    def scoring_bytes(self) -> int:
+        """See core.budgets; of a configuration `for_device`."""
+        return _SCORING_BYTES["cpu" if self.device == "cpu" else "cuda"]
+
     def cpu_kv_cache_bytes(self, available_bytes: int) -> int:
         """Return the KV cache's size on a CPU, given what is still free once the weights are loaded.
 
@@ -204,17 +218,29 @@ class ServerConfig:
     """What the server process needs to know.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or one means nothing without another.
     """
 
     served_model_names: tuple[str, ...]  # names clients may ask for; the first is the one answers carry
+    model: str = ""  # what is served, as it was given
     host: str = "0.0.0.0"  # noqa: S104  a pod is reached from outside
     port: int = 8000
     max_queue: int = 512  # requests that may wait for the engine before 429
     max_request_bytes: int = 4 * MIB  # body size before 413
     step_timeout_s: float = 300.0  # of one step; an engine silent for longer counts as hung
+    sse_keep_alive_s: float = 15.0  # without an event before a stream gets a comment; 0: never
     shutdown_delay_s: float = 5.0  # after SIGTERM, new connections are still served this long
     drain_timeout_s: float = 25.0  # then this long for requests in flight
+    keep_alive_timeout_s: int = KEEP_ALIVE_TIMEOUT_S  # of a connection between two requests
+    root_path: str = ""  # under which a proxy offers the server: "" or like "/llm", see root_path_of
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # any will do; none: nobody needs one
+    allowed_origins: tuple[str, ...] = ()  # whose pages may ask from a browser, "*" for all; none: no CORS
+    allowed_methods: tuple[str, ...] = ("*",)  # that they may use
+    allowed_headers: tuple[str, ...] = ("*",)  # that they may send
+    allow_credentials: bool = False  # whether they may send what the browser knows of its user
+    # instead of the model's own: a file, a template or one of the model's names
+    chat_template: str | None = None
+    sanitize_control_tokens: bool = False  # control tokens that a client writes into a message are plain text
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -222,13 +248,60 @@ class ServerConfig:
             raise ConfigError("--served-model-name is empty; give the name that clients put in `model`")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; use 0 to 65535")
+        if self.chat_template is not None and not self.chat_template.strip():
+            raise ConfigError("--chat-template is empty; give a file, a template or the name of one")
         _one_of("--log-level", self.log_level, LOG_LEVELS)
         _at_least("--max-queue", self.max_queue, 1)
         _at_least("--max-request-bytes", self.max_request_bytes, 1)
         if not self.step_timeout_s > 1:  # an idle engine speaks once a second
             raise ConfigError(f"--step-timeout-s is {self.step_timeout_s}; use more than 1")
+        _at_least("--sse-keep-alive-s", self.sse_keep_alive_s, 0)
         _at_least("--shutdown-delay-s", self.shutdown_delay_s, 0)
         _at_least("--drain-timeout-s", self.drain_timeout_s, 0)
+        _at_least("--keep-alive-timeout-s", self.keep_alive_timeout_s, 1)
+        if not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"--root-path is {self.root_path!r}; use a path like /llm, without . and ..")
+        if not all(_API_KEY.fullmatch(key) for key in self.api_keys):  # not shown: it may be almost right
+            raise ConfigError(
+                "--api-key, or a line of --api-key-file, is empty or holds what no header can; "
+                "use ASCII without spaces"
+            )
+        self._check_cors()
+
+    def _check_cors(self) -> None:
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--allowed-origins has {origin!r}; use * or origins as browsers send them, such as "
+                    "https://chat.example.com"
+                )
+        for flag, names in (
+            ("--allowed-methods", self.allowed_methods),
+            ("--allowed-headers", self.allowed_headers),
+        ):
+            if not names or not all(_TOKEN.fullmatch(name) for name in names):
+                raise ConfigError(f"{flag} is {', '.join(names)!r}; use * or names")
+        plain = (("*",), ("*",), False)
+        if not self.allowed_origins and plain != (
+            self.allowed_methods,
+            self.allowed_headers,
+            self.allow_credentials,
+        ):
+            raise ConfigError(
+                "--allowed-methods, --allowed-headers and --allow-credentials do nothing without "
+                "--allowed-origins; give the origins"
+            )
+
+
+_ROOT_PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._~-]+)*")
+_API_KEY = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,*A-Z]+")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
+
+
+def root_path_of(text: str) -> str:
+    """Return a root path in its one form: with a slash before it, none behind it and none twice."""
+    return "".join(f"/{part}" for part in text.strip().split("/") if part)
 
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -6,7 +6,8 @@ refused while the model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("top_h", "dola_layers", "watermarking_config"), ()),
     "token_healing": (False,),
 }
+_LEAST_TOP_P = 1e-6  # below the probability of the likeliest token, however large the vocabulary
 _NEW_TOKENS = _Range(1, 2**31 - 1, is_whole=True)
 
 
@@ -75,7 +77,7 @@ def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[s
         source: the file, for errors.
 
     Raises:
-        ModelError: a value that no request could have; names the file and the field.
+        ModelError: a value that means nothing; names the file and the field.
     """
     found = sampling_defaults(values, {name: name for name in SAMPLING_DEFAULTS}, source)
     draws, num_tokens = values.get("do_sample"), values.get("max_new_tokens")
@@ -83,7 +85,7 @@ def generation_config_defaults(values: Mapping[str, Any], source: str) -> dict[s
         raise ModelError(f"{source}: do_sample is {draws!r}; true or false is needed")
     if draws is False:
         found["temperature"] = 0.0
-    if num_tokens is not None:
+    if num_tokens is not None and not _is_among(num_tokens, (0, -1)):  # both are written for no limit
         if not _NEW_TOKENS.holds(num_tokens):
             raise ModelError(f"{source}: max_new_tokens is {num_tokens!r}; {_NEW_TOKENS} is needed")
         found["max_tokens"] = num_tokens
@@ -115,11 +117,11 @@ def sampling_defaults(values: Mapping[str, Any], keys: Mapping[str, str], source
         source: the file, for errors.
 
     Raises:
-        ModelError: a value that no request could have; names the file and the field.
+        ModelError: a value that means nothing; names the file and the field.
     """
     found = {}
     for key, name in keys.items():
-        value = values.get(key)
+        value = _without_oddities(name, values.get(key))
         if value is None:
             continue
         if not _RANGES[name].holds(value):
@@ -128,13 +130,36 @@ def sampling_defaults(values: Mapping[str, Any], keys: Mapping[str, str], source
     return found
 
 
+def _without_oddities(name: str, value: Any) -> Any:
+    """Return a value as a request would say it; None for one that stands for nothing at all.
+
+    No request may have these, but authors write them, and nobody can edit a published file: a top_p of 0
+    leaves the likeliest token, as in `transformers`, and one above 1 all; a penalty of 0 is written for none.
+    """
+    if name == "top_k" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if name == "repetition_penalty" and _is_among(value, (0,)):
+        return None
+    if name == "top_p" and _is_among(value, (0,)):
+        return _LEAST_TOP_P
+    if name == "top_p" and isinstance(value, int | float) and 1 < value < math.inf:
+        return 1.0
+    return value
+
+
+def _is_among(value: Any, numbers: Sequence[int]) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and value in numbers
+
+
 def token_ids(value: Any, key: str, source: str) -> list[int]:
-    """Return the token ids of a field that holds one, a list of them or nothing.
+    """Return the token ids of a field that holds one, a list of them or nothing; -1 is written for none.
 
     Raises:
         ModelError: it holds something else; names the file and the field.
     """
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    ids = [int(item) if isinstance(item, float) and item.is_integer() else item for item in listed]
+    ids = [token_id for token_id in ids if token_id != -1]
     if not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
         raise ModelError(f"{source}: {key} is {value!r}; a token id or a list of them is needed")
     return ids

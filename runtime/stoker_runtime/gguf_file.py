@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata and where each tensor lies. No torch, no tensor data.
+"""The header of a GGUF model: metadata and where each tensor lies. No torch, no tensor data.
 
 The `gguf` package reads headers too, but takes seconds over a vocabulary of 50,000 tokens, and both the
 server (tokenizer) and the engine (weights) need the header before they are ready; this takes milliseconds.
@@ -12,11 +12,12 @@ import math
 import mmap
 import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_parts import gguf_models, part_names
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -38,67 +39,127 @@ class GgufTensor:
         shape: outermost dimension first, as torch has it (the file has it the other way round).
         type_id: GGML type number of the stored data.
         offset: bytes from the start of the file.
+        part: of the model, that is, which of its files, from 0.
     """
 
     name: str
     shape: tuple[int, ...]
     type_id: int
     offset: int
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A parsed header."""
+    """A parsed header, or those of all parts of a model.
+
+    Args:
+        path: of the file, or of the first part.
+        metadata: of the file, or of the first part.
+        tensors: by their names in the files.
+        further_paths: of the other parts, in their order.
+    """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+    further_paths: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of all parts, as GgufTensor.part counts them."""
+        return (self.path, *self.further_paths)
 
 
 def find_gguf(path: Path) -> Path | None:
     """Return the GGUF file that `path` names or, as a directory without config.json, holds; None if neither.
 
+    Of a model in several parts it is the first that is there.
+
     Raises:
-        ModelError: the directory holds several GGUF files and nothing says which one is meant.
+        ModelError: the directory holds several GGUF models and nothing says which one is meant.
     """
     if path.is_file() and path.suffix == ".gguf":
         return path
     if not path.is_dir() or (path / "config.json").exists():
         return None
-    found = sorted(path.glob("*.gguf"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise ModelError(f"{path} holds several GGUF files ({names}); name the one to load")
-    return found[0] if found else None
+    names = sorted(file.name for file in path.glob("*.gguf"))
+    models = gguf_models(names)
+    if len(models) > 1:
+        raise ModelError(f"{path} holds several GGUF models ({', '.join(models)}); name the file to load")
+    return next((path / name for parts in models.values() for name in parts if name in names), None)
 
 
 def read_gguf(path: Path, *, texts: Collection[str] | None = None) -> GgufFile:
-    """Read the header of a GGUF file.
+    """Read the header of a GGUF file; of a model in several parts, those of all.
 
     Args:
-        path: of the file.
+        path: of the file, or of any part.
         texts: the only ones that matter in arrays of strings, such as a vocabulary and its merges: others are
             "" there, which takes a third of the time. None: all matter.
 
     Raises:
-        ModelError: not a GGUF file of version 2 or 3, cut short, or one part of a split model.
+        ModelError: not a GGUF file of version 2 or 3, cut short, or not all parts are there or fit together.
     """
+    parsed = _read_header(path, texts)
+    count = parsed.metadata.get("split.count", 0)
+    return parsed if not isinstance(count, int) or count < 2 else _joined(parsed, count, texts)
+
+
+def _joined(given: GgufFile, count: int, texts: Collection[str] | None) -> GgufFile:
+    """Read the other parts of a model and put all tensors together."""
+    path = given.path
+    names = part_names(path.name)
+    if len(names) != count:
+        raise ModelError(
+            f"{path} is one of {count} parts, which are to be named NAME-00001-of-{count:05}.gguf and so on; "
+            "rename them, or merge them with llama.cpp's `llama-gguf-split --merge FIRST-PART OUT.gguf`"
+        )
+    parts: list[GgufFile] = []
+    for index, name in enumerate(names):
+        part = given if name == path.name else _read_part(path.with_name(name), path, texts)
+        found = tuple(part.metadata.get(key) for key in ("split.no", "split.count"))
+        if found != (index, count):
+            raise ModelError(
+                f"{part.path} is no part {index + 1} of {count}: its split.no is {found[0]}, its split.count "
+                f"{found[1]}; download all parts anew, of one revision"
+            )
+        parts.append(part)
+    tensors = {
+        tensor.name: replace(tensor, part=index)
+        for index, part in enumerate(parts)
+        for tensor in part.tensors.values()
+    }
+    first = parts[0]
+    stated = first.metadata.get("split.tensors.count", len(tensors))
+    if len(tensors) != stated:
+        raise ModelError(
+            f"{first.path} and its other parts have {len(tensors)} tensors, split.tensors.count is {stated}; "
+            "download all parts anew, of one revision"
+        )
+    return GgufFile(first.path, first.metadata, tensors, tuple(part.path for part in parts[1:]))
+
+
+def _read_part(path: Path, given: Path, texts: Collection[str] | None) -> GgufFile:
+    if not path.exists():
+        raise ModelError(
+            f"{path} is missing: {given.name} is one part of a model, and all parts have to be in its folder",
+            reason="ModelNotFound",
+        )
+    return _read_header(path, texts)
+
+
+def _read_header(path: Path, texts: Collection[str] | None) -> GgufFile:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            parsed = _Reader(data, texts).header(path)
+            return _Reader(data, texts).header(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist", reason="ModelNotFound") from error
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied", reason="ModelAccessDenied") from error
     except (ValueError, struct.error, OverflowError) as error:
         # mmap refuses an empty file with a ValueError; a text that is not UTF-8 raises one too
-        raise ModelError(f"{path} is not a whole GGUF file: {error}") from error
-    if parsed.metadata.get("split.count", 0) > 1:
-        raise ModelError(
-            f"{path} is one part of a split GGUF; merge the parts into one file first",
-            reason="UnsupportedModel",
-        )
-    return parsed
+        raise ModelError(f"{path} is not a whole GGUF file: {error}; download it anew") from error
 
 
 def read_floats(gguf: GgufFile, name: str) -> tuple[float, ...]:
@@ -109,13 +170,17 @@ def read_floats(gguf: GgufFile, name: str) -> tuple[float, ...]:
     """
     tensor = gguf.tensors[name]
     if tensor.type_id != _FLOAT32:
-        raise ModelError(f"tensor {name} is not F32", reason="UnsupportedModel")
+        raise ModelError(
+            f"tensor {name} is not F32; convert the model anew with llama.cpp's convert_hf_to_gguf.py",
+            reason="UnsupportedModel",
+        )
     layout = f"<{math.prod(tensor.shape)}f"
-    with gguf.path.open("rb") as file:
+    path = gguf.paths[tensor.part]
+    with path.open("rb") as file:
         file.seek(tensor.offset)
         stored = file.read(struct.calcsize(layout))
     if len(stored) != struct.calcsize(layout):
-        raise ModelError(f"{gguf.path} is cut short: tensor {name} ends beyond the file")
+        raise ModelError(f"{path} is cut short: tensor {name} ends beyond the file; download it anew")
     return struct.unpack(layout, stored)
 
 

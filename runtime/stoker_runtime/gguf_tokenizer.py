@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile
+from stoker_runtime.gguf_splitting import DEFAULT, NOT_BYTE_LEVEL, SPLITTINGS, Splitting
 
-# Words and numbers as Llama 3 and Qwen 2 split them; only the longest run of digits differs.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+logger = logging.getLogger(__name__)
+
+# What to do about a file that cannot be read.
+_OTHERWISE = (
+    "convert the model anew with today's convert_hf_to_gguf.py of llama.cpp, or use its safetensors folder "
+    "with its tokenizer.json"
 )
-# GPT-4o's, which Phi-4-mini has: words end where upper-case letters follow lower-case ones.
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED_SPLIT = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GENERIC_SPLITS = (
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-)
-# By tokenizer.ggml.pre. The smaug-bpe files are those of Llama 3's tokenizer that add no bos (SmolLM 3), the
-# dbrx ones those of GPT-4's (Phi-4, OLMo 2).
-_SPLITS = {
-    "llama-bpe": (_LLAMA3_SPLIT % "{1,3}",),
-    "smaug-bpe": (_LLAMA3_SPLIT % "{1,3}",),
-    "dbrx": (_LLAMA3_SPLIT % "{1,3}",),
-    "qwen2": (_LLAMA3_SPLIT % "",),
-    "gpt-4o": (_CASED_SPLIT,),
-    "default": _GENERIC_SPLITS,
-}
-_DIGITS_APART = ("smollm", "refact", "starcoder")  # refact is Granite's
-_IGNORES_MERGES = ("llama-bpe", "smaug-bpe")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 _KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3's special tokens
 _SPACE = "\u2581"  # what SentencePiece writes for one
@@ -53,7 +32,7 @@ def special_tokens(gguf: GgufFile) -> dict[str, str]:
     """
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
-        raise ModelError(f"{gguf.path} has no tokens in tokenizer.ggml.tokens")
+        raise ModelError(f"{gguf.path} has no tokens in tokenizer.ggml.tokens; {_OTHERWISE}")
     found = {}
     for name in ("bos", "eos", "padding", "unknown"):
         token_id = gguf.metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -61,7 +40,8 @@ def special_tokens(gguf: GgufFile) -> dict[str, str]:
             continue
         if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
             raise ModelError(
-                f"{gguf.path}: tokenizer.ggml.{name}_token_id is {token_id}, beyond {len(tokens)} tokens"
+                f"{gguf.path}: tokenizer.ggml.{name}_token_id is {token_id}, beyond {len(tokens)} tokens; "
+                f"{_OTHERWISE}"
             )
         found[_SPECIAL_NAMES[name]] = str(tokens[token_id])
     return found
@@ -84,36 +64,38 @@ def build_tokenizer(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
         return _sentencepiece(gguf, special)
     raise ModelError(
         f"{gguf.path}: tokenizer.ggml.model {model!r} is not supported (gpt2, byte-level BPE, and llama, "
-        "SentencePiece's BPE, are); use the model's safetensors directory with its tokenizer.json",
+        f"SentencePiece's BPE, are); {_OTHERWISE}",
         reason="UnsupportedModel",
     )
 
 
 def _byte_level(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
-    """Source: the pre-tokenizer names and what each splits on are llama.cpp's, in its llama-vocab.cpp."""
     meta = gguf.metadata
-    pre = meta.get("tokenizer.ggml.pre")
-    pre_tokenizer = _supported_pre_tokenizer(gguf)
+    splitting = _splitting(gguf)
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in meta.get("tokenizer.ggml.merges", [])]
     try:
         bpe = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre in _IGNORES_MERGES,
+            merges=_stated_merges(gguf),
+            ignore_merges=splitting.ignores_merges,
         )
+    except ModelError:
+        raise
     except Exception as error:  # the library raises bare Exception on a merge that is not in the vocabulary
-        raise ModelError(f"{gguf.path}: the vocabulary and merges do not fit together: {error}") from error
+        raise ModelError(
+            f"{gguf.path}: the vocabulary and merges do not fit together: {error}; {_OTHERWISE}"
+        ) from error
     tokenizer = Tokenizer(bpe)
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizer
+    normalizer = splitting.normalizer()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, gguf)
     _add_around(
         tokenizer,
         special,
-        bos=meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"),
+        bos=meta.get("tokenizer.ggml.add_bos_token", splitting.adds_bos),
         eos=meta.get("tokenizer.ggml.add_eos_token", False),
     )
     return tokenizer
@@ -128,12 +110,15 @@ def _sentencepiece(gguf: GgufFile, special: Mapping[str, str]) -> Tokenizer:
     meta = gguf.metadata
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if meta.get(f"tokenizer.ggml.{key}"):
-            raise ModelError(f"{gguf.path}: tokenizer.ggml.{key} is not supported", reason="UnsupportedModel")
+            raise ModelError(
+                f"{gguf.path}: tokenizer.ggml.{key} is not supported; {_OTHERWISE}", reason="UnsupportedModel"
+            )
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     scores, types = meta.get("tokenizer.ggml.scores", []), meta.get("tokenizer.ggml.token_type", [])
     if not len(tokens) == len(scores) == len(types):
         raise ModelError(
-            f"{gguf.path}: {len(tokens)} tokens have {len(scores)} scores and {len(types)} types"
+            f"{gguf.path}: {len(tokens)} tokens have {len(scores)} scores and {len(types)} types; "
+            f"{_OTHERWISE}"
         )
     pieces = {
         token: score
@@ -201,32 +186,33 @@ def _add_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:
     )
 
 
-def _supported_pre_tokenizer(gguf: GgufFile) -> pre_tokenizers.PreTokenizer:
+def _splitting(gguf: GgufFile) -> Splitting:
     pre = gguf.metadata.get("tokenizer.ggml.pre")
-    pre_tokenizer = _pre_tokenizer(pre)
-    if pre_tokenizer is None:
-        raise ModelError(
-            f"{gguf.path}: tokenizer.ggml.pre {pre!r} is not supported "
-            f"({', '.join((*_SPLITS, *_DIGITS_APART, 'gpt-2'))}); use the model's safetensors directory with "
-            "its tokenizer.json",
-            reason="UnsupportedModel",
+    if pre is None:  # files of before May 2024
+        logger.warning(
+            "%s does not say how its tokenizer cuts a text into words (tokenizer.ggml.pre): it is cut as "
+            "llama.cpp does by default, which costs quality; convert the model anew with today's "
+            "convert_hf_to_gguf.py",
+            gguf.path,
         )
-    return pre_tokenizer
+        return DEFAULT
+    found = SPLITTINGS.get(pre) if isinstance(pre, str) else None
+    if found is not None:
+        return found
+    why = "is spelt in characters and not in bytes" if pre in NOT_BYTE_LEVEL else "is not known"
+    raise ModelError(
+        f"{gguf.path}: tokenizer.ggml.pre {pre!r} {why} (llama.cpp's {len(SPLITTINGS)} byte-level ones "
+        f"are); {_OTHERWISE}",
+        reason="UnsupportedModel",
+    )
 
 
-def _pre_tokenizer(name: str | None) -> pre_tokenizers.PreTokenizer | None:
-    def split(*patterns: str) -> pre_tokenizers.PreTokenizer:
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-        return pre_tokenizers.Sequence(
-            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name in _DIGITS_APART:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    if name == "gpt-2":
-        return byte_level
-    return split(*_SPLITS[name]) if name in _SPLITS else None
+def _stated_merges(gguf: GgufFile) -> list[tuple[str, str]]:
+    merges = gguf.metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list):
+        raise ModelError(f"{gguf.path} has no tokenizer.ggml.merges; {_OTHERWISE}")
+    cuts = ((merge, merge.find(" ", 1)) for merge in merges)  # a part may begin with a space
+    return [(merge[:cut], merge[cut + 1 :]) for merge, cut in cuts]
 
 
 def _add_around(tokenizer: Tokenizer, special: Mapping[str, str], *, bos: bool, eos: bool) -> None:
@@ -236,7 +222,7 @@ def _add_around(tokenizer: Tokenizer, special: Mapping[str, str], *, bos: bool, 
         return
     missing = [name for name in names if name not in special]
     if missing:
-        raise ModelError(f"the GGUF file adds a {missing[0]} to prompts but names none")
+        raise ModelError(f"the GGUF file adds a {missing[0]} to prompts but names none; {_OTHERWISE}")
     single = [*([special["bos_token"]] if bos else []), "$A", *([special["eos_token"]] if eos else [])]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single,

@@ -49,7 +49,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def looks_back(self) -> bool:
         """Whether what may be picked depends on the tokens picked before."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or any(len(token_ids) > 1 for token_ids in self.bad_words_token_ids)
+        )
 
 
 class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
@@ -77,11 +82,14 @@ Command = AddRequest | AbortRequest | Shutdown
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Natural-log probabilities at one output position, of the raw logits (no temperature, no penalties)."""
+    """Natural-log probabilities at one position, of the raw logits (no temperature, no penalties)."""
 
     token_id: int
     logprob: float
     top: list[tuple[int, float]]  # most likely first
+    rank: int = (
+        0  # of token_id: 1 + how many tokens of the vocabulary have a higher raw logit; 0: not counted
+    )
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +105,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_id: int | None = None  # the token that ended it, when finish_reason is stop
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache at first admission
     queue_s: float | None = None  # with the first tokens: from AddRequest.arrival_s to first admission
+    num_preemptions: int = 0  # times that it had to give its blocks back so far
     error: str | None = None
 
 

@@ -6,16 +6,17 @@ metadata holds the vocabulary and merges (see gguf_tokenizer).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
+from stoker_runtime.added_tokens import add_special_tokens, add_stated_tokens, added_token_ids
 from stoker_runtime.errors import ModelError
+from stoker_runtime.fim import FimTokens, find_fim
 from stoker_runtime.generation_defaults import (
     SAMPLING_DEFAULTS,
     generation_config_defaults,
@@ -25,7 +26,9 @@ from stoker_runtime.generation_defaults import (
 )
 from stoker_runtime.gguf_file import GgufFile, find_gguf, read_gguf
 from stoker_runtime.gguf_tokenizer import build_tokenizer, special_tokens
+from stoker_runtime.json_files import read_object
 from stoker_runtime.lfs import unreadable
+from stoker_runtime.slow_tokenizer import slow_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class Assets:
         add_bos: a plain prompt is encoded with the bos token in front.
         generation_defaults: the model's own, by the request fields' names: SAMPLING_DEFAULTS and max_tokens.
         template_variants: further named chat templates, such as ``tool_use``.
+        fim: the model's tokens for filling in the middle, None when it has none.
     """
 
     tokenizer: Tokenizer
@@ -62,6 +66,7 @@ class Assets:
     add_bos: bool
     generation_defaults: Mapping[str, float]
     template_variants: Mapping[str, str] = field(default_factory=dict)
+    fim: FimTokens | None = None
 
     @property
     def bos_token(self) -> str | None:
@@ -88,7 +93,9 @@ def load_assets(path: str | Path) -> Assets:
     if gguf is not None:
         return _gguf_assets(read_gguf(gguf))
     if not path.is_dir():
-        raise ModelError(f"{path} is neither a directory nor a .gguf file", reason="UnsupportedModel")
+        raise ModelError(
+            f"{path} is neither a directory nor a .gguf file; name one of them", reason="UnsupportedModel"
+        )
     return _directory_assets(path)
 
 
@@ -108,37 +115,33 @@ def read_eos_token_ids(path: str | Path) -> tuple[int, ...]:
 def _directory_eos_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """Collect the ids that generation_config.json, config.json and the tokenizer's eos_token name."""
     ids: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        found = _read_json(path / name)
+    for name, read in (("generation_config.json", _generation_config), ("config.json", _read_json)):
+        found = read(path / name)
         text = found.get("text_config")  # of a model that sees images as well
         for part in (found, text if isinstance(text, Mapping) else {}):
             ids += token_ids(part.get("eos_token_id"), "eos_token_id", str(path / name))
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     eos = _special_tokens(path, tokenizer_config).get("eos_token")
     if eos is not None:
-        added = _added_token_ids(tokenizer_config, eos, path / "tokenizer_config.json")
+        added = added_token_ids(tokenizer_config, eos, path / "tokenizer_config.json")
         if not added:
-            known = (tokenizer or _read_tokenizer(path / "tokenizer.json")).token_to_id(eos)
+            known = (tokenizer or _read_tokenizer(path, tokenizer_config)).token_to_id(eos)
             if known is None:
-                raise ModelError(f"the eos_token of {path}, {eos!r}, is not in its vocabulary")
+                raise ModelError(
+                    f"the eos_token of {path}, {eos!r}, is not in its vocabulary; save the tokenizer that "
+                    "the model was trained with beside its weights"
+                )
             added = [known]
         ids += added
     return tuple(dict.fromkeys(ids))
 
 
-def _added_token_ids(tokenizer_config: Mapping[str, Any], text: str, source: Path) -> list[int]:
-    """Return the ids that the added tokens of a tokenizer_config.json give a text."""
-    try:
-        added = tokenizer_config.get("added_tokens_decoder") or {}
-        return [int(token_id) for token_id, token in added.items() if token["content"] == text]
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise ModelError(f"{source}: added_tokens_decoder is malformed") from error
-
-
 def _directory_assets(path: Path) -> Assets:
-    tokenizer = _read_tokenizer(path / "tokenizer.json")
     tokenizer_config = _read_json(path / "tokenizer_config.json")
-    _add_tokens(tokenizer, tokenizer_config, path / "tokenizer_config.json")
+    tokenizer = _read_tokenizer(path, tokenizer_config)
+    add_stated_tokens(tokenizer, tokenizer_config, path / "tokenizer_config.json")
+    fields = {**_read_json(path / "special_tokens_map.json"), **tokenizer_config}
+    add_special_tokens(tokenizer, fields, _vocab_size(path))
     # Special tokens in a text are then encoded as any other text.
     tokenizer.encode_special_tokens = tokenizer_config.get("split_special_tokens") is True
     special = _special_tokens(path, tokenizer_config)
@@ -151,66 +154,46 @@ def _directory_assets(path: Path) -> Assets:
         add_bos=_adds_bos(tokenizer, special),
         generation_defaults=_generation_defaults(path / "generation_config.json"),
         template_variants=templates,
+        fim=find_fim(tokenizer),
     )
 
 
 def _generation_defaults(path: Path) -> dict[str, float]:
-    values = _read_json(path)
+    values = _generation_config(path)
     if uncomputed := uncomputed_fields(values):
         logger.warning("%s: answers are picked without %s, which is not computed here", path, uncomputed)
     return generation_config_defaults(values, str(path))
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.exists():
-        raise ModelError(
-            f"{path.parent} has no tokenizer.json; save the model's fast tokenizer beside its weights",
-            reason="UnsupportedModel",
-        )
+def _vocab_size(path: Path) -> int | None:
+    config = _read_json(path / "config.json")
+    text = config.get("text_config")
+    size = {**config, **(text if isinstance(text, Mapping) else {})}.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _read_tokenizer(path: Path, tokenizer_config: Mapping[str, Any]) -> Tokenizer:
+    file = path / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = (
+            Tokenizer.from_file(str(file)) if file.exists() else slow_tokenizer(path, tokenizer_config)
+        )
+    except ModelError:
+        raise
     except Exception as error:  # the library raises bare Exception on anything it cannot parse
-        raise ModelError(unreadable(path, error)) from error
+        raise ModelError(f"{unreadable(file, error)}; download it anew") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _add_tokens(tokenizer: Tokenizer, tokenizer_config: Mapping[str, Any], source: Path) -> None:
-    """Give added tokens what tokenizer_config.json says of them, which counts more than tokenizer.json.
-
-    Source: what transformers does when it loads a tokenizer; it gives a token that tokenizer.json lacks the
-    next free id, so one with another id in the file is refused here.
-    """
-    try:
-        stated = {
-            int(token_id): AddedToken(**{key: token[key] for key in token if key != "__type"})
-            for token_id, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"{source}: added_tokens_decoder is malformed") from error
-    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_tokens([token for _, token in sorted(stated.items()) if repr(token) not in known])
-    for token_id, token in stated.items():
-        known_as = tokenizer.id_to_token(token_id)
-        if known_as != token.content:
-            other = "nothing" if known_as is None else repr(known_as)
-            raise ModelError(
-                f"{source}: added_tokens_decoder gives {token.content!r} the id {token_id}, which "
-                f"tokenizer.json gives {other}; save the fast tokenizer again"
-            )
+def _generation_config(path: Path) -> dict[str, Any]:
+    """Read a file that a model can do without, and that some have and is empty."""
+    return {} if path.exists() and path.stat().st_size == 0 else _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
+    return read_object(path) if path.exists() else {}
 
 
 def _special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -271,6 +254,7 @@ def _gguf_assets(gguf: GgufFile) -> Assets:
         template_variants={
             key.removeprefix(prefix): _template(gguf, key) or "" for key in meta if key.startswith(prefix)
         },
+        fim=find_fim(tokenizer, meta),
     )
 
 

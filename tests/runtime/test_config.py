@@ -2,7 +2,13 @@ from typing import Any
 
 import pytest
 
-from stoker_runtime.config import MAX_CPU_KV_CACHE_BYTES, EngineConfig, ServerConfig, parse_bytes
+from stoker_runtime.config import (
+    MAX_CPU_KV_CACHE_BYTES,
+    EngineConfig,
+    ServerConfig,
+    parse_bytes,
+    root_path_of,
+)
 from stoker_runtime.errors import ConfigError
 
 
@@ -57,12 +63,55 @@ def test_engine_setting_that_cannot_work_is_refused_by_name(options: dict[str, A
         pytest.param({"max_queue": 0}, "--max-queue", id="queue"),
         pytest.param({"max_request_bytes": 0}, "--max-request-bytes", id="body"),
         pytest.param({"shutdown_delay_s": -1.0}, "--shutdown-delay-s", id="delay"),
+        pytest.param({"sse_keep_alive_s": -1.0}, "--sse-keep-alive-s", id="keep-alive"),
+        pytest.param({"chat_template": " "}, "--chat-template", id="chat-template"),
         pytest.param({"drain_timeout_s": float("nan")}, "--drain-timeout-s", id="nan"),
+        pytest.param({"keep_alive_timeout_s": 0}, "--keep-alive-timeout-s", id="no-keep-alive"),
+        pytest.param({"keep_alive_timeout_s": -1}, "--keep-alive-timeout-s", id="negative-keep-alive"),
+        pytest.param({"root_path": "llm"}, "--root-path", id="root-without-slash"),
+        pytest.param({"root_path": "/llm/"}, "--root-path", id="root-with-slash-behind"),
+        pytest.param({"root_path": "/a/../b"}, "--root-path", id="root-with-dots"),
+        pytest.param({"root_path": "/a?b"}, "--root-path", id="root-with-query"),
+        pytest.param({"api_keys": ("",)}, "--api-key", id="empty-key"),
+        pytest.param({"api_keys": ("good", "not good")}, "--api-key", id="key-with-space"),
+        pytest.param({"api_keys": ("schl\u00fcssel",)}, "--api-key", id="key-beyond-ascii"),
+        pytest.param({"allowed_origins": ("chat.example",)}, "--allowed-origins", id="no-scheme"),
+        pytest.param({"allowed_origins": ("https://a.example/x",)}, "--allowed-origins", id="origin-path"),
+        pytest.param({"allowed_origins": ("https://*.example",)}, "--allowed-origins", id="wildcard"),
+        pytest.param(
+            {"allowed_origins": ("*",), "allowed_methods": ("GET POST",)}, "--allowed-methods", id="methods"
+        ),
+        pytest.param({"allowed_origins": ("*",), "allowed_headers": ()}, "--allowed-headers", id="headers"),
+        pytest.param({"allow_credentials": True}, "--allowed-origins", id="credentials-of-nobody"),
+        pytest.param({"allowed_methods": ("GET",)}, "--allowed-origins", id="methods-of-nobody"),
+        pytest.param({"allowed_headers": ("x-a",)}, "--allowed-origins", id="headers-of-nobody"),
     ],
 )
 def test_server_setting_that_cannot_work_is_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ServerConfig(**{"served_model_names": ("m",), **options})
+
+
+def test_origins_as_browsers_send_them_are_taken() -> None:
+    origins = ("*", "null", "https://chat.example", "http://localhost:3000", "http://[::1]:80", "app://x")
+    config = ServerConfig(served_model_names=("m",), allowed_origins=origins, root_path="/a/b.c-d_e~f")
+    assert config.allowed_origins == origins
+
+
+def test_keys_are_not_shown() -> None:
+    config = ServerConfig(served_model_names=("m",), api_keys=("secret",))
+    assert "secret" not in repr(config)
+    with pytest.raises(ConfigError) as refused:
+        ServerConfig(served_model_names=("m",), api_keys=("sec ret",))
+    assert "sec" not in str(refused.value).replace("--api-key", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("", ""), ("/", ""), ("llm", "/llm"), ("/llm/", "/llm"), (" //a//b/ ", "/a/b")],
+)
+def test_a_root_path_has_one_form(text: str, wanted: str) -> None:
+    assert root_path_of(text) == wanted
 
 
 @pytest.mark.parametrize(

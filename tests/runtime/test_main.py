@@ -69,7 +69,7 @@ def test_defaults(model: Path, handed_over: list[tuple[ServerConfig, EngineConfi
     assert command_line.main(["serve", "--model", str(model)]) == 0
     assert handed_over == [
         (
-            ServerConfig(served_model_names=(str(model),)),
+            ServerConfig(served_model_names=(str(model),), model=str(model)),
             EngineConfig(model=str(model), num_threads=machine.usable_cpus()),
         )
     ]
@@ -83,19 +83,33 @@ def test_every_flag_arrives(model: Path, handed_over: list[tuple[ServerConfig, E
     --async-scheduling off --kernel-choices defaults --kv-cache-dtype fp8
     --block-size 8 --memory-fraction 0.5 --kv-cache-memory 1Gi --no-prefix-caching --step-timeout-s 900
     --num-threads 3 --max-queue 6 --max-request-bytes 1Mi --shutdown-delay-s 1.5 --drain-timeout-s 7
-    --log-level debug --seed 4"""
+    --log-level debug --seed 4 --keep-alive-timeout-s 75 --root-path llm/ --api-key k1 --api-key k2
+    --allowed-origins https://a.example/ --allowed-origins http://B.example:3000 --allowed-methods get,POST
+    --allowed-headers ["authorization","content-type"] --allow-credentials --sse-keep-alive-s 2.5
+    --chat-template own.jinja --sanitize-control-tokens"""
     assert command_line.main(["serve", "--model", str(model), *flags.split()]) == 0
     assert handed_over == [
         (
             ServerConfig(
                 served_model_names=("a", "b"),
+                model=str(model),
                 host="127.0.0.1",
                 port=81,
                 max_queue=6,
                 max_request_bytes=2**20,
                 step_timeout_s=900.0,
+                sse_keep_alive_s=2.5,
                 shutdown_delay_s=1.5,
                 drain_timeout_s=7.0,
+                keep_alive_timeout_s=75,
+                root_path="/llm",
+                api_keys=("k1", "k2"),
+                allowed_origins=("https://a.example", "http://b.example:3000"),
+                allowed_methods=("GET", "POST"),
+                allowed_headers=("authorization", "content-type"),
+                allow_credentials=True,
+                chat_template="own.jinja",
+                sanitize_control_tokens=True,
                 log_level="debug",
             ),
             EngineConfig(
@@ -151,6 +165,16 @@ def test_environment_sets_what_flags_do_not(
         pytest.param(["--model", "m", "--max-request-bytes", "x"], "--max-request-bytes", id="body"),
         pytest.param(["--model", "m", "--step-timeout-s", "0"], "--step-timeout-s", id="step-timeout"),
         pytest.param(["--model", "m", "--tensor-parallel", "2"], "--tensor-parallel", id="unknown-flag"),
+        pytest.param(["--model", "m", "--api-key", ""], "--api-key", id="empty-key"),
+        pytest.param(["--model", "m", "--api-key-file", "none"], "--api-key-file", id="no-key-file"),
+        pytest.param(["--model", "m", "--root-path", "/a b"], "--root-path", id="root-path"),
+        pytest.param(
+            ["--model", "m", "--keep-alive-timeout-s", "0"], "--keep-alive-timeout-s", id="keep-alive"
+        ),
+        pytest.param(["--model", "m", "--allowed-origins", "x"], "--allowed-origins", id="origin"),
+        pytest.param(["--model", "m", "--allowed-origins", '["x'], "--allowed-origins", id="not-a-list"),
+        pytest.param(["--model", "m", "--allowed-methods", "[1]"], "--allowed-methods", id="no-names"),
+        pytest.param(["--model", "m", "--allow-credentials"], "--allowed-origins", id="credentials"),
         pytest.param(["--model", "no-such-folder"], "--model", id="not-a-model"),
     ],
 )
@@ -162,6 +186,66 @@ def test_wrong_setting_ends_with_status_2_and_says_which(
     assert message["reason"] == "InvalidConfig"
     assert named in message["message"]
     assert named in capsys.readouterr().err
+
+
+Handed = list[tuple[ServerConfig, EngineConfig]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://a.example,http://b.example:3000/", '["https://a.example", "http://b.example:3000"]'],
+    ids=["commas", "json"],
+)
+def test_origins_may_be_one_list(
+    model: Path, handed_over: Handed, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    assert command_line.main(["serve", "--model", str(model), "--allowed-origins", value]) == 0
+    monkeypatch.setenv("STOKER_ALLOWED_ORIGINS", value)
+    assert command_line.main(["serve", "--model", str(model)]) == 0
+
+    wanted = ("https://a.example", "http://b.example:3000")
+    assert [server.allowed_origins for server, _ in handed_over] == [wanted, wanted]
+    assert handed_over[0][0].allowed_methods == ("*",)
+
+
+def test_keys_come_from_a_variable_and_a_file(
+    model: Path, handed_over: Handed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("of-the-file\n\n  another \n")
+    monkeypatch.setenv("STOKER_API_KEY", "old new")
+    assert command_line.main(["serve", "--model", str(model)]) == 0
+    assert command_line.main(["serve", "--model", str(model), "--api-key-file", str(file)]) == 0
+    monkeypatch.delenv("STOKER_API_KEY")
+    monkeypatch.setenv("STOKER_API_KEY_FILE", str(file))
+    assert command_line.main(["serve", "--model", str(model), "--api-key", "given"]) == 0
+
+    assert [server.api_keys for server, _ in handed_over] == [
+        ("old", "new"),
+        ("old", "new", "of-the-file", "another"),
+        ("given", "of-the-file", "another"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["STOKER_API_KEY", "STOKER_API_KEY_FILE"])
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_empty_secret_does_not_open_the_server(
+    model: Path, handed_over: Handed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert command_line.main(["serve", "--model", str(model)]) == 2
+    assert name in termination_message(tmp_path)["message"]
+    assert handed_over == []
+
+
+def test_a_file_without_keys_does_not_open_the_server(
+    model: Path, handed_over: Handed, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(" \n\n")
+    assert command_line.main(["serve", "--model", str(model), "--api-key-file", str(file)]) == 2
+    assert "--api-key-file" in termination_message(tmp_path)["message"]
+    assert handed_over == []
 
 
 def test_port_that_a_service_injected_is_explained(

@@ -46,6 +46,9 @@ def hub() -> Iterator[Hub]:
         "org/private": Repo({COMMIT: FILES}, token="hf_right"),
         "org/gated": Repo({COMMIT: FILES}, gated=True),
         "org/quants": Repo({COMMIT: {"a.Q4_0.gguf": b"GGUFa", "b.Q8_0.gguf": b"GGUFb"}}),
+        "org/parts": Repo(
+            {COMMIT: {"m-00001-of-00002.gguf": b"1", "m-00002-of-00002.gguf": b"2", "small.gguf": b"s"}}
+        ),
         "org/one-gguf": Repo({COMMIT: {"README.md": b"#", "m.Q4_0.gguf": b"GGUF"}}),
         "org/pickles": Repo({COMMIT: {"config.json": b"{}", "pytorch_model.bin": b"x"}}),
     }
@@ -115,6 +118,52 @@ def test_local_folder_with_one_gguf_is_that_file(tmp_path: Path) -> None:
     assert resolve(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
 
 
+def test_local_folder_with_the_parts_of_one_model_is_that_model(tmp_path: Path) -> None:
+    for name in ("m-00002-of-00002.gguf", "m-00001-of-00002.gguf", "mmproj-m-f16.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert resolve(str(tmp_path)) == tmp_path / "m-00001-of-00002.gguf"
+    (tmp_path / "m-00001-of-00002.gguf").unlink()
+    assert resolve(str(tmp_path)) == tmp_path / "m-00002-of-00002.gguf"  # whose reader names the missing one
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"2 GGUF models; name one of m-00001-of-00002\.gguf, other\.gguf"):
+        resolve(str(tmp_path))
+
+
+PARTS = [f"q/big-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+
+
+def test_a_repository_of_an_adapter_is_called_that() -> None:
+    files = [RepoFile(name, 1) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    with pytest.raises(ModelError, match=r"PEFT adapter .*merge_and_unload") as caught:
+        select_files(files)
+    assert caught.value.reason == "UnsupportedModel"
+    whole = [RepoFile(name, 1) for name in ("config.json", "model.safetensors")]
+    assert select_files([*files, *whole]).files
+
+
+@pytest.mark.parametrize("wanted", [None, *PARTS])
+def test_all_parts_of_a_model_are_chosen(wanted: str | None) -> None:
+    others = ["README.md", "mmproj-f16.gguf", *(["small.gguf"] if wanted else [])]
+    selection = select_files([RepoFile(name, 1) for name in (*reversed(PARTS), *others)], wanted)
+    assert [file.path for file in selection.files] == PARTS
+    assert (selection.gguf, selection.size) == (PARTS[0], 3)
+
+
+def test_a_part_that_the_repository_lacks_is_named() -> None:
+    files = [RepoFile(name, 1) for name in PARTS if "00002" not in name]
+    for wanted in (None, PARTS[0], PARTS[2]):
+        with pytest.raises(ModelError, match=r"has no file 'q/big-00002-of-00003\.gguf', though") as caught:
+            select_files(files, wanted)
+        assert caught.value.reason == "ModelNotFound"
+
+
+def test_all_parts_are_downloaded(get: Callable[..., Path], hub: Hub) -> None:
+    path = get(HubSource("org/parts", file="m-00002-of-00002.gguf"))
+    assert path.name == "m-00001-of-00002.gguf"
+    assert [part.name for part in sorted(path.parent.iterdir())] == [path.name, "m-00002-of-00002.gguf"]
+    assert get(HubSource("org/parts", file="m-00001-of-00002.gguf")) == path
+
+
 def test_local_safetensors_folder_stays_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
@@ -125,7 +174,12 @@ def test_local_safetensors_folder_stays_a_folder(tmp_path: Path) -> None:
     ("files", "reason", "message"),
     [
         pytest.param([], "ModelNotFound", "it is empty", id="empty"),
-        pytest.param(["a.bin"], "ModelNotFound", "it holds a.bin", id="no-weights"),
+        pytest.param(["a.txt"], "ModelNotFound", "it holds a.txt", id="no-weights"),
+        pytest.param(["pytorch_model.bin"], "UnsupportedModel", "save_pretrained", id="pickles"),
+        pytest.param(["ggml-model-q4_0.bin"], "UnsupportedModel", "convert_hf_to_gguf.py", id="ggml"),
+        pytest.param(["consolidated.00.pth"], "UnsupportedModel", "convert_llama_weights", id="meta"),
+        pytest.param(["model.onnx"], "UnsupportedModel", "ONNX", id="onnx"),
+        pytest.param(["flax_model.msgpack"], "UnsupportedModel", "another framework", id="flax"),
         pytest.param(["a.gguf", "b.gguf"], "InvalidModel", "name one of a.gguf, b.gguf", id="two-ggufs"),
     ],
 )

@@ -60,14 +60,14 @@ def train(normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenize
 
 
 def write_gguf_tokenizer(
-    path: Path, tokenizer: Tokenizer, pre: str, sampling: dict[str, float] | None = None, **keys: Any
+    path: Path, tokenizer: Tokenizer, pre: str | None, sampling: dict[str, float] | None = None, **keys: Any
 ) -> Path:
     """Put a tokenizer's vocabulary and merges into a GGUF file.
 
     Args:
         path: the file to write.
         tokenizer: what goes into it.
-        pre: llama.cpp's name of the pre-tokenizer.
+        pre: llama.cpp's name of the pre-tokenizer, if the file has one.
         sampling: general.sampling.* values.
         keys: further tokenizer.ggml.* values.
     """
@@ -76,7 +76,8 @@ def write_gguf_tokenizer(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_tokenizer_model(str(keys.pop("model", "gpt2")))
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if token in SPECIALS else 1 for token, _ in vocabulary])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
@@ -210,8 +211,14 @@ def test_gguf_prompts_get_bos_and_eos_as_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        pytest.param({"model": "t5"}, "'t5'", id="unigram"),
-        pytest.param({"pre": "tekken"}, "'tekken'", id="unknown-pre-tokenizer"),
+        *(
+            pytest.param({"model": kind}, f"model '{kind}' is not .*convert_hf_to_gguf", id=kind)
+            for kind in ("t5", "bert", "rwkv", "plamo2", "gemma4", "no_vocab")
+        ),
+        pytest.param(
+            {"pre": "tomorrows"}, "'tomorrows' is not known .* ones are.*convert_hf_to_gguf", id="unknown"
+        ),
+        pytest.param({"pre": "sarvam-moe"}, "'sarvam-moe' is spelt in characters", id="characters"),
     ],
 )
 def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
@@ -222,6 +229,33 @@ def test_gguf_tokenizer_of_another_kind_is_refused_by_name(
     with pytest.raises(ModelError, match=word) as caught:
         load_assets(path)
     assert caught.value.reason == "UnsupportedModel"
+
+
+def test_a_file_that_names_no_pre_tokenizer_is_cut_as_by_default(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = train(None, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    ours = load_assets(write_gguf_tokenizer(tmp_path / "m.gguf", tokenizer, None)).tokenizer
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "tokenizer.ggml.pre" in record.message
+    usual = load_assets(write_gguf_tokenizer(tmp_path / "usual.gguf", tokenizer, "default")).tokenizer
+    assert len(caplog.records) == 1
+    text = CORPUS[0] + CORPUS[1]
+    assert ours.encode(text).ids == usual.encode(text).ids
+
+
+def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
+    """They would be every token that is longer than a byte."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("kimi-k2")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"no tokenizer\.ggml\.merges; convert"):
+        load_assets(tmp_path / "m.gguf")
 
 
 def test_special_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -294,6 +328,16 @@ def test_directory_gives_everything_that_its_files_say(tmp_path: Path) -> None:
         ({"do_sample": True}, {}),
         ({"max_new_tokens": 40}, {"max_tokens": 40}),
         ({"max_new_tokens": None, "max_length": 20}, {}),
+        # what authors write for "off" or "no limit"
+        ({"max_new_tokens": 0}, {}),
+        ({"max_new_tokens": -1}, {}),
+        ({"top_k": 50.0}, {"top_k": 50}),
+        ({"top_k": 0, "min_p": 0}, {"top_k": 0, "min_p": 0}),
+        ({"top_k": -1, "temperature": 0}, {"top_k": -1, "temperature": 0}),
+        ({"top_p": 0}, {"top_p": 1e-6}),
+        ({"top_p": 1.5}, {"top_p": 1.0}),
+        ({"repetition_penalty": 0.0}, {}),
+        ({"eos_token_id": -1, "pad_token_id": -1}, {}),
     ],
 )
 def test_how_a_generation_config_says_to_pick_and_to_end(
@@ -449,13 +493,15 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
         pytest.param(
             {"generation_config.json": '{"top_p": "0.9"}'}, "InvalidModel", "top_p", id="default-as-text"
         ),
-        pytest.param({"generation_config.json": '{"top_p": 0}'}, "InvalidModel", "top_p", id="no-mass"),
+        pytest.param(
+            {"generation_config.json": '{"top_p": -1}'}, "InvalidModel", "top_p", id="less-than-no-mass"
+        ),
         pytest.param({"generation_config.json": '{"top_k": 2.5}'}, "InvalidModel", "top_k", id="half-top-k"),
         pytest.param(
             {"generation_config.json": '{"do_sample": "false"}'}, "InvalidModel", "do_sample", id="do-sample"
         ),
         pytest.param(
-            {"generation_config.json": '{"max_new_tokens": 0}'},
+            {"generation_config.json": '{"max_new_tokens": -2}'},
             "InvalidModel",
             "max_new_tokens",
             id="no-room",
@@ -465,7 +511,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
             {"generation_config.json": '{"temperature": NaN}'}, "InvalidModel", "temperature", id="nan"
         ),
         pytest.param(
-            {"generation_config.json": '{"repetition_penalty": 0}'},
+            {"generation_config.json": '{"repetition_penalty": -1}'},
             "InvalidModel",
             "repetition_penalty",
             id="no-penalty",
@@ -477,7 +523,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
             id="eos-as-text",
         ),
         pytest.param(
-            {"config.json": '{"eos_token_id": [1, -1]}'},
+            {"config.json": '{"eos_token_id": [1, -2]}'},
             "InvalidModel",
             "config.json: eos_token_id",
             id="negative-eos",
@@ -512,8 +558,8 @@ def test_gguf_defaults_are_read_and_checked(tmp_path: Path) -> None:
         "top_k": 40,
         "repetition_penalty": 1.5,
     }
-    bad = write_gguf_tokenizer(tmp_path / "bad.gguf", tokenizer, "gpt-2", sampling={"top_p": 1.5})
-    with pytest.raises(ModelError, match=r"bad\.gguf: general\.sampling\.top_p is 1\.5"):
+    bad = write_gguf_tokenizer(tmp_path / "bad.gguf", tokenizer, "gpt-2", sampling={"top_p": -0.5})
+    with pytest.raises(ModelError, match=r"bad\.gguf: general\.sampling\.top_p is -0\.5"):
         load_assets(bad)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from stoker_runtime.core.pace import PrefillPace
 
+_LOGIT_BYTES = 4
+_TOP_BYTES = 128  # of a likely token with its log-probability, as Python has them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
@@ -30,6 +33,9 @@ class Budgets:
         few_requests: so many are served for short gaps rather than for throughput.
         draft_rows: up to so many of a step's tokens, guesses are added (see core.drafts); at most
             max_num_batched_tokens; 0: none are.
+        scoring_bytes: about what the logits of a step's scored prompt tokens may take, and the
+            log-probabilities that are made of them; one token is scored in any case.
+        vocab_size: how many logits a token has.
 
     Raises:
         ValueError: a budget that could leave a request without a token for ever.
@@ -45,6 +51,8 @@ class Budgets:
     few_requests: int = 0
     stretch: int = 0
     draft_rows: int = 0
+    scoring_bytes: int = 64 * 2**20
+    vocab_size: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
@@ -81,6 +89,10 @@ class Budgets:
         if num_requests > self.few_requests:
             tokens = max(tokens, self.prefill_per_request * num_requests)
         return Allowance(min(left, tokens), self.context_price)
+
+    def scoring_cost(self, num_top: int) -> int:
+        """Return the bytes that count for a prompt token that is scored with so many likeliest tokens."""
+        return _LOGIT_BYTES * self.vocab_size + _TOP_BYTES * num_top
 
 
 @dataclass(frozen=True, slots=True)

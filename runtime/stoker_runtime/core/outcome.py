@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stoker_runtime.core.request import Request
-from stoker_runtime.core.step import SampledToken
+from stoker_runtime.core.step import SampledToken, ScoredPrompt
 from stoker_runtime.messages import FinishReason, RequestOutput
 
 
@@ -15,19 +15,34 @@ def ended(request: Request, reason: FinishReason, error: str | None = None) -> R
         request_id=request.request_id,
         finish_reason=reason,
         num_cached_tokens=request.num_cached_tokens or 0,
+        num_preemptions=request.num_preemptions,
         error=error,
     )
 
 
-def stepped(request: Request, sampled: Sequence[SampledToken], reason: FinishReason | None) -> RequestOutput:
-    """Return the output of a request whose last tokens are the sampled ones."""
+def stepped(
+    request: Request,
+    sampled: Sequence[SampledToken],
+    reason: FinishReason | None,
+    scored: ScoredPrompt | None = None,
+) -> RequestOutput:
+    """Return the output of a request whose last tokens are the sampled ones, if there are any.
+
+    Args:
+        request: with those tokens.
+        sampled: what it got.
+        reason: why it ends with them, if it does.
+        scored: what it got besides.
+    """
     return RequestOutput(
         request_id=request.request_id,
         token_ids=[token.token_id for token in sampled],
         logprobs=[token.logprob for token in sampled if token.logprob is not None],
+        prompt_logprobs=[] if scored is None else scored.logprobs,
         finish_reason=reason,
         stop_token_id=sampled[-1].token_id if reason is FinishReason.STOP else None,
         num_cached_tokens=request.num_cached_tokens or 0,
+        num_preemptions=request.num_preemptions,
     )
 
 

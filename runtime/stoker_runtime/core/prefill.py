@@ -15,6 +15,9 @@ Slots and blocks go by order: once `max_num_seqs` short prompts have overtaken a
 come, nobody starts before it, even if there is no room for it yet. A more urgent priority takes what it needs
 first; the next one gets the rest, and starts nobody while a more urgent request waits.
 
+Prompts whose tokens are scored also share the memory that this takes, in the same way: short ones first, a
+quarter kept for long ones. A prompt that it holds up leaves its tokens to other lanes.
+
 The pieces are known. Chunks of prompts beside decodes are Sarathi-Serve's (arXiv 2403.02310). vLLM lets short
 prompts pass long ones by long_prefill_token_threshold and max_long_partial_prefills; here each side has a
 guaranteed share besides, and what is unused passes on, as in fair queueing (Demers, Keshav, Shenker 1989)
@@ -33,7 +36,36 @@ from stoker_runtime.core.running import Running
 
 _LONG_SHARE = 4  # one in so many tokens is kept for long prompts while short ones are there
 
-_Shares = Generator[tuple[Request, int], None, int]
+_Shares = Generator[tuple[Request, int], None, None]
+_Share = Generator[tuple[Request, int], None, bool]
+
+
+@dataclass(slots=True)
+class _Left:
+    """What is left of a step for prompts: tokens, as they count, and bytes for scores."""
+
+    tokens: int
+    scoring_bytes: int
+
+    def take(self, tokens: int, scoring_bytes: int) -> None:
+        """Spend some of it; more than there is leaves nothing."""
+        self.tokens = max(0, self.tokens - tokens)
+        self.scoring_bytes = max(0, self.scoring_bytes - scoring_bytes)
+
+    def part(self, divisor: int, least: int) -> _Left:
+        """Return a share of both, and so much at least where there is any; it is still in here."""
+        shares = (min(all_, max(all_ // divisor, least)) for all_ in (self.tokens, self.scoring_bytes))
+        return _Left(*shares)
+
+    def limit(self, tokens: int, scoring_bytes: int) -> None:
+        """Keep no more than so much."""
+        self.tokens = min(self.tokens, tokens)
+        self.scoring_bytes = min(self.scoring_bytes, scoring_bytes)
+
+    def add(self, other: _Left) -> None:
+        """Put back what was kept."""
+        self.tokens += other.tokens
+        self.scoring_bytes += other.scoring_bytes
 
 
 @dataclass(slots=True)
@@ -56,6 +88,7 @@ class Prefills:
     """
 
     def __init__(self, budgets: Budgets, running: Running, waiting: WaitingQueue) -> None:
+        self._budgets = budgets
         self._long_prompt_tokens = budgets.long_prompt_tokens
         self._max_overtakes = budgets.max_num_seqs
         self._running = running
@@ -77,8 +110,8 @@ class Prefills:
             may_start: whether waiting requests may start.
         """
         begun = {(r.priority, r.is_long): r for r in self._running if r.num_missing_tokens > 1}
-        left = allowance.tokens
-        while left:
+        left = _Left(allowance.tokens, self._budgets.scoring_bytes)
+        while left.tokens:
             priorities = [priority for priority, _ in begun]
             if may_start and self._waiting.priority is not None:
                 priorities.append(self._waiting.priority)
@@ -87,7 +120,7 @@ class Prefills:
             priority = min(priorities)
             begun_short, begun_long = begun.pop((priority, False), None), begun.pop((priority, True), None)
             level = _Level(priority, may_start, begun_short, begun_long)
-            left = yield from self._level(level, allowance, left)
+            yield from self._level(level, allowance, left)
             may_start = may_start and self._waiting.priority != priority
 
     def check(self) -> None:
@@ -102,44 +135,48 @@ class Prefills:
         for request in self._waiting:
             assert request.is_long or not request.num_overtakes, "a short prompt was overtaken"
 
-    def _level(self, level: _Level, allowance: Allowance, left: int) -> _Shares:
-        """Yield the shares of one priority; return what it leaves of what more urgent ones left."""
+    def _level(self, level: _Level, allowance: Allowance, left: _Left) -> _Shares:
+        """Yield the shares of one priority, and take them from what more urgent ones left."""
         kept = self._keep_for_long(level, allowance, left)
-        left -= kept
-        while left and (short := level.short or self._start_short(level)):
+        left.take(kept.tokens, kept.scoring_bytes)
+        goes_on = True
+        while goes_on and left.tokens and (short := level.short or self._start_short(level, left)):
             level.short = None
-            left = yield from _share(short, allowance, left)
-        left += kept
-        while left and (long := level.long or self._start_long(level)):
+            goes_on = yield from self._share(short, allowance, left)
+        left.add(kept)
+        goes_on = True
+        while goes_on and left.tokens and (long := level.long or self._start_long(level, left)):
             level.long = None
-            left = yield from _share(long, allowance, left)
-        return left
+            goes_on = yield from self._share(long, allowance, left)
 
-    def _keep_for_long(self, level: _Level, allowance: Allowance, left: int) -> int:
+    def _keep_for_long(self, level: _Level, allowance: Allowance, left: _Left) -> _Left:
         """Return what the short lane must leave, after a long prompt has started if it is the turn of one."""
+        nothing = _Left(0, 0)
         long = level.long or (self._next_long(level.priority) if level.may_start else None)
         if long is None:
-            return 0
+            return nothing
         waiting = self._waiting.first(level.priority, is_long=False) if level.may_start else None
         rival = level.short or waiting
         is_older = rival is None or long.order < rival.order
-        kept = max(left // _LONG_SHARE, int(is_older))
+        kept = left.part(_LONG_SHARE, least=int(is_older))
         if level.long is None:
-            level.long = self._start(long) if kept else None
+            level.long = self._start(long, kept) if kept.tokens else None
         if level.long is None:
-            return 0
-        return min(kept, allowance.cost(long.num_missing_tokens, long.num_computed_tokens))
+            return nothing
+        tokens = allowance.cost(long.num_missing_tokens, long.num_computed_tokens)
+        kept.limit(tokens, self._scoring_bytes(long, long.num_missing_tokens))
+        return kept
 
     def _next_long(self, priority: int) -> Request | None:
         """Return the long prompt that no waiting short one is older than."""
         short, long = (self._waiting.first(priority, is_long=is_long) for is_long in (False, True))
         return None if long and short and short.order < long.order else long
 
-    def _start_long(self, level: _Level) -> Request | None:
+    def _start_long(self, level: _Level, left: _Left) -> Request | None:
         long = self._next_long(level.priority) if level.may_start else None
-        return self._start(long) if long else None
+        return self._start(long, left) if long else None
 
-    def _start_short(self, level: _Level) -> Request | None:
+    def _start_short(self, level: _Level, left: _Left) -> Request | None:
         """Start the next short prompt, unless it has to let a long one start first."""
         if not level.may_start:
             return None
@@ -154,13 +191,15 @@ class Prefills:
         # While a long prompt is in the middle, the turn of the next one has not come.
         if overtaken and level.long is None and overtaken.num_overtakes >= self._max_overtakes:
             return None
-        started = self._start(request)
+        started = self._start(request, left)
         if overtaken and started:
             overtaken.num_overtakes += 1
         return started
 
-    def _start(self, request: Request) -> Request | None:
-        if not self._running.start(request):
+    def _start(self, request: Request, left: _Left) -> Request | None:
+        """Start a request unless there is no room for it, or nothing left to score its first tokens with."""
+        is_scored = request.num_scored_tokens < request.num_scorable_tokens
+        if (is_scored and not left.scoring_bytes) or not self._running.start(request):
             return None
         self._waiting.remove(request)
         request.num_overtakes = 0
@@ -169,13 +208,36 @@ class Prefills:
     def _is_long(self, request: Request) -> bool:
         return self._running.num_unknown_tokens(request) > self._long_prompt_tokens
 
+    def _share(self, request: Request, allowance: Allowance, left: _Left) -> _Share:
+        """Yield what a request gets of what is left, at least 1 token, unless its scores are too much.
 
-def _share(request: Request, allowance: Allowance, left: int) -> _Shares:
-    """Yield what a request gets of `left` tokens of the allowance, at least 1; return what then is left.
+        No token is left by a prompt that is still in the middle, be it too few for its next one; what a
+        prompt leaves that scores hold up is for others.
 
-    Nothing is left by a prompt that is still in the middle, be it too little for its next token.
-    """
-    missing, num_before = request.num_missing_tokens, request.num_computed_tokens
-    count = min(missing, allowance.affordable(left, num_before))
-    yield request, count
-    return max(0, left - allowance.cost(count, num_before)) if count == missing else 0
+        Returns:
+            Whether the prompt is done, so that its lane may go on.
+        """
+        missing, num_before = request.num_missing_tokens, request.num_computed_tokens
+        affordable = min(missing, allowance.affordable(left.tokens, num_before))
+        count = min(affordable, request.num_tokens_with(self._num_rows(request, left)))
+        if not count:
+            return False
+        scoring_bytes = self._scoring_bytes(request, count)
+        yield request, count
+        is_held_up = count == affordable < missing
+        left.take(left.tokens if is_held_up else allowance.cost(count, num_before), scoring_bytes)
+        return count == missing
+
+    def _num_rows(self, request: Request, left: _Left) -> int:
+        """Return how many of a request's tokens may be scored; while anything is left, one at least."""
+        if not request.num_scorable_tokens or not left.scoring_bytes:
+            return 0
+        return max(1, left.scoring_bytes // self._budgets.scoring_cost(request.sampling.prompt_logprobs or 0))
+
+    def _scoring_bytes(self, request: Request, count: int) -> int:
+        """Return what counts for the scores of a request's next tokens."""
+        if not request.num_scorable_tokens:
+            return 0
+        start = request.num_computed_tokens
+        num_rows = len(request.scored(start, start + count))
+        return num_rows * self._budgets.scoring_cost(request.sampling.prompt_logprobs or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from enum import Enum
 
@@ -26,6 +27,7 @@ class Request:
     """
 
     __slots__ = (
+        "allowed_token_ids",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -37,7 +39,10 @@ class Request:
         "num_computed_tokens",
         "num_overtakes",
         "num_pending_tokens",
+        "num_preemptions",
         "num_published_blocks",
+        "num_scorable_tokens",
+        "num_scored_tokens",
         "order",
         "output_token_ids",
         "pending_index",
@@ -67,12 +72,18 @@ class Request:
         self.num_computed_tokens = 0  # those of steps in flight count
         self.num_pending_tokens = 0  # that steps in flight sample: they exist, but nobody knows them yet
         self.pending_index = 0  # of the last of them, among all that its step samples
+        self.num_preemptions = 0  # times that it had to give its blocks back
         self.num_published_blocks = 0  # leading blocks that were made findable, or were found
         self.num_cached_tokens: int | None = None  # None until it is first admitted
+        is_scored = command.sampling.prompt_logprobs is not None
+        self.num_scorable_tokens = max(0, len(self.prompt_token_ids) - 1) if is_scored else 0
+        self.num_scored_tokens = 0  # of those, prompt tokens from the second on, that results have brought
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []  # of the leading full blocks, as far as they were needed
         eos = () if command.sampling.ignore_eos else tuple(eos_token_ids)
         self.end_token_ids = frozenset((*eos, *command.sampling.stop_token_ids))
+        allowed = command.sampling.allowed_token_ids
+        self.allowed_token_ids = None if allowed is None else array("q", sorted(set(allowed)))
         self.masked_token_ids: tuple[int, ...] = tuple(sorted(self.end_token_ids))
 
     @property
@@ -97,6 +108,21 @@ class Request:
             len(self.output_token_ids) + num_pending >= self.sampling.max_tokens
             or len(self.token_ids) + num_pending >= max_model_len
         )
+
+    def scored(self, start: int, end: int) -> range:
+        """Return the positions from `start` to before `end` whose logits score the prompt token behind them.
+
+        Those whose scores a result has brought already, before a preemption, are not among them.
+        """
+        first = max(start, self.num_scored_tokens)
+        return range(first, max(first, min(end, self.num_scorable_tokens)))
+
+    def num_tokens_with(self, num_rows: int) -> int:
+        """Return how many of its missing tokens it may compute if no more than so many rows are scored."""
+        rows = self.scored(self.num_computed_tokens, self.num_scorable_tokens)
+        if len(rows) <= num_rows:
+            return self.num_missing_tokens
+        return rows.start + num_rows - self.num_computed_tokens
 
     def append(self, token_id: int) -> None:
         """Add an output token."""

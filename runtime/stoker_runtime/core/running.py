@@ -15,6 +15,8 @@ from stoker_runtime.core.queue import by_order
 from stoker_runtime.core.request import Request, RequestStatus
 from stoker_runtime.core.step import ScheduledRequest, sampled_before
 
+_NONE = range(0)
+
 
 class Running:
     """Running requests by `Request.order`: the last one is the first to give way.
@@ -61,7 +63,7 @@ class Running:
         insort(self._requests, request, key=by_order)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
-            if self._pool.is_caching:
+            if self._pool.is_caching and not request.num_scorable_tokens:
                 self.prefix_queries += request.num_tokens
                 self.prefix_hits += request.num_cached_tokens
         return True
@@ -71,8 +73,14 @@ class Running:
         return request.num_tokens - len(self._find_prefix(request)) * self._pool.block_size
 
     def _find_prefix(self, request: Request) -> list[int]:
-        """Return the known blocks that the request starts with; its last token is always left to compute."""
-        num_blocks = (request.num_tokens - 1) // self._pool.block_size
+        """Return the known blocks that the request starts with.
+
+        Its last token is always left to compute, and so are all whose logits are still wanted as scores.
+        """
+        num_tokens = request.num_tokens - 1
+        if request.num_scored_tokens < request.num_scorable_tokens:
+            num_tokens = request.num_scored_tokens
+        num_blocks = num_tokens // self._pool.block_size
         self._pool.extend_hashes(request.block_hashes, request.token_ids, num_blocks, request.cache_salt)
         return self._pool.find(request.block_hashes[:num_blocks])
 
@@ -112,6 +120,7 @@ class Running:
         token_ids = [sampled_before(request.pending_index)] if num_pending else request.token_ids[start:end]
         if draft:
             token_ids += draft
+        scored = request.scored(start, end) if start < request.num_scorable_tokens else _NONE
         return ScheduledRequest(
             request_id=request.request_id,
             token_ids=token_ids,
@@ -123,7 +132,10 @@ class Running:
             prompt_token_ids=request.prompt_token_ids,
             output_token_ids=request.output_token_ids,
             masked_token_ids=request.masked_now(),
+            allowed_token_ids=request.allowed_token_ids,
             num_draft_tokens=len(draft),
+            first_scored=scored.start - start if scored else 0,
+            num_scored=len(scored),
         )
 
     def publish(self, request: Request) -> None:

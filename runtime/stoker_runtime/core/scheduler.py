@@ -29,36 +29,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from stoker_runtime.core.block_pool import BlockPool
 from stoker_runtime.core.budgets import Budgets
 from stoker_runtime.core.drafts import Drafts
+from stoker_runtime.core.flight import Flight
 from stoker_runtime.core.outcome import ended, finish_reason, stepped, too_long_for_pool, why_impossible
 from stoker_runtime.core.prefill import Prefills
 from stoker_runtime.core.queue import WaitingQueue
 from stoker_runtime.core.request import Request, RequestStatus
 from stoker_runtime.core.running import Running
-from stoker_runtime.core.step import SampledToken, ScheduledRequest, StepPlan, StepResult
+from stoker_runtime.core.step import SampledToken, ScheduledRequest, ScoredPrompt, StepPlan, StepResult
 from stoker_runtime.messages import EngineStats, FinishReason, RequestOutput
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A plan whose result is not known yet.
-
-    Args:
-        items: what it computes.
-        is_void: whether its result means nothing, because it was made on a step that then failed.
-        num_decodes: requests in it that decode; 0 where its time says nothing of the pace.
-        num_prompt_tokens: as they count, see Budgets.context_price.
-    """
-
-    items: list[tuple[Request, ScheduledRequest]] = field(default_factory=list)
-    is_void: bool = False
-    num_decodes: int = 0
-    num_prompt_tokens: int = 0
 
 
 class Scheduler:
@@ -79,8 +62,8 @@ class Scheduler:
         self._prefills = Prefills(budgets, self._running, self._waiting)
         self._drafts = Drafts(budgets.draft_rows)
         self._pace = budgets.pace()
-        self._in_flight: deque[_Flight] = deque()  # at most two plans, the older one first
-        self._flight = _Flight()  # the plan that is being made
+        self._in_flight: deque[Flight] = deque()  # at most two plans, the older one first
+        self._flight = Flight()  # the plan that is being made
         self._num_samples = 0  # in it
         self._ended: list[RequestOutput] = []  # ends that no step result brings; go out with the next update
         self._num_arrivals = 0
@@ -161,7 +144,7 @@ class Scheduler:
             is left to compute, or none before the result of the step in flight.
         """
         assert len(self._in_flight) < 2, "two steps have no result yet"
-        self._flight, self._num_samples = _Flight(), 0
+        self._flight, self._num_samples = Flight(), 0
         num_preemptions = self._num_preemptions
         items = self._schedule_decodes()
         is_calm = self._num_preemptions == num_preemptions
@@ -171,11 +154,8 @@ class Scheduler:
         allowance = self._budgets.prefill(num_decodes, len(self._waiting), num_draft_tokens, beside)
         shares = self._prefills.shares(allowance, may_start=is_calm)
         items += [self._item(request, count) for request, count in shares]
-        if self._pace and not num_draft_tokens:
-            self._flight.num_decodes = num_decodes
-            self._flight.num_prompt_tokens = sum(
-                allowance.cost(len(item.token_ids), item.num_computed_tokens) for item in items[num_decodes:]
-            )
+        if self._pace:
+            self._flight.time(num_decodes, allowance)
         plan = StepPlan(items)
         if items:
             self._in_flight.append(self._flight)
@@ -187,14 +167,14 @@ class Scheduler:
         """Take in the result of the earliest plan without one; without any, only say what else has ended.
 
         Args:
-            result: one entry per position that the plan samples, in the plan's order.
+            result: of the plan.
             duration_s: what the step took, where it is known.
 
         Returns:
             New tokens and ends, also the ends that came about without a result.
         """
         outputs, self._ended = self._ended, []
-        flight = self._in_flight.popleft() if self._in_flight else _Flight()
+        flight = self._in_flight.popleft() if self._in_flight else Flight()
         self._num_in_step = len(flight.items)
         if flight.is_void:
             return outputs
@@ -202,17 +182,10 @@ class Scheduler:
             return outputs + self._fail(flight, result.error)
         if self._pace and flight.num_decodes and duration_s is not None:
             self._pace.observe(flight.num_decodes, flight.num_prompt_tokens, duration_s)
-        sampled, first = result.sampled, 0
-        for request, item in flight.items:
-            if not item.samples:
-                continue
-            tokens = sampled[first : first + 1 + item.num_draft_tokens]
-            first += len(tokens)
-            assert len(tokens) == item.num_samples, "the result has fewer tokens than the plan asked for"
+        for request, item, tokens, scored in flight.parts(result):
             # Else it was aborted while its step ran, or the step before ended it.
             if request.status is RequestStatus.RUNNING:
-                outputs.append(self._accept(request, item, tokens))
-        assert first == len(sampled), "the result has more tokens than the plan asked for"
+                outputs.append(self._accept(request, item, tokens, scored))
         return outputs
 
     def stats(self) -> EngineStats:
@@ -246,6 +219,9 @@ class Scheduler:
         ]
         for request in self._requests.values():
             assert request.num_pending_tokens == pending.count(request), "pending tokens are counted wrongly"
+            num_told = request.num_scored_tokens + sum(f.num_scored(request) for f in self._in_flight)
+            num_due = min(request.num_computed_tokens, request.num_scorable_tokens)
+            assert num_told == max(request.num_scored_tokens, num_due), "prompt tokens are scored wrongly"
         assert set(self._requests.values()) == {*self._running, *self._waiting}
         assert len(self._requests) == len(self._running) + len(self._waiting), "a request is queued twice"
         for request in self._waiting:
@@ -313,15 +289,32 @@ class Scheduler:
         self._running.stop(request)
         request.status = RequestStatus.WAITING
         self._prefills.queue(request)
+        request.num_preemptions += 1
         self._num_preemptions += 1
 
     def _accept(
+        self,
+        request: Request,
+        item: ScheduledRequest,
+        sampled: Sequence[SampledToken],
+        scored: ScoredPrompt | None,
+    ) -> RequestOutput:
+        """Take what a step gave a request: scores of its prompt, a token, or both, or several tokens."""
+        if scored is not None:
+            if scored.error is not None:
+                return self._fail_alone(request, scored.error)
+            request.num_scored_tokens += len(scored.logprobs)
+        if not sampled:
+            return stepped(request, sampled, None, scored)
+        request.num_pending_tokens -= 1
+        if not item.num_draft_tokens:
+            return self._accept_one(request, sampled[0], scored)
+        return self._accept_draft(request, item, sampled)
+
+    def _accept_draft(
         self, request: Request, item: ScheduledRequest, sampled: Sequence[SampledToken]
     ) -> RequestOutput:
         """Take the tokens of a request up to the first that its draft did not foresee."""
-        request.num_pending_tokens -= 1
-        if not item.num_draft_tokens:
-            return self._accept_one(request, sampled[0])
         kept: list[SampledToken] = []
         draft = item.draft_token_ids
         for token, guess in zip_longest(sampled, draft):
@@ -341,7 +334,9 @@ class Scheduler:
             self._finish(request)
         return stepped(request, kept, reason)
 
-    def _accept_one(self, request: Request, token: SampledToken) -> RequestOutput:
+    def _accept_one(
+        self, request: Request, token: SampledToken, scored: ScoredPrompt | None
+    ) -> RequestOutput:
         """Take the only token that a step sampled for a request."""
         assert token.request_id == request.request_id, "the result's order differs from the plan's"
         if token.error is not None:
@@ -352,7 +347,7 @@ class Scheduler:
             self._finish(request)
         else:
             self._running.publish(request)  # what a step in flight fills with a token that was pending
-        return stepped(request, (token,), reason)
+        return stepped(request, (token,), reason, scored)
 
     def _fail_alone(self, request: Request, error: str | None) -> RequestOutput:
         """End a request whose logits are unusable.
@@ -363,7 +358,7 @@ class Scheduler:
         self._finish(request)
         return ended(request, FinishReason.ERROR, error=error)
 
-    def _fail(self, flight: _Flight, error: str) -> list[RequestOutput]:
+    def _fail(self, flight: Flight, error: str) -> list[RequestOutput]:
         """End a step's requests; what their blocks were published for, aborted ones' too, is not in them.
 
         Nor is it in the blocks of a later step, whose other requests may share them: those start again.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -19,7 +20,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     The runner computes `token_ids`, whose positions are `num_computed_tokens ..`, writes their KV into the
     slots that `block_ids` gives for those positions, and, if `samples` is set, picks the token that follows
     the last known one. The last tokens may be a draft, guesses that nobody has sampled yet: then it also
-    picks what follows each of them.
+    picks what follows each of them. Where the prompt is scored, it tells besides how likely the prompt's next
+    token was behind some of the tokens, none of which is sampled.
 
     A plan that is made before the result of the plan before is known holds placeholders for the tokens which
     that one samples, see `sampled_before`.
@@ -35,12 +37,21 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     prompt_token_ids: list[int]  # for repetition_penalty; shared, never changed
     output_token_ids: list[int]  # so far, for penalties and min_tokens; shared, never changed by the runner
     masked_token_ids: tuple[int, ...] = ()  # never picked this step: eos and stop ids before min_tokens
+    allowed_token_ids: array[int] | None = None  # 64-bit; only these are picked; None: all
     num_draft_tokens: int = 0  # at the end of token_ids; 0 unless `samples`
+    first_scored: int = 0  # among token_ids
+    num_scored: int = 0  # tokens from there on whose logits score the prompt token behind them
 
     @property
     def num_samples(self) -> int:
         """Tokens that the runner picks for it."""
         return 1 + self.num_draft_tokens if self.samples else 0
+
+    @property
+    def scored_token_ids(self) -> list[int]:
+        """The prompt tokens that are scored, each behind the token whose logits score it."""
+        first = self.num_computed_tokens + self.first_scored + 1
+        return self.prompt_token_ids[first : first + self.num_scored]
 
     @property
     def draft_token_ids(self) -> list[int]:
@@ -63,6 +74,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
                 self,
                 token_ids=self.token_ids[: num_known + index],
                 num_draft_tokens=0,
+                num_scored=0,
                 output_token_ids=output,
                 masked_token_ids=self.masked_token_ids if len(output) < self.sampling.min_tokens else (),
             )
@@ -100,6 +112,28 @@ class StepPlan:
         """Return every position that is sampled, see ScheduledRequest.positions, in plan order."""
         return [position for request in self.requests for position in request.positions()]
 
+    @property
+    def scored(self) -> list[ScheduledRequest]:
+        """The requests with tokens that are scored."""
+        return [request for request in self.requests if request.num_scored]
+
+    def logit_rows(self, first_rows: Iterable[int]) -> list[int]:
+        """Return the rows whose logits the step needs: all that are sampled, then all that are scored.
+
+        Args:
+            first_rows: where each request's tokens begin among the rows that are computed, in plan order.
+        """
+        sampled: list[int] = []
+        scored: list[int] = []
+        for request, first in zip(self.requests, first_rows, strict=True):
+            if request.samples:
+                end = first + len(request.token_ids)
+                sampled.extend(range(end - 1 - request.num_draft_tokens, end))
+            if request.num_scored:
+                begin = first + request.first_scored
+                scored.extend(range(begin, begin + request.num_scored))
+        return sampled + scored
+
     def resolved(self, before: StepResult) -> StepPlan:
         """Return the plan without placeholders.
 
@@ -119,15 +153,24 @@ class SampledToken(msgspec.Struct, frozen=True):
     error: str | None = None  # set when this request's logits were not finite; token_id is then -1
 
 
+class ScoredPrompt(msgspec.Struct, frozen=True):
+    """The log-probabilities of a request's next prompt tokens, or why it got none."""
+
+    request_id: str
+    logprobs: list[TokenLogprob] = []  # of ScheduledRequest.scored_token_ids
+    error: str | None = None  # set when the logits of any of its rows were not finite
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One entry per position that the plan samples, in plan order: a request's draft adds to its own.
 
-    There are none where the step failed.
+    Besides one per request whose prompt is scored, in plan order. There are none where the step failed.
     """
 
     sampled: list[SampledToken] = field(default_factory=list)
     error: str | None = None  # nothing was computed: all requests of the plan fail, and the engine goes on
+    scored: list[ScoredPrompt] = field(default_factory=list)
 
 
 class Runner(Protocol):

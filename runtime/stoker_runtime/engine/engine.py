@@ -43,7 +43,7 @@ class Engine:
         ready = runner.ready()
         config = config.for_device(ready.device)
         key = (hash_key or secrets.token_bytes(32)) if config.prefix_caching else None
-        budgets = budgets_of(config, ready.max_model_len)
+        budgets = budgets_of(config, ready.max_model_len, ready.vocab_size)
         self.scheduler = Scheduler(budgets, BlockPool(ready.num_blocks, ready.block_size, key))
         self._runner = runner
         self._steps, self._max_in_flight = as_async(runner, ready, config.async_scheduling)
@@ -129,12 +129,13 @@ def _is_drawn_out(plan: StepPlan) -> bool:
     return 0 < num_decodes < len(plan.requests) and num_decodes <= FEW_REQUESTS
 
 
-def budgets_of(config: EngineConfig, max_model_len: int) -> Budgets:
+def budgets_of(config: EngineConfig, max_model_len: int, vocab_size: int = 1) -> Budgets:
     """Return what the steps of an engine may hold.
 
     Args:
         config: `for_device`.
         max_model_len: tokens of one request.
+        vocab_size: of the model.
     """
     return Budgets(
         max_num_seqs=config.max_num_seqs,
@@ -147,13 +148,21 @@ def budgets_of(config: EngineConfig, max_model_len: int) -> Budgets:
         context_price=config.prefill_context_price,
         long_prompt_tokens=config.long_prompt_tokens,
         draft_rows=config.draft_rows,
+        scoring_bytes=config.scoring_bytes,
+        vocab_size=vocab_size,
     )
 
 
 def _stray_token_id(command: AddRequest, vocab_size: int) -> int | None:
     """Return a token id that would read past the model's tables, which a GPU answers by failing for good."""
     sampling = command.sampling
-    for ids in (command.prompt_token_ids, sampling.logit_bias, sampling.stop_token_ids):
+    for ids in (
+        command.prompt_token_ids,
+        sampling.logit_bias,
+        sampling.stop_token_ids,
+        sampling.allowed_token_ids,
+        *sampling.bad_words_token_ids,
+    ):
         if ids and (min(ids) < 0 or max(ids) >= vocab_size):
             return min(ids) if min(ids) < 0 else max(ids)
     return None

@@ -49,5 +49,7 @@ class QueueTimes:
     def _stamp(self, output: RequestOutput) -> RequestOutput:
         if output.finish_reason is not None:
             self._arrivals.pop(output.request_id, None)
+        elif not output.token_ids:
+            return output  # scores of its prompt only
         wait_s = self._waits.pop(output.request_id, None)
         return output if wait_s is None else msgspec.structs.replace(output, queue_s=wait_s)

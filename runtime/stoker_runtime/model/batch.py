@@ -65,7 +65,8 @@ class Batch:
     Args:
         reaches: by window.
     Shapes:
-        token_ids, positions, slot_mapping [T]; sampled_rows [positions that are sampled], in plan order
+        token_ids, positions, slot_mapping [T]; sampled_rows [positions whose logits are wanted], see
+            StepPlan.logit_rows
     """
 
     token_ids: Tensor
@@ -110,13 +111,13 @@ def pack_batch(
     token_ids: list[int] = []
     positions: list[int] = []
     slot_mapping: list[int] = []
-    end_rows: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for request in (*decodes, *longer):
         span = range(request.num_computed_tokens, _context(request))
+        first_rows[request.request_id] = len(token_ids)
         token_ids += request.token_ids
         positions += span
         slot_mapping += [request.block_ids[p // block_size] * block_size + p % block_size for p in span]
-        end_rows[request.request_id] = len(token_ids)
 
     layouts = {window: _Layout(block_size, window, dtype, device) for window in windows}
     return Batch(
@@ -125,15 +126,11 @@ def pack_batch(
         slot_mapping=torch.tensor(slot_mapping, device=device),
         reaches={window: _reach(decodes, longer, layout) for window, layout in layouts.items()},
         sampled_rows=torch.tensor(
-            [row for r in plan.requests for row in _sampled_rows(r, end_rows[r.request_id])],
+            plan.logit_rows(first_rows[request.request_id] for request in plan.requests),
             dtype=torch.long,
             device=device,
         ),
     )
-
-
-def _sampled_rows(request: ScheduledRequest, end_row: int) -> range:
-    return range(end_row - request.num_samples, end_row)
 
 
 def _context(request: ScheduledRequest) -> int:

@@ -67,7 +67,7 @@ class Decoder:
             cache: keys and values so far; those of the plan's tokens are added.
 
         Returns:
-            Logits of the requests that sample, in the plan's order, [B, V] float32.
+            Logits of the rows that StepPlan.logit_rows names, in its order, [B, V] float32.
         """
         assert self._ropes is not None, "set_max_positions comes first"
         scales = self.architecture.scales

@@ -292,7 +292,7 @@ def _free_cuda_bytes(config: EngineConfig, decoder: AnyDecoder, kv_dtype: torch.
     longest = config.max_model_len or decoder.architecture.max_position
     torch.cuda.reset_peak_memory_stats(decoder.device)
     scratch = KVCache(decoder.architecture, 1, config.block_size, kv_dtype, decoder.device)
-    run_step(decoder, scratch, largest_plan(config, longest))
+    run_step(decoder, scratch, largest_plan(config, longest, decoder.architecture.vocab_size))
     peak = torch.cuda.max_memory_allocated(decoder.device) - scratch.num_bytes
     torch.cuda.empty_cache()
     recorded = 0
@@ -332,20 +332,30 @@ def _warm_up_sizes(most: int) -> list[int]:
     return [1 << power for power in range(most.bit_length())]
 
 
-def largest_plan(config: EngineConfig, longest: int) -> StepPlan:
+def largest_plan(config: EngineConfig, longest: int, vocab_size: int) -> StepPlan:
     """Return the step that takes most memory: the budget's tokens, at the end of the longest contexts.
 
-    All blocks of all block tables are block 0, so a cache of one block is enough; what is computed does not
-    matter, only how much.
+    As many tokens of a prompt as may be are scored, and all requests want log-probabilities. All blocks of
+    all block tables are block 0, so a cache of one block is enough; what is computed does not matter, only
+    how much.
     """
     plan = _warm_up_plan(config, config.max_num_batched_tokens, longest, config.max_num_seqs)
     table = [0] * -(-longest // config.block_size)
+    num_scored = max(1, config.scoring_bytes // (4 * vocab_size))
+    sampling = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, logprobs=20, prompt_logprobs=20)
     return StepPlan(
         [
-            replaced(request, num_computed_tokens=longest - len(request.token_ids), block_ids=table)
+            replaced(
+                request,
+                num_computed_tokens=longest - len(request.token_ids),
+                block_ids=table,
+                prompt_token_ids=[0] * longest,
+                num_scored=min(len(request.token_ids) - 1, num_scored) if index == 0 else 0,
+                sampling=sampling,
+            )
             if len(request.token_ids) > 1
-            else request
-            for request in plan.requests
+            else replaced(request, sampling=sampling)
+            for index, request in enumerate(plan.requests)
         ]
     )
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from stoker_runtime.core.step import ScheduledRequest
 from stoker_runtime.messages import SamplingParams
 
+MOST_TOP_K = 2**31 - 1  # what kernels can hold; more than a vocabulary has keeps all of it
 _GREEDY_BELOW = 1e-5  # dividing by less only loses precision
+_HOTTEST = 1e30  # beyond it float32 has no number; all tokens have long been equally likely
 _NARROW = 128  # candidates sorted before more are
 _SPAN = 64  # tokens summed together when a place in the distribution is looked up
 
@@ -105,9 +107,14 @@ def is_drawn(sampling: SamplingParams) -> bool:
     return sampling.temperature >= _GREEDY_BELOW
 
 
+def temperature_of(sampling: SamplingParams) -> float:
+    """Return what a drawn token's logits are divided by."""
+    return min(sampling.temperature, _HOTTEST)
+
+
 def _draw(logits: Tensor, requests: Sequence[ScheduledRequest]) -> Tensor:
     """Draw one token per row: logits [R, V], overwritten, -> [R]."""
-    temperature = column([r.sampling.temperature for r in requests], logits)
+    temperature = column([temperature_of(r.sampling) for r in requests], logits)
     scaled = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature)  # largest is 0
     rows = rows_where(requests, lambda s: s.min_p > 0.0)
     if rows:

@@ -1,10 +1,11 @@
-"""The Runner over a real model: one StepPlan in, one token per sampling request out."""
+"""The Runner over a real model: one StepPlan in, its tokens and its prompts' scores out."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from stoker_runtime.model.cuda.choices import Decision
 from stoker_runtime.model.kv_cache import KVCache
 from stoker_runtime.model.picker import Picker
 from stoker_runtime.model.sampler import Sampled, sample
+from stoker_runtime.model.scorer import Scored, score
 
 _OUT_OF_MEMORY = (
     "the engine ran out of memory while it computed this request's step; try again, or serve the model with "
@@ -84,7 +86,7 @@ class ModelRunner:
         self.decoder = decoder
         self.cache = cache
         self._ready = ready
-        self._submitted: deque[Sampled | str] = deque()  # or why there is none
+        self._submitted: deque[_Launched | str] = deque()  # or why there is none
 
     def ready(self) -> EngineReady:
         """Describe what was loaded."""
@@ -111,23 +113,38 @@ class ModelRunner:
 
     def collect(self) -> StepResult:
         """Wait for the tokens of the earliest submitted step."""
-        sampled = self._submitted.popleft()
-        return StepResult(error=sampled) if isinstance(sampled, str) else StepResult(sampled.tokens())
+        launched = self._submitted.popleft()
+        return StepResult(error=launched) if isinstance(launched, str) else launched.result()
 
 
 def run_step(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> StepResult:
     """Compute a plan against a cache: forward, then sample."""
-    return StepResult(_launch(decoder, cache, plan).tokens())
+    return _launch(decoder, cache, plan).result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """What a step gives; on a device it may still have to be computed."""
+
+    sampled: Sampled
+    scored: Scored | None
+
+    def result(self) -> StepResult:
+        """Wait for it."""
+        scored = [] if self.scored is None else self.scored.prompts()
+        return StepResult(self.sampled.tokens(), scored=scored)
 
 
 @torch.inference_mode()
-def _launch(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> Sampled:
+def _launch(decoder: AnyDecoder, cache: KVCache, plan: StepPlan) -> _Launched:
     """Launch all of a step: forward, sample, and send what was sampled to the next step and to the host."""
     logits = decoder(plan, cache)
-    sampled = sample(logits, plan.positions(), decoder.picker)
+    positions, scored = plan.positions(), plan.scored
+    sampled = sample(logits[: len(positions)] if scored else logits, positions, decoder.picker)
     if isinstance(decoder, FeedingDecoder):
         decoder.feed(sampled.token_ids)
-    return sampled.sent()
+    scores = score(logits[len(positions) :], scored, decoder.picker).sent() if scored else None
+    return _Launched(sampled.sent(), scores)
 
 
 def _check_memory(error: MemoryError | RuntimeError, plan: StepPlan) -> None:

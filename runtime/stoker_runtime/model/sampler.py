@@ -6,7 +6,6 @@ argmax.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,24 +13,15 @@ import torch
 from torch import Tensor
 
 from stoker_runtime.core.step import SampledToken, ScheduledRequest
-from stoker_runtime.messages import TokenLogprob
+from stoker_runtime.model.logprobs import Logprobs, logprobs_of, pieces, to_host
+from stoker_runtime.model.masks import rule_out
 from stoker_runtime.model.picker import Picker, column, on_device, rows_where
+from stoker_runtime.model.scorer import NOT_FINITE
 
-_NOT_FINITE = "the model's logits are not finite numbers"
-
-
-@dataclass(frozen=True, slots=True)
-class Logprobs:
-    """Log-probabilities of the rows that want some, where the logits are.
-
-    Shapes:
-        picked [R] float32; values, token_ids [R, the most that one wants], the likeliest first
-    """
-
-    rows: list[int]
-    picked: Tensor
-    values: Tensor
-    token_ids: Tensor
+_NOTHING_LEFT = (
+    "no token is left that may be picked: allowed_token_ids, bad_words and min_tokens rule out all of them"
+)
+_MOST, _LEAST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,49 +31,54 @@ class Sampled:
     Args:
         requests: one per row.
         token_ids: -1 for a row that has none.
-        logprobs: of the rows that want some.
+        is_finite: of each row, whether all its logits were finite numbers.
+        logprobs: of the rows that want some, in the order of `scored`.
+        scored: those rows.
         arrival: when all of it is on the host; None where it need not be waited for.
     Shapes:
-        token_ids [B]
+        token_ids, is_finite [B]
     """
 
     requests: Sequence[ScheduledRequest]
     token_ids: Tensor
-    logprobs: Logprobs | None
+    is_finite: Tensor
+    logprobs: Sequence[Logprobs] = ()
+    scored: Sequence[int] = ()
     arrival: torch.cuda.Event | None = None
 
     def sent(self) -> Sampled:
         """Begin to copy all of it to the host, so that to wait for it is not to wait for later steps."""
         if self.token_ids.device.type != "cuda":
             return self
-        logprobs = self.logprobs
-        if logprobs is not None:
-            parts = (logprobs.picked, logprobs.values, logprobs.token_ids)
-            logprobs = Logprobs(logprobs.rows, *(_to_host(part) for part in parts))
-        token_ids = _to_host(self.token_ids)
+        logprobs = [part.sent() for part in self.logprobs]
+        token_ids, is_finite = to_host(self.token_ids), to_host(self.is_finite)
         arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrival.record()
-        return Sampled(self.requests, token_ids, logprobs, arrival)
+        return Sampled(self.requests, token_ids, is_finite, logprobs, self.scored, arrival)
 
     def tokens(self) -> list[SampledToken]:
         """Wait for the device, and return one SampledToken per row."""
         if self.arrival is not None:
             self.arrival.synchronize()
         picked = self.token_ids.tolist()
-        logprobs = {} if self.logprobs is None else _read(self.logprobs, self.requests, picked)
+        chosen = [picked[row] for row in self.scored]
+        logprobs = {self.scored[at]: found for part in self.logprobs for at, found in part.read(chosen)}
         return [
             SampledToken(request.request_id, picked[row], logprobs.get(row))
             if picked[row] >= 0
-            else SampledToken(request.request_id, -1, error=_NOT_FINITE)
+            else SampledToken(request.request_id, -1, error=self._why_none(row))
             for row, request in enumerate(self.requests)
         ]
+
+    def _why_none(self, row: int) -> str:
+        return _NOTHING_LEFT if self.is_finite[row] else NOT_FINITE
 
 
 def sample(logits: Tensor, requests: Sequence[ScheduledRequest], picker: Picker) -> Sampled:
     """Pick the next token of each request.
 
-    The order of what a request may ask for: logit_bias, masked tokens, repetition penalty, presence and
-    frequency penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits.
+    The order of what a request may ask for: logit_bias, repetition penalty, presence and frequency penalties,
+    tokens that are ruled out, temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits.
 
     Args:
         logits: unnormalised scores; float32, changed in place.
@@ -93,7 +88,8 @@ def sample(logits: Tensor, requests: Sequence[ScheduledRequest], picker: Picker)
         logits [B, V]
 
     Returns:
-        One token per row; a row with a NaN or infinite logit gets an error instead.
+        One token per row; a row with a NaN or infinite logit, or without a token that may be picked, gets an
+        error instead.
 
     Raises:
         ValueError: logits and requests disagree on B.
@@ -101,37 +97,34 @@ def sample(logits: Tensor, requests: Sequence[ScheduledRequest], picker: Picker)
     if logits.shape[0] != len(requests):
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(requests)} requests")
     if not requests:
-        return Sampled(requests, torch.empty(0, dtype=torch.int32), None)
+        return Sampled(requests, torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.bool))
     is_finite = picker.are_finite(logits)
     rows = rows_where(requests, lambda s: s.logprobs is not None)
     # Before anything changes them.
-    raw = _take(logits, rows).log_softmax(dim=-1) if rows else None
+    raw = _take(logits, rows) if rows else None
     _bias(logits, requests)
     _penalize(logits, requests)
-    # A penalty can overflow, and then no draw from the row means anything.
+    rule_out(logits, requests)
     picked = torch.where(is_finite, picker.pick(logits, requests), -1)
     if raw is None:
-        return Sampled(requests, picked, None)
-    values, token_ids = _likeliest(raw, max(requests[row].sampling.logprobs or 0 for row in rows))
-    chosen = raw.gather(1, _take(picked, rows).clamp(min=0).long().unsqueeze(1)).squeeze(1)
-    return Sampled(requests, picked, Logprobs(rows, chosen, values, token_ids))
+        return Sampled(requests, picked, is_finite)
+    counts = [requests[row].sampling.logprobs or 0 for row in rows]
+    logprobs = logprobs_of(raw, _take(picked, rows).clamp(min=0), counts)
+    return Sampled(requests, picked, is_finite, logprobs, rows)
 
 
 def _bias(logits: Tensor, requests: Sequence[ScheduledRequest]) -> None:
-    """Add logit_bias and rule out masked tokens, in place."""
+    """Add logit_bias, in place."""
     entries = [
-        (row, token_id, bias)
+        (row, token_id, _bounded(bias))
         for row, request in enumerate(requests)
-        for token_id, bias in (
-            *request.sampling.logit_bias.items(),
-            *((token_id, -math.inf) for token_id in request.masked_token_ids),
-        )
+        for token_id, bias in request.sampling.logit_bias.items()
     ]
     if entries:
         rows, token_ids, biases = zip(*entries, strict=True)
         where = tuple(on_device(index, torch.long, logits.device) for index in (rows, token_ids))
         values = on_device(biases, logits.dtype, logits.device)
-        logits.index_put_(where, values, accumulate=True)
+        logits[where] = (logits[where] + values).clamp_(-_MOST, _MOST)
 
 
 def _counts(token_lists: Sequence[Sequence[int]], like: Tensor) -> Tensor:
@@ -147,63 +140,38 @@ def _counts(token_lists: Sequence[Sequence[int]], like: Tensor) -> Tensor:
 def _penalize(logits: Tensor, requests: Sequence[ScheduledRequest]) -> None:
     """Apply the three penalties to the rows that ask for them, in place."""
     rows = rows_where(requests, lambda s: s.repetition_penalty != 1.0)
-    if rows:
-        chosen = [requests[row] for row in rows]
-        seen = _counts([[*r.prompt_token_ids, *r.output_token_ids] for r in chosen], logits) > 0
-        penalty = column([r.sampling.repetition_penalty for r in chosen], logits)
-        where = on_device(rows, torch.long, logits.device)
-        part = logits[where]
-        logits[where] = torch.where(seen, torch.where(part > 0, part / penalty, part * penalty), part)
+    for some in pieces(rows, logits.shape[1]):
+        _penalize_repetition(logits, some, [requests[row] for row in some])
     rows = rows_where(requests, lambda s: s.presence_penalty != 0.0 or s.frequency_penalty != 0.0)
-    if rows:
-        chosen = [requests[row] for row in rows]
-        counts = _counts([r.output_token_ids for r in chosen], logits)
-        frequency = column([r.sampling.frequency_penalty for r in chosen], logits)
-        presence = column([r.sampling.presence_penalty for r in chosen], logits)
-        logits[on_device(rows, torch.long, logits.device)] -= frequency * counts + presence * (counts > 0)
+    for some in pieces(rows, logits.shape[1]):
+        _penalize_output(logits, some, [requests[row] for row in some])
 
 
-def _to_host(values: Tensor) -> Tensor:
-    """Begin to copy a tensor; valid once an event that is recorded after this has come."""
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
+def _penalize_repetition(logits: Tensor, rows: Sequence[int], requests: Sequence[ScheduledRequest]) -> None:
+    seen = _counts([[*r.prompt_token_ids, *r.output_token_ids] for r in requests], logits) > 0
+    # Of a penalty that float32 takes for 0 or for infinite, 0 times infinity would come.
+    penalty = column([max(_LEAST, _bounded(r.sampling.repetition_penalty)) for r in requests], logits)
+    where = on_device(rows, torch.long, logits.device)
+    part = logits[where]
+    penalized = torch.where(part > 0, part / penalty, part * penalty).clamp_(-_MOST, _MOST)
+    logits[where] = torch.where(seen, penalized, part)
+
+
+def _penalize_output(logits: Tensor, rows: Sequence[int], requests: Sequence[ScheduledRequest]) -> None:
+    counts = _counts([r.output_token_ids for r in requests], logits)
+    frequency = column([_bounded(r.sampling.frequency_penalty) for r in requests], logits)
+    presence = column([_bounded(r.sampling.presence_penalty) for r in requests], logits)
+    where = on_device(rows, torch.long, logits.device)
+    part = logits[where]
+    penalized = (part - (frequency * counts + presence)).clamp_(-_MOST, _MOST)
+    logits[where] = torch.where(counts > 0, penalized, part)
+
+
+def _bounded(value: float) -> float:
+    """Return the nearest number that float32 has."""
+    return max(-_MOST, min(_MOST, value))
 
 
 def _take(values: Tensor, rows: Sequence[int]) -> Tensor:
     """Return some rows of a tensor."""
     return values[on_device(rows, torch.long, values.device)]
-
-
-def _likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return each row's likeliest tokens, of equally likely ones the first: their values and their ids.
-
-    Shapes:
-        logprobs [R, V] float32 -> 2 x [R, count], or [R, V] where there are fewer
-
-    What is compared are integers: a float's bits, in its order, above the token's id, descending. No two are
-    equal, so nothing is left to the device's ways, and the shape does not depend on what is found.
-    """
-    size = logprobs.shape[1]
-    bits = logprobs.view(torch.int32).long()
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    last_first = torch.arange(size - 1, -1, -1, device=logprobs.device)
-    found = (ordered * 2**32 + last_first).topk(min(count, size), dim=-1).values
-    token_ids = size - 1 - (found & (2**32 - 1))
-    return logprobs.gather(1, token_ids), token_ids
-
-
-def _read(
-    logprobs: Logprobs, requests: Sequence[ScheduledRequest], picked: Sequence[int]
-) -> dict[int, TokenLogprob]:
-    """Return what each row that wants log-probabilities gets."""
-    chosen, values, token_ids = (
-        part.tolist() for part in (logprobs.picked, logprobs.values, logprobs.token_ids)
-    )
-    return {
-        row: TokenLogprob(
-            token_id=picked[row],
-            logprob=chosen[index],
-            top=list(zip(token_ids[index], values[index], strict=True))[: requests[row].sampling.logprobs],
-        )
-        for index, row in enumerate(logprobs.rows)
-    }

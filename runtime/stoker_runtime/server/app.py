@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,12 +17,15 @@ from stoker_runtime import __version__
 from stoker_runtime.errors import RequestError
 from stoker_runtime.server import inference, openapi
 from stoker_runtime.server.body import read_body
+from stoker_runtime.server.chat_options import chat_options, without_quiet_hints
 from stoker_runtime.server.entry import Entry
+from stoker_runtime.server.paths import Paths
 from stoker_runtime.server.problems import client_gone, error_response
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from stoker_runtime.server.serving import Serving
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SHOWN_PATH = 256  # characters of a path that does not exist
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -29,14 +33,18 @@ def create_app(serving: Serving) -> FastAPI:
     app = FastAPI(
         title="Stoker runtime", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for routes in (_openai_routes(serving), _token_routes(serving), _operations_routes(serving)):
+    routers = (_openai_routes(serving), _token_routes(serving), _operations_routes(serving))
+    for routes in routers:
         app.include_router(routes)
+    found = [getattr(route, "path", "") for routes in routers for route in routes.routes]
+    paths = Paths({"/openapi.json", *(path for path in found if "{" not in path)}, serving.config.root_path)
     bodies: list[type[BaseModel]] = [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]
-    app.openapi = openapi.document(app, bodies)  # type: ignore[method-assign]
+    config = serving.config
+    app.openapi = openapi.document(app, bodies, config.root_path, bool(config.api_keys))  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(HTTPException, partial(_on_http_error, paths))
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
-    app.add_middleware(Entry, serving=serving)
+    app.add_middleware(Entry, serving=serving, paths=paths)
     return app
 
 
@@ -50,15 +58,31 @@ def _on_request_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer the framework's own refusals, such as 404 and 405, in OpenAI's form."""
+def _on_http_error(paths: Paths, request: Request, error: Exception) -> Response:
+    """Answer what no route takes: OPTIONS with what its path takes, the rest in OpenAI's form."""
     assert isinstance(error, HTTPException)
-    known = {
-        404: (f"there is nothing at {request.url.path}", "not_found"),
-        405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
-    }
-    text, code = known.get(error.status_code, (error.detail, None))
-    return error_response(RequestError(text, status=error.status_code, code=code), headers=error.headers)
+    visit = request.state.visit
+    method, path = visit.asked_method, visit.asked_path[:_SHOWN_PATH]
+    if error.status_code == 405:
+        allowed = _allowed((error.headers or {}).get("Allow", ""))
+        headers = {"allow": ", ".join(allowed)}
+        if method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+        text = f"{path} does not take {method}; it takes {', '.join(allowed)}"
+        return error_response(RequestError(text, status=405, code="method_not_allowed"), headers=headers)
+    if error.status_code == 404 and (method, path) == ("OPTIONS", "*"):
+        return Response(status_code=204, headers={"allow": ", ".join(_allowed("GET, POST"))})
+    if error.status_code == 404:
+        nearest = paths.nearest(path)
+        text = f"there is nothing at {path}" + (f"; did you mean {nearest}?" if nearest else "")
+        return error_response(RequestError(text, status=404, code="not_found"))
+    return error_response(RequestError(error.detail, status=error.status_code), headers=error.headers)
+
+
+def _allowed(methods: str) -> list[str]:
+    """Return the methods that a path takes, given those of its routes."""
+    found = {method.strip() for method in methods.split(",") if method.strip()} | {"OPTIONS"}
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def _on_client_gone(request: Request, error: Exception) -> Response:
@@ -69,7 +93,8 @@ def _on_client_gone(request: Request, error: Exception) -> Response:
 
 def _openai_routes(serving: Serving) -> APIRouter:
     router = APIRouter(prefix="/v1")
-    refusals = openapi.errors(400, 404, 413, 415, 429, 500, 503)
+    events = openapi.text("text/event-stream", "The answer, or its events where `stream` is true.")
+    answers = events | openapi.errors(400, 404, 408, 413, 415, 429, 500, 503)
 
     def model_card(name: str) -> dict[str, Any]:
         return {
@@ -77,7 +102,10 @@ def _openai_routes(serving: Serving) -> APIRouter:
             "object": "model",
             "created": serving.started_at,
             "owned_by": "stoker",
+            "root": serving.config.model or serving.config.served_model_names[0],
+            "parent": None,
             "max_model_len": None if serving.client.ready is None else serving.max_model_len,
+            "permission": [_permission(name, serving.started_at)],
         }
 
     @router.get("/models")
@@ -89,15 +117,18 @@ def _openai_routes(serving: Serving) -> APIRouter:
     @router.get("/models/{model:path}", responses=openapi.errors(404))
     async def get_model(model: str) -> Response:
         """Describe one model."""
-        serving.check_model(model)
-        return _json(model_card(model))
+        names = serving.config.served_model_names
+        alike = [name for name in names if name.strip("/") == model.strip("/")]  # it may be a folder's path
+        name = model if model in names or not alike else alike[0]
+        serving.check_model(name)
+        return _json(model_card(name))
 
-    @router.post("/completions", openapi_extra=openapi.takes(CompletionBody), responses=refusals)
+    @router.post("/completions", openapi_extra=openapi.takes(CompletionBody), responses=answers)
     async def completions(request: Request) -> Response:
         """Continue one or more prompts."""
         return await inference.complete(serving, request)
 
-    @router.post("/chat/completions", openapi_extra=openapi.takes(ChatBody), responses=refusals)
+    @router.post("/chat/completions", openapi_extra=openapi.takes(ChatBody), responses=answers)
     async def chat_completions(request: Request) -> Response:
         """Answer a chat."""
         return await inference.chat(serving, request)
@@ -105,10 +136,25 @@ def _openai_routes(serving: Serving) -> APIRouter:
     return router
 
 
+def _permission(name: str, created: int) -> dict[str, Any]:
+    """Return what everybody may do with a model, in the form that OpenAI's model cards once had."""
+    may = {"sampling", "logprobs", "view"}
+    every = ("create_engine", "sampling", "logprobs", "search_indices", "view", "fine_tuning")
+    return {
+        "id": f"modelperm-{name}",
+        "object": "model_permission",
+        "created": created,
+        **{f"allow_{what}": what in may for what in every},
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+
+
 def _token_routes(serving: Serving) -> APIRouter:
     """Return vLLM's endpoints between text and tokens."""
     router = APIRouter()
-    refusals = openapi.errors(400, 404, 413, 415, 503)
+    refusals = openapi.errors(400, 404, 408, 413, 415, 429, 503)
 
     @router.post("/tokenize", openapi_extra=openapi.takes(TokenizeBody), responses=refusals)
     async def tokenize(request: Request) -> Response:
@@ -121,12 +167,16 @@ def _token_routes(serving: Serving) -> APIRouter:
             tokens = (await text.prompt_ids([body.prompt], add_special_tokens=special))[0]
         else:
             assert body.messages is not None
-            tokens = await text.chat_ids(
-                body.messages,
-                add_generation_prompt=body.add_generation_prompt is not False,
+            options = chat_options(body)
+            prompt = await text.chat(
+                body.messages.messages,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
                 add_special_tokens=bool(body.add_special_tokens),
-                extra=body.chat_template_kwargs,
+                extra=options.extra,
             )
+            tokens = prompt.token_ids
+            request.state.record.ignored += without_quiet_hints(body, prompt.ignored)
         return _json(
             {
                 "count": len(tokens),
@@ -151,6 +201,7 @@ def _token_routes(serving: Serving) -> APIRouter:
 def _operations_routes(serving: Serving) -> APIRouter:
     """Return what kubelets, scrapers and the operator ask for."""
     router = APIRouter()
+    scraped = openapi.text(_METRICS_TYPE.partition(";")[0], "The metrics.")
 
     @router.get("/health", responses={503: {"description": "The engine is dead or silent."}})
     async def health() -> Response:
@@ -170,10 +221,11 @@ def _operations_routes(serving: Serving) -> APIRouter:
 
     @router.get("/load")
     async def load() -> Response:
-        """Say how many inference requests are not yet fully answered."""
-        return _json({"in_flight": serving.in_flight, "draining": serving.is_draining})
+        """Say how many inference requests are not yet fully answered; server_load is vLLM's name for it."""
+        in_flight = serving.in_flight
+        return _json({"in_flight": in_flight, "server_load": in_flight, "draining": serving.is_draining})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses=scraped)  # else it says that there may be JSON
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(serving.metrics.render(), headers={"content-type": _METRICS_TYPE})

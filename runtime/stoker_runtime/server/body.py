@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.requests import Request
 
 from stoker_runtime.errors import RequestError
-from stoker_runtime.server.problems import invalid_body
+from stoker_runtime.server.history import History
+from stoker_runtime.server.problems import invalid_body, invalid_json
+from stoker_runtime.server.protocol import Body
 
 # A client that sends too much gets its answer only if we read on for a while: closing at once resets the
 # connection before it has looked.
@@ -19,11 +23,11 @@ BODY_LIMIT_S = 60.0
 # A millisecond of parsing or so; the checks of long lists take longer.
 _INLINE_BYTES = 64 * 1024
 
-BodyT = TypeVar("BodyT", bound=BaseModel)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 async def read_body(request: Request, model: type[BodyT], max_bytes: int) -> BodyT:
-    """Read and check a JSON body.
+    """Read and check a JSON body, and note what of it is ignored in the request's record.
 
     Raises:
         RequestError: 408 too slow, 413 too large, 415 not JSON, 400 anything else; names the field at fault.
@@ -46,12 +50,38 @@ async def read_body(request: Request, model: type[BodyT], max_bytes: int) -> Bod
             status=415,
             code="unsupported_media_type",
         )
+    is_large = len(data) > _INLINE_BYTES
+    body, ignored = await asyncio.to_thread(parse_body, data, model) if is_large else parse_body(data, model)
+    request.state.record.ignored += ignored
+    return body
+
+
+def parse_body(data: bytes, model: type[BodyT]) -> tuple[BodyT, list[str]]:
+    """Return what a JSON body asks for, and the paths of what in it nobody looks at.
+
+    Raises:
+        RequestError: 400; names the field at fault.
+    """
     try:
-        if len(data) > _INLINE_BYTES:
-            return await asyncio.to_thread(model.model_validate_json, data)
-        return model.model_validate_json(data)
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid_json(error) from error
+    try:
+        body = model.model_validate(value)
     except ValidationError as error:
         raise invalid_body(error) from error
+    return body, ignored_paths(value, body)
+
+
+def ignored_paths(value: Mapping[str, Any], body: Body) -> list[str]:
+    """Return the paths of what of a JSON object is not in the body that was made of it."""
+    paths = body.ignored(value) + body.unused()
+    for name, part in body:
+        if isinstance(part, Body):
+            paths += part.ignored(value[name], f"{name}.")
+        elif isinstance(part, History):
+            paths += part.ignored
+    return paths
 
 
 async def _read_in_time(request: Request, max_bytes: int) -> bytes:

@@ -110,10 +110,13 @@ class EngineClient:
         self._heard_at = clock()
         self._writer: asyncio.StreamWriter | None = None
         self._tickets: dict[str, tuple[Ticket, int]] = {}
+        self._prompts: dict[str, int] = {}  # tokens of requests whose first output has not come
         self.ready: EngineReady | None = None
         self.failed: EngineFailed | None = None
         self.stats = EngineStats()
-        self.on_stats: Callable[[EngineStats], None] = lambda stats: None  # called with each step's
+        # Called after a step that gave somebody something, with its tokens as vLLM counts an iteration's:
+        # those that it gave, and the computed ones of each prompt whose first token is among them.
+        self.on_step: Callable[[int], None] = lambda num_tokens: None
         self.dead: EngineDead | None = None  # why it is gone
         self.is_dead = asyncio.Event()
         self.is_ready = asyncio.Event()
@@ -165,18 +168,23 @@ class EngineClient:
                 self.failed = event
             case _:
                 self.stats = event.stats
-                self.on_stats(event.stats)
-                for output in event.outputs:
-                    self._route(output)
+                num_tokens = sum(self._route(output) for output in event.outputs)
+                if num_tokens:
+                    self.on_step(num_tokens)
 
-    def _route(self, output: RequestOutput) -> None:
+    def _route(self, output: RequestOutput) -> int:
+        """Hand an output to its ticket; return the tokens that it counts for, see on_step."""
         entry = self._tickets.get(output.request_id)
         if entry is None:
-            return  # aborted here while the engine was computing it
+            return 0  # aborted here while the engine was computing it
+        num_tokens = len(output.token_ids)
+        if num_tokens and (num_prompt_tokens := self._prompts.pop(output.request_id, 0)):
+            num_tokens += num_prompt_tokens - output.num_cached_tokens
         if output.finish_reason is not None:
-            del self._tickets[output.request_id]
+            self._forget(output.request_id)
         ticket, index = entry
         ticket._deliver(index, output, self._heard_at)
+        return num_tokens
 
     def submit(self, requests: Sequence[AddRequest]) -> Ticket:
         """Start generations; the ticket's indexes are positions in `requests`.
@@ -193,6 +201,7 @@ class EngineClient:
         ticket = Ticket(self, [request.request_id for request in requests])
         for index, request in enumerate(requests):
             self._tickets[request.request_id] = (ticket, index)
+            self._prompts[request.request_id] = len(request.prompt_token_ids)
         self._writer.write(b"".join(encode_frame(request) for request in requests))
         return ticket
 
@@ -214,8 +223,13 @@ class EngineClient:
         self._send(Shutdown())
 
     def _abort(self, request_id: str) -> None:
-        if self._tickets.pop(request_id, None) is not None:
+        if request_id in self._tickets:
+            self._forget(request_id)
             self._send(AbortRequest(request_id=request_id))
+
+    def _forget(self, request_id: str) -> None:
+        del self._tickets[request_id]
+        self._prompts.pop(request_id, None)
 
     def _send(self, command: AbortRequest | Shutdown) -> None:
         if self._writer is not None and self.dead is None and not self._writer.is_closing():

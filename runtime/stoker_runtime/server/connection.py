@@ -1,7 +1,8 @@
 """One HTTP connection: uvicorn's, with limits on a request's head and with OpenAI's error bodies.
 
 What is refused here never becomes a request: bytes that are no HTTP, a head that is too large or too slow,
-and requests that are sent before the one before them is answered.
+and requests that are sent before the one before them is answered. Offers of another protocol are ignored, as
+RFC 9110, 7.8 allows: clients that prefer HTTP/2 make one with every request (Java's do).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from stoker_runtime.errors import RequestError
+from stoker_runtime.server import framing
 from stoker_runtime.server.problems import error_response
 
 # Request line and headers; a long list of cookies and tokens is a tenth of it.
@@ -40,6 +42,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = True  # between two requests, too
         self._num_head_bytes = 0  # as received
         self._num_parsed_bytes = 0  # of the target and of whole headers, those behind a chunked body as well
+        self._opening = b""  # of the bytes that are to become a request
+        self._is_replaying = False  # what the parser tells now was told before, see _ignore_offer
         self._is_deaf = False
         self._has_said_all = False  # the client has closed its side, or all of the connection
         self._refusal: RequestError | None = None
@@ -83,15 +87,44 @@ class Connection(HttpToolsProtocol):
         if self._is_in_head:
             self._start_head_timer()
             self._num_head_bytes += len(data)
+            self._opening += data[: framing.OPENING_BYTES - len(self._opening)]
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken here: the request is answered as it is
+            self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(self._refusal or _no_http())
+            self._refuse(self._refusal or framing.no_http(self._opening))
         # The parser keeps a header to itself until its last byte is there.
         if self._is_in_head and self._num_head_bytes > MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
+
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes, also behind a head that offers another protocol, where the parser stops."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if self._is_deaf:
+                    return
+                data = data[offer.args[0] :]
+                self._ignore_offer()
+            else:
+                return
+
+    def _ignore_offer(self) -> None:
+        """Go on with the request's body, which the parser takes for bytes of the protocol that was offered.
+
+        A new parser reads it once it knows how long it is, and then the requests that follow.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as our base class does
+        head = framing.body_head(self.headers)
+        if head is None:
+            self.on_message_complete()
+            return
+        self._is_replaying = True
+        try:
+            self.parser.feed_data(head)
+        finally:
+            self._is_replaying = False
 
     def on_message_begin(self) -> None:
         """Stop at a request that does not wait for the answer to the one before it.
@@ -99,6 +132,8 @@ class Connection(HttpToolsProtocol):
         Answering it would mean to stop reading until then, and a connection that nobody reads from does not
         tell that its client has left. A client that sends ahead has to send again what was not answered.
         """
+        if self._is_replaying:
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             raise _Refused
         self._num_parsed_bytes = 0
@@ -106,24 +141,40 @@ class Connection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request's target."""
-        self._count(len(url))
-        super().on_url(url)
+        if not self._is_replaying:
+            self._count(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or one that follows a chunked body."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if not self._is_replaying:
+            self._count(len(name) + len(value))
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request."""
+        """Start the request.
+
+        One that asks for a tunnel (CONNECT) is the last of its connection: what follows it is for the tunnel.
+        """
+        if self._is_replaying:
+            return
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._refusal = framing.version_not_supported(version)
+            raise _Refused
         self._is_in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
+        if self.scope["method"] == "CONNECT":
+            self._is_deaf = True
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """Wait for the next request."""
+        if self.parser.should_upgrade() and self.scope["method"] != "CONNECT":
+            return  # the head alone is complete, see _ignore_offer
         self._is_in_head = True
-        self._num_head_bytes = 0
+        self._num_head_bytes, self._opening = 0, b""
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
@@ -218,10 +269,6 @@ def _unchunked(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send_plain)
 
     return answer
-
-
-def _no_http() -> RequestError:
-    return RequestError("this is no HTTP/1.1 request; see RFC 9112", code="invalid_http")
 
 
 def _head_too_large() -> RequestError:

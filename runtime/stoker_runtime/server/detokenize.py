@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.server.stop_strings import START, StopStrings
 
 _BYTE_TOKEN_FORMS = ("<0x{:02X}>", "<0x{:02x}>")
 # Decoder steps that only shape the start of a text or join its pieces: nothing to do for a continuation.
@@ -122,7 +123,7 @@ class Detokenizer:
 
     Args:
         token_bytes: the model's vocabulary.
-        stop: strings that end the text; the first to be complete wins.
+        stop: strings that end the text; the first to be complete wins, the longer of two that end together.
         include_stop: the stop string itself is part of the text.
         skip_special_tokens: special tokens give no text.
         min_tokens: a stop string counts when it ends behind the text of this many first tokens.
@@ -132,14 +133,15 @@ class Detokenizer:
         self,
         token_bytes: TokenBytes,
         *,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | StopStrings = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
     ) -> None:
         self._token_bytes = token_bytes
         self._skipped = token_bytes.special_ids if skip_special_tokens else frozenset()
-        self._stop = tuple(stop)
+        self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
+        self._stop_state = START
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._joiner = token_bytes.joiner()
@@ -178,6 +180,11 @@ class Detokenizer:
         return released
 
     @property
+    def num_decoded(self) -> int:
+        """Characters so far, those held back and those behind a stop string included."""
+        return self._num_decoded
+
+    @property
     def _is_searching(self) -> bool:
         return len(self.token_starts) > self._min_tokens
 
@@ -186,51 +193,20 @@ class Detokenizer:
         if not self._stop:
             return self._release(text)
         num_old = len(self._held)
+        self._stop_state, found = self._stop.advance(self._stop_state, text, is_searched=is_searched)
         text = self._held + text
-        found = first_stop(text, self._stop, num_old) if is_searched else None
         if found is None:
-            num_held = possible_stop(text, self._stop)
+            num_held = self._stop_state[1]
             self._held = text[len(text) - num_held :]
             return self._release(text[: len(text) - num_held])
-        start, end, self.stop_string = found
-        self._held = ""
+        end = num_old + found.end
+        start = end - found.size
+        self.stop_string, self._held = text[start:end], ""
         return self._release(text[: end if self._include_stop else start])
 
     def _release(self, text: str) -> str:
         self.num_released += len(text)
         return text
-
-
-def first_stop(text: str, stop: Sequence[str], num_old: int = 0) -> tuple[int, int, str] | None:
-    """Find the stop string that is complete first.
-
-    Judged by where it ends, so that the answer does not depend on how the text was cut into tokens; the
-    longer one wins where two end together.
-
-    Args:
-        text: where to look.
-        stop: the strings.
-        num_old: characters at the start of the text within which an end does not count.
-
-    Returns:
-        Where it starts, where it ends and which it is; None when there is none.
-    """
-    found = [(text.find(string, max(0, num_old + 1 - len(string))), string) for string in stop]
-    ends = [(start + len(string), start, string) for start, string in found if start >= 0]
-    if not ends:
-        return None
-    end, start, string = min(ends)
-    return start, end, string
-
-
-def possible_stop(text: str, stop: Sequence[str]) -> int:
-    """Return how many characters at the end of a text without stop string may be the beginning of one."""
-    longest = min(max(len(string) for string in stop) - 1, len(text))
-    for size in range(longest, 0, -1):
-        tail = text[len(text) - size :]
-        if any(string.startswith(tail) for string in stop):
-            return size
-    return 0
 
 
 def _byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:

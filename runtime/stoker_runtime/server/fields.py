@@ -1,25 +1,33 @@
-"""Field types of the OpenAI requests: what is read, in which shape, and what is refused by name. Pure."""
+"""Field types of the OpenAI requests: what is read and in which shapes. Pure.
+
+A client's value is taken as far as it can be: numbers written as texts, one string for a list of one, nulls
+in lists. Limits are those of this server's memory and time, not of somebody else's service.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeGuard
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 MAX_PROMPTS = 1024
-MAX_STOP_STRINGS = 4
-MAX_STOP_CHARS = 256
-MAX_LOGIT_BIASES = 1024
-MAX_STOP_TOKEN_IDS = 128
-MAX_LOGPROBS = 20
-MAX_N = 128
-MAX_TEMPLATE_VALUES = 32
+# Each is looked for in every new piece of text, all at once; the characters are what the search's table
+# holds.
+MAX_STOP_STRINGS = 4096
+MAX_STOP_CHARS = 2**18
+# Each step writes them into the logits one by one.
+MAX_LOGIT_BIASES = 2**14
+MAX_STOP_TOKEN_IDS = 2**14
+MAX_BAD_WORDS = 2**10
+MAX_N = 1024
+MAX_LOGGED_CHARS = 512
+_MAX_LOGGED_LABELS = 16
 # What the server itself hands to a chat template.
 RESERVED_TEMPLATE_VALUES = frozenset(
     {
         "messages",
-        "add_generation_prompt",
         "tools",
         "documents",
         "bos_token",
@@ -31,43 +39,27 @@ RESERVED_TEMPLATE_VALUES = frozenset(
 )
 
 
-class Only:
-    """A parameter this server does not offer: only values that ask for nothing are accepted.
-
-    Args:
-        values: the values that change no answer. Leaving the parameter out or sending null always works.
-    """
-
-    def __init__(self, *values: object) -> None:
-        self._values = (None, *values)
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {
-            "enum": list(self._values),
-            "description": "Not supported: only a value that asks for nothing.",
-        }
-
-    def _check(self, value: object) -> object:
-        # To Python, True is 1; in JSON it is not, while 1 and 1.0 are one number.
-        is_bool = isinstance(value, bool)
-        if any(value == allowed and isinstance(allowed, bool) is is_bool for allowed in self._values):
-            return value
-        raise PydanticCustomError("unsupported", "is not supported by this server; leave it out")
-
-
 def invalid(message: str, param: str | None = None) -> PydanticCustomError:
     """Return the error of a field, or of the parameter named.
 
     Args:
         message: continues the parameter's name: "must be ...".
-        param: what to name when a whole body is checked.
+        param: what to name when it is not the field that is being read.
     """
     return PydanticCustomError("invalid", "{text}", {"text": message, "param": param})
+
+
+def unsupported(param: str, neutral: Iterable[object], instead: str = "") -> PydanticCustomError:
+    """Return the error of a field that is not offered.
+
+    Args:
+        param: its name.
+        neutral: values that ask for nothing.
+        instead: what to do in its place, as the sentence goes on.
+    """
+    allowed = " or ".join(repr(value) for value in neutral)
+    text = "is not supported by this server; leave it out" + (f", or send {allowed}" if allowed else "")
+    return PydanticCustomError("unsupported", "{text}", {"text": text + instead, "param": param})
 
 
 def is_token_ids(value: object) -> TypeGuard[list[int]]:
@@ -96,46 +88,35 @@ def _prompts(value: object) -> list[str] | list[list[int]]:
     return prompts
 
 
+def _strings(value: object) -> tuple[str, ...]:
+    """Return a text, or a list of them, without those that are empty or null."""
+    strings = value if isinstance(value, list) else [value]
+    if not all(item is None or isinstance(item, str) for item in strings):
+        raise invalid("must be a string or a list of strings")
+    return tuple(dict.fromkeys(str(item) for item in strings if item))
+
+
 def _stop(value: object) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else ([] if value is None else value)
-    if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
-        raise invalid(f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
+    strings = _strings(value)
     if len(strings) > MAX_STOP_STRINGS:
-        raise invalid(f"holds {len(strings)} strings; at most {MAX_STOP_STRINGS} are allowed")
-    if not all(0 < len(item) <= MAX_STOP_CHARS for item in strings):
-        raise invalid(f"must hold strings of 1 to {MAX_STOP_CHARS} characters")
-    return tuple(dict.fromkeys(strings))
+        raise invalid(f"holds {len(strings)} strings; at most {MAX_STOP_STRINGS} can be looked for")
+    num_chars = sum(map(len, strings))
+    if num_chars > MAX_STOP_CHARS:
+        raise invalid(f"holds {num_chars} characters; at most {MAX_STOP_CHARS} can be looked for")
+    return strings
 
 
-def _text_content(value: object) -> str:
-    """Return a message's text; parts of type text are joined by line breaks."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise invalid("must be a string or a list of parts of type text")
-    return "\n".join(_part_text(number, part) for number, part in enumerate(value))
-
-
-def _part_text(number: int, part: object) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or not isinstance(kind, str):
-        raise invalid(f'part {number} must be an object such as {{"type": "text", "text": "..."}}')
-    if kind != "text":
-        raise invalid(
-            f"part {number} is of type {kind!r}, but this server takes text only, "
-            "also for models that see images"
-        )
-    unknown = sorted(set(part) - {"type", "text"})
-    if unknown:
-        raise invalid(f"part {number} has the unknown field {unknown[0]!r}")
-    if not isinstance(part.get("text"), str):
-        raise invalid(f"part {number} needs a string in `text`")
-    return str(part["text"])
+def _bad_words(value: object) -> tuple[str, ...]:
+    words = _strings(value)
+    if len(words) > MAX_BAD_WORDS:
+        raise invalid(f"holds {len(words)} words; at most {MAX_BAD_WORDS} can be kept out of an answer")
+    return words
 
 
 def _logit_bias(value: object) -> dict[int, float]:
-    if value is None:
-        return {}
+    """Return biases by token id; llama.cpp's clients send pairs, others OpenAI's object."""
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        value = {str(token_id): -100 if bias is False else bias for token_id, bias in value}
     if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIASES:
         raise invalid(f"must be an object of up to {MAX_LOGIT_BIASES} token ids and biases")
     biases: dict[int, float] = {}
@@ -143,27 +124,38 @@ def _logit_bias(value: object) -> dict[int, float]:
         # ASCII digits only: int() would take signs, underscores, spaces and other scripts' digits.
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10):
             raise invalid(f"has the key {key!r}, which is no token id")
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise invalid(f"must bias token {key} by a number from -100 to 100")
-        biases[int(key)] = float(bias)
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise invalid(f"must bias token {key} by a number")
+        biases[int(key)] = float(min(100, max(-100, bias)))
     return biases
 
 
 def _template_values(value: object) -> dict[str, object]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MAX_TEMPLATE_VALUES:
-        raise invalid(f"must be an object of up to {MAX_TEMPLATE_VALUES} values")
-    taken = sorted(RESERVED_TEMPLATE_VALUES & set(value))
+    if not isinstance(value, dict):
+        raise invalid("must be an object of values by name")
+    taken = sorted(name for name in RESERVED_TEMPLATE_VALUES & value.keys() if value[name] not in (None, []))
     if taken:
         raise invalid(f"may not set {taken[0]!r}")
-    wrong = sorted(key for key, item in value.items() if not isinstance(item, str | int | float | None))
-    if wrong:
-        raise invalid(f"has a value for {wrong[0]!r} that is no string, number, boolean or null")
-    return value
+    return {name: item for name, item in value.items() if name not in RESERVED_TEMPLATE_VALUES}
 
 
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+def _logged(value: object) -> str:
+    """Return a label for the log, which changes no answer, so that nothing is wrong with any."""
+    return str(value)[:MAX_LOGGED_CHARS]
+
+
+def _logged_labels(value: object) -> dict[str, str]:
+    items = list(value.items()) if isinstance(value, dict) else [("metadata", value)]
+    return {_logged(key): _logged(item) for key, item in items[:_MAX_LOGGED_LABELS]}
+
+
+def _seed(value: int) -> int | None:
+    """Return None for -1, as llama.cpp's and vLLM's clients ask for a random one; others wrap at 64 bits."""
+    return None if value == -1 else value % 2**63
+
+
+_ID_SCHEMA = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
+_IDS_SCHEMA = {"type": "array", "items": _ID_SCHEMA, "minItems": 1}
 _PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -172,46 +164,72 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]
 }
-_STOP_STRING_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
-_STOP_SCHEMA = {
-    "anyOf": [
-        _STOP_STRING_SCHEMA,
-        {"type": "array", "items": _STOP_STRING_SCHEMA, "maxItems": MAX_STOP_STRINGS},
-        {"type": "null"},
-    ]
-}
-_PART_SCHEMA = {
+
+
+def _strings_schema(most: int) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": ["string", "null"]}, "maxItems": most},
+            {"type": "null"},
+        ]
+    }
+
+
+_TEXT_PART_SCHEMA = {
     "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "properties": {"type": {"const": "text"}, "text": {"type": ["string", "null"]}},
     "required": ["type", "text"],
-    "additionalProperties": False,
 }
-_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "minItems": 1}]}
+_MESSAGE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "minLength": 1},
+        "content": {
+            "anyOf": [
+                {"type": ["string", "null"]},
+                {"type": "array", "items": {"anyOf": [_TEXT_PART_SCHEMA, {"type": "string"}]}},
+            ]
+        },
+        "name": {"type": ["string", "null"]},
+        "reasoning_content": {"type": ["string", "null"]},
+        "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+        "tool_call_id": {"type": ["string", "null"]},
+    },
+    "required": ["role"],
+}
+MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA, "minItems": 1}
 _BIAS_SCHEMA = {
     "anyOf": [
         {
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "additionalProperties": {"type": "number"},
             "maxProperties": MAX_LOGIT_BIASES,
         },
         {"type": "null"},
     ]
 }
-_SCALAR_SCHEMA = {"type": ["string", "number", "boolean", "null"]}
 _TEMPLATE_SCHEMA = {
     "type": ["object", "null"],
-    "additionalProperties": _SCALAR_SCHEMA,
     "propertyNames": {"not": {"enum": sorted(RESERVED_TEMPLATE_VALUES)}},
-    "maxProperties": MAX_TEMPLATE_VALUES,
 }
+_ANYTHING_SCHEMA = {"description": "Goes to the log line of the request, cut where it is long."}
 
 Prompts = Annotated[list[str] | list[list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-StopStrings = Annotated[tuple[str, ...], PlainValidator(_stop), WithJsonSchema(_STOP_SCHEMA)]
-TextContent = Annotated[str, PlainValidator(_text_content), WithJsonSchema(_CONTENT_SCHEMA)]
+StopStrings = Annotated[
+    tuple[str, ...], PlainValidator(_stop), WithJsonSchema(_strings_schema(MAX_STOP_STRINGS))
+]
+BadWords = Annotated[
+    tuple[str, ...], PlainValidator(_bad_words), WithJsonSchema(_strings_schema(MAX_BAD_WORDS))
+]
 LogitBias = Annotated[dict[int, float], PlainValidator(_logit_bias), WithJsonSchema(_BIAS_SCHEMA)]
 TemplateValues = Annotated[
     dict[str, object], PlainValidator(_template_values), WithJsonSchema(_TEMPLATE_SCHEMA)
 ]
+LogText = Annotated[str, PlainValidator(_logged), WithJsonSchema(_ANYTHING_SCHEMA)]
+LogLabels = Annotated[dict[str, str], PlainValidator(_logged_labels), WithJsonSchema(_ANYTHING_SCHEMA)]
+Seed = Annotated[int, AfterValidator(_seed), Field(description="-1: a random one")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+# -1 is llama.cpp's and LM Studio's "no limit".
+TokenLimit = Annotated[int, Field(ge=-1, lt=2**31, description="-1: no limit of its own")]

@@ -114,8 +114,14 @@ class _Process:
         from stoker_runtime.server.prompt import TextRoom
         from stoker_runtime.tokenizer_files import load_assets
 
-        path = self._engine_config.model
-        serving.text = await asyncio.to_thread(lambda: TextRoom(load_assets(path)))
+        path, config = self._engine_config.model, self._config
+        serving.text = await asyncio.to_thread(
+            lambda: TextRoom(
+                load_assets(path),
+                chat_template=config.chat_template,
+                sanitize_control_tokens=config.sanitize_control_tokens,
+            )
+        )
         # What is loaded stays for good; without this each full collection would walk it again.
         gc.collect()
         gc.freeze()

@@ -10,9 +10,6 @@ from stoker_runtime.server.app import create_app
 from stoker_runtime.server.connection import Connection
 from stoker_runtime.server.serving import Serving
 
-# Longer than a proxy's or client's own limit as a rule, so that they close idle connections, not we: a
-# request sent just when we close would be lost.
-_KEEP_ALIVE_S = 90
 # For streams to send the event that ends them, once the drain is over.
 _LAST_WORDS_S = 2
 
@@ -41,6 +38,6 @@ def uvicorn_config(serving: Serving) -> uvicorn.Config:
         access_log=False,
         log_level="warning",
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=serving.config.keep_alive_timeout_s,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )

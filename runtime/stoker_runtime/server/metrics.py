@@ -48,6 +48,7 @@ def _token_buckets(max_model_len: int) -> list[float]:
 _MAX_TOKENS = _token_buckets(1_000_000)
 _STEP_TOKENS = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 _CHOICES = [1, 2, 5, 10, 20]
+_PREEMPTIONS = [1, 2, 3, 4, 5, 10, 20]
 
 
 class Metrics:
@@ -68,9 +69,8 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._labels = (model_name, _ENGINE)
         self._step_tokens = self._histogram(
-            "iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS, ""
+            "iteration_tokens_total", "Tokens of a step, of prompts and of output.", _STEP_TOKENS, ""
         )
-        self._stepped = (0, 0)
         self._add_latencies()
         self._add_sizes()
         self._add_counters()
@@ -111,6 +111,9 @@ class Metrics:
             "request_params_max_tokens", "Output tokens that a request may have.", _MAX_TOKENS, ""
         )
         self.n = self._histogram("request_params_n", "Choices per prompt.", _CHOICES, "")
+        self.preemptions = self._histogram(
+            "request_num_preemptions", "Times that a request gave its KV blocks back.", _PREEMPTIONS, ""
+        )
 
     def _add_counters(self) -> None:
         self.prompt_tokens = self._counter(
@@ -125,6 +128,12 @@ class Metrics:
         )
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(*self._labels, reason)
+        self._rejections = Counter(
+            "vllm:admission_rejections",
+            "Requests refused because of a full queue.",
+            [*_LABELS, "reason"],
+            registry=self._registry,
+        ).labels(*self._labels, "max_num_queued_reqs")  # vLLM's name for what --max-queue is here
         self._http = Counter(
             "http_requests",
             "HTTP requests answered.",
@@ -145,12 +154,13 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
-    def stepped(self, stats: EngineStats) -> None:
-        """Note the engine's totals after a step; a heartbeat without one changes nothing."""
-        num_steps, num_tokens = self._stepped
-        if stats.num_steps > num_steps:
-            self._step_tokens.observe(stats.num_scheduled_tokens - num_tokens)
-            self._stepped = (stats.num_steps, stats.num_scheduled_tokens)
+    def stepped(self, num_tokens: int) -> None:
+        """Note the tokens of a step: those that it gave, and of prompts that were complete with it."""
+        self._step_tokens.observe(num_tokens)
+
+    def rejected(self) -> None:
+        """Count an inference request that the queue has no room for."""
+        self._rejections.inc()
 
     def prompt_answered(self, num_output_tokens: Sequence[int]) -> None:
         """Note that a prompt has all its choices, given the size of each."""
@@ -190,6 +200,7 @@ class RequestTimer:
         self._last_s = arrival_s
         self._has_ended = False
         self.first_s: float | None = None
+        self.num_preemptions = 0  # so far
 
     def tokens(self, at_s: float, num_tokens: int, queue_s: float | None) -> None:
         """Note output tokens that arrived at a time; queue_s comes with the first of them."""
@@ -224,6 +235,7 @@ class RequestTimer:
         metrics.prompt_sizes.observe(self._num_prompt_tokens)
         metrics.output_sizes.observe(self._num_output_tokens)
         metrics.max_tokens.observe(self._max_tokens)
+        metrics.preemptions.observe(self.num_preemptions)
         if self._num_output_tokens > 1:
             metrics.per_token.observe((self._last_s - self.first_s) / (self._num_output_tokens - 1))
         if self._admitted_s is not None:
@@ -252,6 +264,7 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(name, text, labels=_LABELS)
             gauge.add_metric(self._labels, value)
             yield gauge
+        yield self._waiting_by_reason(stats)
         counters = (
             ("vllm:num_preemptions", "Requests preempted to free KV blocks.", stats.num_preemptions),
             (
@@ -277,6 +290,15 @@ class _EngineCollector(Collector):
             )
             info.add_metric([*self._labels, str(ready.block_size), str(ready.num_blocks), ready.dtype], 1)
             yield info
+
+    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
+        """Return who waits for what. All wait for blocks, a place or tokens of a step: nothing defers any."""
+        gauge = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Requests waiting, by reason.", labels=[*_LABELS, "reason"]
+        )
+        gauge.add_metric([*self._labels, "capacity"], stats.num_waiting)
+        gauge.add_metric([*self._labels, "deferred"], 0)
+        return gauge
 
 
 class _Renamed(Collector):

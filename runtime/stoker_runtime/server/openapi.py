@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from stoker_runtime.server.paths import needs_key
+
 _REF = "#/components/schemas/{model}"
 
 _ERROR_SCHEMA = {
@@ -42,19 +44,48 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "An OpenAI error body.", "content": content} for status in statuses}
 
 
-def document(app: FastAPI, models: list[type[BaseModel]]) -> Callable[[], dict[str, Any]]:
-    """Return what replaces app.openapi: the document with the bodies' schemas, built once."""
+def text(content_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """Return a route's responses where it answers with text, or with text as well as JSON."""
+    return {200: {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}}
+
+
+def document(
+    app: FastAPI, models: list[type[BaseModel]], root_path: str, has_keys: bool
+) -> Callable[[], dict[str, Any]]:
+    """Return what replaces app.openapi: the document with the bodies' schemas, built once.
+
+    Args:
+        app: the application whose routes are described.
+        models: the bodies that routes read themselves.
+        root_path: prefix under which a proxy offers the routes.
+        has_keys: whether clients need one.
+    """
     built: dict[str, Any] = {}
 
     def build() -> dict[str, Any]:
         if not built:
-            built.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+            servers = [{"url": root_path}] if root_path else None
+            built.update(
+                get_openapi(title=app.title, version=app.version, routes=app.routes, servers=servers)
+            )
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template=_REF
             )
             schemas = built.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions["$defs"])
             schemas["Error"] = _ERROR_SCHEMA
+            if has_keys:
+                _ask_for_keys(built)
         return built
 
     return build
+
+
+def _ask_for_keys(built: dict[str, Any]) -> None:
+    """Say which operations want a key, and what they answer without."""
+    built["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in built["paths"].items():
+        if needs_key(path):
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
+                operation["responses"] |= {"401": errors(401)[401]}

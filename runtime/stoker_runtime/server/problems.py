@@ -10,12 +10,11 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from stoker_runtime.errors import EngineDead, RequestError
+from stoker_runtime.server.json_text import to_json
 
 _CODES = {
-    "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
     "unsupported": "unsupported_parameter",
-    "json_invalid": "invalid_json",
 }
 
 
@@ -36,6 +35,8 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     all_headers = dict(headers or {})
     if error.retry_after_s is not None:
         all_headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 401:
+        all_headers["www-authenticate"] = "Bearer"
     if error.status == 408:
         all_headers["connection"] = "close"  # the rest of the request may still come, at whatever pace
     return Response(
@@ -58,7 +59,7 @@ def client_gone() -> RequestError:
 
 def error_event(error: RequestError) -> bytes:
     """Return the error as the last event of a stream. No [DONE] follows: the answer is not complete."""
-    return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
+    return b"data: " + to_json(error_body(error)) + b"\n\n"
 
 
 def internal_error() -> RequestError:
@@ -95,19 +96,20 @@ def engine_dead(error: EngineDead) -> RequestError:
     return unavailable(f"the engine stopped: {error}", "engine_dead")
 
 
+def invalid_json(error: ValueError) -> RequestError:
+    """Return the error of a body that cannot be parsed."""
+    return RequestError(f"the body is not valid JSON: {error}", code="invalid_json")
+
+
 def invalid_body(error: ValidationError) -> RequestError:
     """Return the first problem of a body as an error that names the field and what is wrong with it."""
     problem = error.errors(include_url=False, include_input=False)[0]
     kind, message = problem["type"], problem["msg"]
-    param = field_path(problem["loc"]) or (problem.get("ctx") or {}).get("param")
+    param = (problem.get("ctx") or {}).get("param") or field_path(problem["loc"])
     code = _CODES.get(kind, "invalid_value")
-    if kind == "json_invalid":
-        return RequestError(f"the body is not valid JSON: {message.partition(': ')[2]}", code=code)
     if param is None:
         return RequestError("the body must be a JSON object", code=code)
-    if kind == "extra_forbidden":
-        text = f"`{param}` is not a parameter of this endpoint"
-    elif kind == "missing":
+    if kind == "missing":
         text = f"`{param}` is required"
     elif kind in ("unsupported", "invalid"):
         text = f"`{param}` {message}"

@@ -1,91 +1,168 @@
 """The bodies clients send: OpenAI's completions and chat, and /tokenize and /detokenize. Pure.
 
-Every field is honoured, or listed here with the values that ask for nothing, or refused as unknown. vLLM's
-extra sampling fields keep their vLLM names.
+What a body has beside these fields is ignored and named, or refused where it would have changed the answer:
+see `unoffered`. A null is as good as left out. vLLM's extra fields keep their vLLM names.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from stoker_runtime.server.fields import (
-    MAX_LOGPROBS,
     MAX_N,
     MAX_STOP_TOKEN_IDS,
+    MESSAGES_SCHEMA,
+    BadWords,
     LogitBias,
-    Only,
+    LogLabels,
+    LogText,
     Prompts,
+    Seed,
     StopStrings,
     TemplateValues,
-    TextContent,
-    TokenCount,
     TokenId,
+    TokenLimit,
     invalid,
 )
+from stoker_runtime.server.history import History, read_history
+from stoker_runtime.server.unoffered import (
+    CHAT_NOT_OFFERED,
+    NOT_OFFERED,
+    check_offered,
+    check_tools,
+    ignored_names,
+)
+
+Messages = Annotated[History, PlainValidator(read_history), WithJsonSchema(MESSAGES_SCHEMA)]
+# The likeliest tokens at each position; -1: all of the vocabulary. What an answer holds of them is limited.
+NumLogprobs = Annotated[int, Field(ge=-1, lt=2**31, description="-1: all of the vocabulary")]
+Switch = bool | None
+
+
+def _from_switch(value: object) -> object:
+    """Return a number of log-probabilities for a chat's switch: true asks for the tokens' own."""
+    return (0 if value else None) if isinstance(value, bool) else value
 
 
 class Body(BaseModel):
-    """A JSON object in which nothing is coerced and nothing is ignored."""
+    """A JSON object, of which unknown fields are left out."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    # Other names under which clients send a field: the first that is there counts, behind its own.
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = {key: item for key, item in value.items() if item is not None}
+        cls.check(fields)
+        return {name: fields[found] for name, found in cls._found(fields).items()}
+
+    @classmethod
+    def _found(cls, fields: Mapping[str, Any]) -> dict[str, str]:
+        """Return under which name each field is there."""
+        names = ((name, (name, *cls.aliases.get(name, ()))) for name in cls.model_fields)
+        found = ((name, next((other for other in others if other in fields), None)) for name, others in names)
+        return {name: other for name, other in found if other is not None}
+
+    @classmethod
+    def ignored(cls, body: Mapping[str, Any], prefix: str = "") -> list[str]:
+        """Return the paths of what of a JSON object nobody looks at; null is as good as left out."""
+        fields = {key: item for key, item in body.items() if item is not None}
+        return ignored_names(fields, cls._found(fields).values(), prefix)
+
+    def unused(self) -> list[str]:
+        """Return the names of its fields that have no effect beside the others."""
+        return []
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse what is not offered; raises PydanticCustomError."""
 
 
 class StreamOptions(Body):
     """What a stream carries besides text."""
 
-    include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, Only(False)] = None
+    include_usage: Switch = None
+    continuous_usage_stats: Switch = None
 
 
 class SamplingBody(Body):
     """What completions and chat have in common. None means: the model's own default, else OpenAI's."""
 
-    model: str
-    stream: bool | None = None
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "max_tokens": ("n_predict", "num_predict", "max_new_tokens"),
+        "repetition_penalty": ("repeat_penalty",),
+    }
+
+    model: str | None = None
+    stream: Switch = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     stop: StopStrings = ()
-    max_tokens: TokenCount | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: TokenLimit | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, description="0: the likeliest token alone")] | None = None
+    seed: Seed | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
     # vLLM's extra fields
-    top_k: Annotated[int, Field(ge=-1, lt=2**31, description="-1 and 0 mean: all tokens")] | None = None
+    top_k: Annotated[int, Field(lt=2**31, description="0 and less mean: all tokens")] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0, description="0 and 1: none")] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    ignore_eos: Switch = None
+    skip_special_tokens: Switch = None
+    include_stop_str_in_output: Switch = None
+    add_special_tokens: Switch = None
+    bad_words: BadWords = ()
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    prompt_logprobs: NumLogprobs | None = None
+    truncate_prompt_tokens: (
+        Annotated[
+            int,
+            Field(ge=-1, lt=2**31, description="Keeps so many at the end; -1: as many as there is room for"),
+        ]
+        | None
+    ) = None
+    return_token_ids: Switch = None
+    return_tokens_as_token_ids: Switch = None
+    echo: Switch = None
+    cache_salt: str | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31, description="Lower is served earlier")] | None = (
         None
     )
-    # They name the caller or label a stored answer. Nothing is stored; `user` goes to the log.
-    user: Annotated[str, Field(max_length=512)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    store: Annotated[Any, Only(False)] = None
-    service_tier: Annotated[Any, Only("auto", "default")] = None
-    # vLLM's fields that this server does not offer
-    bad_words: Annotated[Any, Only([])] = None
-    allowed_token_ids: Annotated[Any, Only()] = None
-    prompt_logprobs: Annotated[Any, Only()] = None
-    truncate_prompt_tokens: Annotated[Any, Only()] = None
-    structured_outputs: Annotated[Any, Only()] = None
-    length_penalty: Annotated[Any, Only(1.0)] = None
-    use_beam_search: Annotated[Any, Only(False)] = None
-    spaces_between_special_tokens: Annotated[Any, Only(True)] = None
+    # They name the caller or label a stored answer. Nothing is stored; they go to the log.
+    user: LogText | None = None
+    metadata: LogLabels | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise invalid("is only for streams; set `stream` or leave it out", "stream_options")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise invalid(f"is {self.best_of}, fewer than the {self.n} that `n` asks for", "best_of")
+        if self.stream and (self.best_of or 1) > (self.n or 1):
+            raise invalid("is not for streams: which is best shows at the end", "best_of")
+        if self.stream and self.prompt_logprobs is not None:
+            raise invalid("is not for streams; leave out `stream`", "prompt_logprobs")
         return self
 
 
@@ -93,71 +170,55 @@ class CompletionBody(SamplingBody):
     """POST /v1/completions."""
 
     prompt: Prompts
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
-    echo: Annotated[Any, Only(False)] = None
-    suffix: Annotated[Any, Only("")] = None
+    suffix: str | None = None
+    logprobs: Annotated[NumLogprobs | None, BeforeValidator(_from_switch)] = None
 
-    @model_validator(mode="after")
-    def _check_best_of(self) -> Self:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise invalid("is not supported by this server unless it equals `n`; leave it out", "best_of")
-        return self
-
-
-class Message(Body):
-    """One message of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: TextContent
-    name: Annotated[str, Field(max_length=256)] | None = None
-    # An assistant's message as this or another server returned it carries these, empty.
-    refusal: Annotated[Any, Only()] = None
-    audio: Annotated[Any, Only()] = None
-    annotations: Annotated[Any, Only([])] = None
-    tool_calls: Annotated[Any, Only([])] = None
-    function_call: Annotated[Any, Only()] = None
-    tool_call_id: Annotated[Any, Only()] = None
-    reasoning: Annotated[Any, Only()] = None
-    reasoning_content: Annotated[Any, Only()] = None
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse what is not offered."""
+        check_offered(fields, NOT_OFFERED)
 
 
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: TokenCount | None = None
+    messages: Messages
+    max_completion_tokens: TokenLimit | None = None
     # What OpenAI has in place of `user`: to whom an answer goes, and what shares a prefix. Both go to the
     # log; prefixes are found without a hint.
-    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
-    prompt_cache_retention: Annotated[Any, Only("in-memory", "in_memory")] = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    safety_identifier: LogText | None = None
+    prompt_cache_key: LogText | None = None
+    logprobs: Switch = None
+    top_logprobs: NumLogprobs | None = None
+    add_generation_prompt: Switch = None
+    continue_final_message: Switch = None
     chat_template_kwargs: TemplateValues = Field(default_factory=dict)
-    response_format: Annotated[Any, Only({"type": "text"})] = None
-    tools: Annotated[Any, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, Only(True, False)] = None
-    functions: Annotated[Any, Only([])] = None
-    function_call: Annotated[Any, Only("none", "auto")] = None
-    modalities: Annotated[Any, Only(["text"])] = None
-    audio: Annotated[Any, Only()] = None
-    prediction: Annotated[Any, Only()] = None
-    reasoning_effort: Annotated[Any, Only()] = None
-    verbosity: Annotated[Any, Only()] = None
-    web_search_options: Annotated[Any, Only()] = None
-    chat_template: Annotated[Any, Only()] = None
-    add_generation_prompt: Annotated[Any, Only(True)] = None
-    continue_final_message: Annotated[Any, Only(False)] = None
+    # They speak to the model, where its template reads them.
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    enable_thinking: Switch = None
+    documents: list[Any] | None = None
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse what is not offered."""
+        check_offered(fields, CHAT_NOT_OFFERED)
+        check_tools(fields, "tools", "tool_choice")
+        check_tools(fields, "functions", "function_call")
+
+    def unused(self) -> list[str]:
+        """See Body."""
+        names = ["top_logprobs"] if self.top_logprobs and self.logprobs is False else []
+        limits = (self.max_tokens, self.max_completion_tokens)
+        return [*names, "max_tokens"] if None not in limits and limits[0] != limits[1] else names
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise invalid("needs `logprobs` to be true", "top_logprobs")
-        both = (self.max_tokens, self.max_completion_tokens)
-        if None not in both and both[0] != both[1]:
-            raise invalid("and `max_completion_tokens` differ; send one of them", "max_tokens")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "and `add_generation_prompt` exclude each other: an answer begins or goes on",
+                "continue_final_message",
+            )
         return self
 
 
@@ -166,20 +227,33 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
-    add_special_tokens: bool | None = Field(default=None, description="Default: true for a prompt only")
-    add_generation_prompt: bool | None = None
-    return_token_strs: bool | None = None
+    messages: Messages | None = None
+    add_special_tokens: Switch = Field(default=None, description="Default: true for a prompt only")
+    add_generation_prompt: Switch = None
+    continue_final_message: Switch = None
+    return_token_strs: Switch = None
     chat_template_kwargs: TemplateValues = Field(default_factory=dict)
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse what is not offered."""
+        check_offered(fields, {"chat_template": ()})
+        check_tools(fields, "tools", "tool_choice")
+
+    def unused(self) -> list[str]:
+        """See Body."""
+        of_messages = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+        return [name for name in of_messages if self.prompt is not None and getattr(self, name)]
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise invalid("or `messages` is needed, and only one of them", "prompt")
-        if self.prompt is not None and self.add_generation_prompt is not None:
-            raise invalid("is only for `messages`", "add_generation_prompt")
-        if self.prompt is not None and self.chat_template_kwargs:
-            raise invalid("is only for `messages`", "chat_template_kwargs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "and `add_generation_prompt` exclude each other: an answer begins or goes on",
+                "continue_final_message",
+            )
         return self
 
 

@@ -4,94 +4,104 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import TypeVar
+from collections.abc import AsyncGenerator
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from stoker_runtime.errors import RequestError
-from stoker_runtime.server.generation import Delta, WholeChoice
+from stoker_runtime.server.answer import Answer
+from stoker_runtime.server.event_stream import EventStream, unless_gone
+from stoker_runtime.server.generation import best_choices
+from stoker_runtime.server.logprobs import PromptLogprobs
 from stoker_runtime.server.problems import error_event, internal_error
-from stoker_runtime.server.serving import Answer, Record
-from stoker_runtime.server.wire import DONE, Shape
+from stoker_runtime.server.serving import Record
+from stoker_runtime.server.wire import DONE, PromptPart, Shape
 
 logger = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
-
 
 async def respond(
-    request: Request, answer: Answer, shape: Shape, *, is_stream: bool, include_usage: bool
+    request: Request,
+    answer: Answer,
+    shape: Shape,
+    *,
+    is_stream: bool,
+    keep_alive_s: float,
 ) -> Response:
     """Return the response to an answer that was just started. Sees to it that the answer is closed.
 
-    A stream's status is decided by its first tokens, so a failure before them is an ordinary error response.
+    What can be refused has been: a stream begins at once, and a failure after that is its last event.
+
+    Args:
+        request: whose record is filled in.
+        answer: from Serving.start.
+        shape: how it is written.
+        is_stream: as server-sent events.
+        keep_alive_s: see EventStream.
 
     Raises:
-        RequestError: the answer failed before its first tokens, or anywhere when it is not a stream.
-        ClientDisconnect: the client left; the answer is given up.
+        RequestError: the answer failed, and it is not a stream.
+        ClientDisconnect: the client left before the answer was whole, where it is a stream before it began;
+            it is given up.
     """
     record: Record = request.state.record
     record.is_stream = is_stream
-    if not is_stream:
-        try:
-            body = await _unless_gone(request, _collect(answer, shape))
-        finally:
-            answer.close()
-            answer.describe(record, request.state.arrival_s)
-        return Response(body, media_type="application/json")
-    steps = answer.deltas()
 
     def end() -> None:
         answer.close()
-        answer.describe(record, request.state.arrival_s)
+        first_s = answer.first_token_s
+        record.ttft_s = None if first_s is None else round(first_s - request.state.arrival_s, 4)
+        record.usage = answer.usage
+        record.finish_reasons = [choice.finish_reason or "abort" for choice in answer.choices]
 
     try:
-        first = await _unless_gone(request, anext(steps))
+        if not is_stream:
+            body = await unless_gone(request.receive, _collect(answer, shape))
+        elif await request.is_disconnected():
+            raise ClientDisconnect  # a client that closed only its side can still read why it gets nothing
     except BaseException:
         end()
         raise
-    return _EventStream(_events(answer, shape, first, steps, record, include_usage), end)
+    if is_stream:
+        return EventStream(_events(answer, shape, record), end, keep_alive_s=keep_alive_s)
+    end()
+    return Response(body, media_type="application/json")
 
 
 async def _collect(answer: Answer, shape: Shape) -> bytes:
-    choices = [WholeChoice(choice.index) for choice in answer.choices]
+    """Return the body of an answer in one piece. What is long is written piece by piece, as it comes."""
+    generation = answer.generation
+    size = generation.num_candidates
+    choices = [shape.begin() for _ in answer.choices]
+    prompts = [PromptLogprobs(answer.token_bytes) for _ in generation.prompts]
     async for deltas in answer.deltas():
         for delta in deltas:
             choices[delta.index].add(delta)
-    return shape.whole(choices, answer.usage)
+            prompts[delta.index // size].add(delta.prompt_logprobs)
+    parts = [
+        PromptPart(token_ids, logprobs.json() if generation.shows_prompt_logprobs else None)
+        for token_ids, logprobs in zip(generation.prompts, prompts, strict=True)
+    ]
+    chosen = best_choices([choice.mean_logprob for choice in answer.choices], generation.n, size)
+    written = []
+    for number, index in enumerate(chosen):
+        written.append(shape.choice(number, choices[index], parts[index // size]))
+        await asyncio.sleep(0)
+    return shape.whole(written, parts, answer.usage)
 
 
-async def _events(
-    answer: Answer,
-    shape: Shape,
-    first: list[Delta],
-    steps: AsyncIterator[list[Delta]],
-    record: Record,
-    include_usage: bool,
-) -> AsyncGenerator[bytes]:
-    """Yield the stream's bytes; one chunk per step, whatever the number of choices."""
-    opened: set[int] = set()
-
-    def chunk(deltas: list[Delta]) -> bytes:
-        parts = []
-        for delta in deltas:
-            if delta.index not in opened:
-                opened.add(delta.index)
-                parts.append(shape.opening(delta.index))
-            parts.append(shape.events(delta))
-        return b"".join(parts)
-
+async def _events(answer: Answer, shape: Shape, record: Record) -> AsyncGenerator[bytes]:
+    """Yield the stream's bytes: what opens it, then one chunk per step, whatever the number of choices."""
+    prompts, size = answer.generation.prompts, answer.generation.num_candidates
     try:
-        if data := chunk(first):
-            yield data
-        async for deltas in steps:
-            if data := chunk(deltas):
+        for choice in answer.choices:
+            if opening := shape.opening(choice.index, prompts[choice.index // size]):
+                yield opening
+        async for deltas in answer.deltas():
+            if data := b"".join(shape.events(delta, prompts[delta.index // size]) for delta in deltas):
                 yield data
-        yield (shape.usage_event(answer.usage) if include_usage else b"") + DONE
+        yield (shape.usage_event(answer.usage) if shape.options.include_usage else b"") + DONE
     except RequestError as error:
         record.error = error.code
         yield error_event(error)
@@ -100,44 +110,3 @@ async def _events(
         logger.exception("a stream failed")
         record.error = "internal_error"
         yield error_event(internal_error())
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events; calls `on_end` however it ends, also when the client left before the first byte."""
-
-    body_iterator: AsyncGenerator[bytes]
-
-    def __init__(self, events: AsyncGenerator[bytes], on_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self._on_end = on_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with aclosing(self.body_iterator):
-                await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
-
-
-async def _unless_gone(request: Request, work: Awaitable[ResultT]) -> ResultT:
-    """Return what the work gives, unless the client leaves before: then the work is cancelled.
-
-    Raises:
-        ClientDisconnect: the client left.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _wait_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stoker_runtime.errors import RequestError
 from stoker_runtime.messages import SamplingParams
@@ -16,7 +16,7 @@ MAX_VALUES = 2**22
 
 
 def completion_sampling(
-    body: CompletionBody, defaults: Mapping[str, float], vocab_size: int
+    body: CompletionBody, defaults: Mapping[str, float], vocab_size: int, max_model_len: int
 ) -> SamplingParams:
     """Return how the tokens of a completion are chosen.
 
@@ -24,12 +24,16 @@ def completion_sampling(
         body: the request.
         defaults: the model's generation defaults, by the request fields' names.
         vocab_size: token ids are below it.
+        max_model_len: tokens that prompt and answer may have together.
 
     Raises:
-        RequestError: 400; a token id is beyond the vocabulary, or min_tokens is above max_tokens.
+        RequestError: 400; a token id is beyond the vocabulary, min_tokens is above max_tokens, or a limit is
+            above what any prompt leaves.
     """
-    max_tokens = body.max_tokens or int(defaults.get("max_tokens", DEFAULT_COMPLETION_TOKENS))
-    return _sampling(body, max_tokens, body.logprobs, defaults, vocab_size)
+    own = int(defaults.get("max_tokens", DEFAULT_COMPLETION_TOKENS))
+    max_tokens = _limit("max_tokens", body.max_tokens, own, max_model_len)
+    # Without an answer the engine still computes the token that the prompt leads to, which is then dropped.
+    return _sampling(body, max(1, max_tokens), body.logprobs, defaults, vocab_size)
 
 
 def chat_sampling(
@@ -37,54 +41,90 @@ def chat_sampling(
 ) -> SamplingParams:
     """Return how the tokens of a chat answer are chosen.
 
-    Without a limit, the request's or the model's own, it may fill the model's length.
+    Without a limit, the request's or the model's own, it may fill the model's length. Of two limits OpenAI's
+    newer one counts, as with vLLM.
 
     Raises:
         RequestError: as completion_sampling.
     """
     own = int(defaults.get("max_tokens", max_model_len))
-    max_tokens = body.max_completion_tokens or body.max_tokens or own
+    asked = ("max_tokens", body.max_tokens)
+    if body.max_completion_tokens is not None:
+        asked = ("max_completion_tokens", body.max_completion_tokens)
+    max_tokens = _limit(*asked, own, max_model_len)
+    if max_tokens == 0:
+        raise RequestError(
+            f"`{asked[0]}` is 0, which leaves no answer; leave it out, or send -1 for no limit",
+            param=asked[0],
+            code="invalid_value",
+        )
+    wants_logprobs = body.logprobs if body.logprobs is not None else bool(body.top_logprobs)
     return _sampling(
-        body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None, defaults, vocab_size
+        body, max_tokens, (body.top_logprobs or 0) if wants_logprobs else None, defaults, vocab_size
     )
 
 
-def check_room(body: SamplingBody, num_prompt_tokens: int, max_model_len: int) -> None:
-    """Refuse an answer that is longer than what its prompt leaves of the model's length.
+def _limit(param: str, asked: int | None, own: int, max_model_len: int) -> int:
+    """Return how many tokens an answer may have, before the room is known that its prompt leaves.
+
+    Clients send one limit with every request of a conversation that grows, often the model's length, so what
+    is left of it is what they get (as with vLLM 0.33). More than any prompt leaves cannot be meant.
+    """
+    if asked is None:
+        return own
+    if asked > max_model_len:
+        raise RequestError(
+            f"`{param}` is {asked}, but prompt and answer together may have {max_model_len} tokens; "
+            "lower it, or leave it out for as many as there is room for",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return max_model_len if asked == -1 else asked
+
+
+def truncated(
+    token_ids: list[int], keep: int | None, max_tokens: int | None, max_model_len: int
+) -> list[int]:
+    """Return the end of a prompt that `truncate_prompt_tokens` keeps.
 
     Args:
-        body: the request; a limit that it does not give is cut to the room there is.
-        num_prompt_tokens: of its longest prompt.
+        token_ids: of the whole prompt.
+        keep: so many; -1: as many as leave the answer the room it asks for; None: all.
+        max_tokens: what the request asks for; None or -1: one at least.
         max_model_len: tokens that prompt and answer may have together.
-
-    Raises:
-        RequestError: 400, context_length_exceeded.
     """
-    room = max_model_len - num_prompt_tokens
-    for param in ("max_completion_tokens", "max_tokens", "min_tokens"):
-        wanted = getattr(body, param, None)
-        if wanted is not None and wanted > room:
-            raise RequestError(
-                f"`{param}` is {wanted}, but a prompt of {num_prompt_tokens} tokens leaves room for {room}: "
-                f"prompt and answer together may have {max_model_len}",
-                param=param,
-                code="context_length_exceeded",
-            )
+    if keep is None:
+        return token_ids
+    if keep == -1:
+        keep = max(1, max_model_len - max(1, max_tokens or 1))
+    return token_ids[max(0, len(token_ids) - keep) :]
 
 
-def check_size(num_choices: int, sampling: SamplingParams, room: int) -> None:
+def bad_word_forms(words: Sequence[str]) -> list[str]:
+    """Return the texts whose tokens make up words: each at the start of a text and behind a space.
+
+    Source: vLLM's SamplingParams tokenizes a word in both ways, because vocabularies have other tokens for
+        them.
+    """
+    return [form for word in words if (bare := word.lstrip(" ")) for form in (bare, f" {bare}")]
+
+
+def check_size(num_choices: int, sampling: SamplingParams, room: int, num_prompt_tokens: int = 0) -> None:
     """Refuse an answer that would fill the server's memory.
 
     Args:
         num_choices: prompts times n.
         sampling: of each.
         room: tokens that the model's length leaves to each.
+        num_prompt_tokens: of the longest prompt.
 
     Raises:
         RequestError: 400.
     """
     per_token = 1 if sampling.logprobs is None else 2 + sampling.logprobs
     num_values = num_choices * min(sampling.max_tokens, room) * per_token
+    if sampling.prompt_logprobs is not None:
+        num_values += num_choices * num_prompt_tokens * (2 + sampling.prompt_logprobs)
     if num_values > MAX_VALUES:
         raise RequestError(
             f"`n`, `max_tokens` and `logprobs` allow an answer of {num_values} tokens and log-probabilities; "
@@ -103,6 +143,7 @@ def _sampling(
 ) -> SamplingParams:
     _check_ids("logit_bias", body.logit_bias, vocab_size)
     _check_ids("stop_token_ids", body.stop_token_ids or [], vocab_size)
+    _check_ids("allowed_token_ids", body.allowed_token_ids or [], vocab_size)
     if (body.min_tokens or 0) > max_tokens:
         raise RequestError(
             f"`min_tokens` is {body.min_tokens}, above the {max_tokens} tokens the answer may have",
@@ -114,22 +155,38 @@ def _sampling(
         return defaults.get(name, fallback) if value is None else value
 
     temperature = pick(body.temperature, "temperature", 1.0)
+    top_p, top_k = pick(body.top_p, "top_p", 1.0), max(0, int(pick(body.top_k, "top_k", 0)))
+    logprobs = _count(logprobs, vocab_size)
+    prompt_logprobs = _count(body.prompt_logprobs, vocab_size)
+    if isinstance(body, CompletionBody) and body.echo and prompt_logprobs is None:
+        prompt_logprobs = logprobs
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
-        top_p=pick(body.top_p, "top_p", 1.0),
-        top_k=max(0, int(pick(body.top_k, "top_k", 0))),
+        top_p=top_p or 1.0,
+        top_k=top_k if top_p else 1,
         min_p=pick(body.min_p, "min_p", 0.0),
-        seed=None if body.seed is None else body.seed % 2**63,
+        seed=body.seed,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=pick(body.repetition_penalty, "repetition_penalty", 1.0),
+        repetition_penalty=pick(body.repetition_penalty, "repetition_penalty", 1.0) or 1.0,
         logit_bias=body.logit_bias,
         stop_token_ids=tuple(dict.fromkeys(body.stop_token_ids or ())),
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        allowed_token_ids=None
+        if body.allowed_token_ids is None
+        else tuple(dict.fromkeys(body.allowed_token_ids)),
     )
+
+
+def _count(wanted: int | None, vocab_size: int) -> int | None:
+    """Return a number of likeliest tokens; -1 means all that there are."""
+    if wanted is None:
+        return None
+    return vocab_size if wanted == -1 else min(wanted, vocab_size)
 
 
 def _check_ids(param: str, token_ids: Mapping[int, float] | list[int], vocab_size: int) -> None:

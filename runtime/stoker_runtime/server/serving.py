@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -12,11 +11,13 @@ from typing import Literal
 from stoker_runtime.config import ServerConfig
 from stoker_runtime.errors import EngineDead, RequestError
 from stoker_runtime.messages import EngineReady
-from stoker_runtime.server.client import EngineClient, Ticket
-from stoker_runtime.server.generation import Choice, Delta, Generation, Usage, add_requests, usage
+from stoker_runtime.server.answer import Answer
+from stoker_runtime.server.client import EngineClient
+from stoker_runtime.server.generation import Choice, Generation, Usage, add_requests
 from stoker_runtime.server.metrics import Metrics, RequestTimer
 from stoker_runtime.server.problems import engine_dead, queue_full, shutting_down, unavailable
 from stoker_runtime.server.prompt import TextRoom
+from stoker_runtime.server.stop_strings import StopStrings
 
 # What a request's limits depend on: "tokens" are /tokenize and /detokenize.
 Purpose = Literal["inference", "tokens", "operations"]
@@ -36,7 +37,7 @@ class Serving:
         self.client = client
         self.max_running = max_running
         self.metrics = Metrics(config.served_model_names[0], lambda: client.stats, lambda: client.ready)
-        client.on_stats = self.metrics.stepped
+        client.on_step = self.metrics.stepped
         self.text: TextRoom | None = None  # set once the tokenizer is loaded
         self.is_draining = False
         self.is_closed = False  # the drain is over: nothing more is started
@@ -82,12 +83,12 @@ class Serving:
         return min(ready.max_model_len, ready.num_blocks * ready.block_size)
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served here.
+        """Refuse a model that is not served here. None and "" stand for the one that is.
 
         Raises:
             RequestError: 404, model_not_found.
         """
-        if name is not None and name not in self.config.served_model_names:
+        if name and name not in self.config.served_model_names:
             raise RequestError(
                 f"`model` {name!r} is not served here; {', '.join(self.config.served_model_names)} is",
                 status=404,
@@ -137,6 +138,7 @@ class Serving:
                 code="invalid_value",
             )
         if self._num_waiting(num_requests) > limit:
+            self.metrics.rejected()
             raise queue_full(f"{limit} requests are waiting already; try again a little later")
 
     def _num_waiting(self, num_new: int) -> int:
@@ -170,12 +172,13 @@ class Serving:
             ticket = self.client.submit(requests)
         except EngineDead as error:
             raise engine_dead(error) from error
-        choices = [Choice(index, generation, text.token_bytes) for index in range(len(requests))]
+        stops = StopStrings(generation.stop)
+        choices = [Choice(index, generation, text.token_bytes, stops) for index in range(len(requests))]
         timers = [
             RequestTimer(self.metrics, arrival_s, len(request.prompt_token_ids), request.sampling.max_tokens)
             for request in requests
         ]
-        return Answer(generation, ticket, choices, timers, self.metrics)
+        return Answer(generation, text.token_bytes, ticket, choices, timers, self.metrics)
 
 
 @dataclass(eq=False)
@@ -193,76 +196,3 @@ class Record:
     ttft_s: float | None = None
     error: str | None = None
     ignored: list[str] = field(default_factory=list)  # what of the body was not looked at, by its path
-
-
-class Answer:
-    """One HTTP request's generation on its way. Close it whatever happens: that frees the engine's KV."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        ticket: Ticket,
-        choices: Sequence[Choice],
-        timers: Sequence[RequestTimer],
-        metrics: Metrics,
-    ) -> None:
-        self._generation = generation
-        self._ticket = ticket
-        self._timers = timers
-        self._metrics = metrics
-        self.choices = list(choices)
-
-    async def deltas(self) -> AsyncIterator[list[Delta]]:
-        """Yield what each step added, until every choice has ended.
-
-        Raises:
-            RequestError: the engine failed this request, died, or is shutting down.
-        """
-        try:
-            async for arrived in self._ticket:
-                deltas = []
-                for index, output, at_s in arrived:
-                    choice, timer = self.choices[index], self._timers[index]
-                    if choice.finish_reason is not None:
-                        continue  # tokens behind a stop string, computed before the engine heard of it
-                    before = choice.num_output_tokens
-                    delta = choice.take(output)
-                    deltas.append(delta)
-                    timer.tokens(at_s, choice.num_output_tokens - before, output.queue_s)
-                    if delta.finish_reason is not None:
-                        timer.end(delta.finish_reason)
-                        self._ticket.abort(index)
-                yield deltas
-            n = self._generation.n
-            for first in range(0, len(self.choices), n):
-                sizes = [choice.num_output_tokens for choice in self.choices[first : first + n]]
-                self._metrics.prompt_answered(sizes)
-        except EngineDead as error:
-            self._end("error")
-            raise engine_dead(error) from error
-        except RequestError:
-            self._end("error")
-            raise
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Give up what has not ended. No effect on a finished answer."""
-        self._ticket.close()
-        self._end("abort")
-
-    def _end(self, reason: str) -> None:
-        for timer in self._timers:
-            timer.end(reason)
-
-    @property
-    def usage(self) -> Usage:
-        """Token counts so far."""
-        return usage(self._generation, self.choices)
-
-    def describe(self, record: Record, arrival_s: float) -> None:
-        """Note what has been answered so far for the log."""
-        first = min((timer.first_s for timer in self._timers if timer.first_s is not None), default=None)
-        record.ttft_s = None if first is None else round(first - arrival_s, 4)
-        record.usage = self.usage
-        record.finish_reasons = [choice.finish_reason or "abort" for choice in self.choices]

@@ -24,16 +24,20 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from stoker_runtime.errors import ModelError, RequestError
-from stoker_runtime.server.template import RENDER_LIMIT_S, ChatTemplate, refusal
+from stoker_runtime.server.template import RENDER_LIMIT_S, ChatTemplate, Rendered, refusal
 
 MEMORY_LIMIT_BYTES = 512 * 1024**2
 _START_LIMIT_S = 30.0
 _GRACE_S = 1.0  # the process itself notices most of what takes too long
 _SIZE = struct.Struct("<I")
+# What Python needs to start, and to tell a template the local time. Nothing else is there: a template that
+# found a way out of its sandbox would look for keys and tokens.
+_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
 logger = logging.getLogger(__name__)
 
@@ -47,41 +51,56 @@ class TemplateProcess:
         source: Jinja source.
         variables: what the template sees besides the messages, such as bos_token.
         limit_s: longest time a rendering may take.
+        is_started: start the process now rather than with the first rendering.
 
     Raises:
         ModelError: the source is no template, or none that can be compiled within the limits.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, str], *, limit_s: float = RENDER_LIMIT_S) -> None:
+    def __init__(
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        *,
+        limit_s: float = RENDER_LIMIT_S,
+        is_started: bool = True,
+    ) -> None:
         self._template = {"source": source, "variables": dict(variables), "limit_s": limit_s}
         self._limit_s = limit_s
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._start()
+        if is_started:
+            self._start()
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         extra: Mapping[str, Any] | None = None,
-    ) -> str:
+    ) -> Rendered:
         """See ChatTemplate.render. A process that has ended is started again by the next call."""
         wanted = {
             "messages": list(messages),
             "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
             "extra": dict(extra or {}),
         }
         with self._turn:
             try:
                 answer = _ask(self._process or self._start(), wanted, self._limit_s + _GRACE_S)
+            except RecursionError as error:  # before anything was sent
+                raise refusal("they are nested too deeply") from error
             except (OSError, EOFError, ModelError) as error:
                 logger.warning("the chat template's process is ended and will be started again: %s", error)
                 self._end()
                 raise refusal(error) from error
         if "error" in answer:
             raise RequestError(answer["error"], param=answer["param"], code=answer["code"])
-        return str(answer["text"])
+        rendered = Rendered(**{**answer, "ignored": tuple(answer["ignored"])})
+        logger.debug("rendered a chat", extra={"form": rendered.form, "ignored": rendered.ignored})
+        return rendered
 
     def close(self) -> None:
         """End the process."""
@@ -90,7 +109,11 @@ class TemplateProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         self._process, self._bury = process, weakref.finalize(self, _bury, process)
         try:
@@ -177,14 +200,9 @@ def main() -> None:
 
 def _rendered(template: ChatTemplate, request: Frame) -> Frame:
     try:
-        text = template.render(
-            request["messages"],
-            add_generation_prompt=request["add_generation_prompt"],
-            extra=request["extra"],
-        )
+        return asdict(template.render(**request))
     except RequestError as error:
         return {"error": str(error), "param": error.param, "code": error.code}
-    return {"text": text}
 
 
 def _limit_this_process() -> None:

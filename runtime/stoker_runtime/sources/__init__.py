@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.gguf_parts import gguf_models
 from stoker_runtime.sources.environment import check_environment
+from stoker_runtime.weight_formats import advice
 
 _REPO_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
@@ -113,7 +115,7 @@ def fetch(source: str, destination: Path, *, token: str | None = None) -> Path:
 
 
 def resolve_local(path: Path) -> Path:
-    """Return the safetensors folder or the single GGUF file that a path means.
+    """Return the safetensors folder or the GGUF file that a path means; of a model in parts, one of them.
 
     Raises:
         ModelError: ModelNotFound when nothing is there, ModelAccessDenied when it may not be read,
@@ -132,13 +134,21 @@ def resolve_local(path: Path) -> Path:
         raise ModelError(f"cannot read {path}: {error.strerror}", reason=reason) from error
     if any(name.endswith(".safetensors") for name in names):
         return path
-    ggufs = [name for name in names if name.endswith(".gguf")]
+    ggufs = gguf_models(names)
     if len(ggufs) == 1:
-        return path / ggufs[0]
+        return next(path / name for parts in ggufs.values() for name in parts if name in names)
     if ggufs:
-        raise ModelError(f"{path} holds {len(ggufs)} GGUF files; name one of {', '.join(ggufs[:12])}")
+        raise ModelError(f"{path} holds {len(ggufs)} GGUF models; name one of {', '.join(list(ggufs)[:12])}")
+    what_to_do = advice(names)
+    if what_to_do is not None:
+        raise ModelError(
+            f"{path} has neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
+        )
     held = f"it holds {', '.join(names[:12])}" if names else "it is empty"
-    raise ModelError(f"{path} has neither .safetensors nor .gguf files; {held}", reason="ModelNotFound")
+    raise ModelError(
+        f"{path} has neither .safetensors nor .gguf files; {held}; name the folder or file with the weights",
+        reason="ModelNotFound",
+    )
 
 
 def _parse_hub(rest: str, text: str) -> HubSource:

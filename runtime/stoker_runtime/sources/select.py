@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.gguf_parts import gguf_models, missing_part, part_names
+from stoker_runtime.weight_formats import advice
 
 INDEX_FILE = "model.safetensors.index.json"
 METADATA_FILES = frozenset(
@@ -31,7 +33,6 @@ METADATA_FILES = frozenset(
     }
 )
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Selection:
     """The files to have, and what the loader should be pointed at."""
 
     files: tuple[RepoFile, ...]
-    gguf: str | None = None  # the one GGUF file; None means the folder as a whole (safetensors)
+    gguf: str | None = (
+        None  # the GGUF file, or its first part; None means the folder as a whole (safetensors)
+    )
 
     @property
     def size(self) -> int:
@@ -60,40 +63,50 @@ def select_files(files: Sequence[RepoFile], wanted_file: str | None = None) -> S
 
     Args:
         files: everything the repository holds.
-        wanted_file: the GGUF file the user named; None lets the repository decide.
+        wanted_file: the GGUF file the user named, or any part of it; None lets the repository decide.
 
     Raises:
-        ModelError: ModelNotFound when the named file is not there, InvalidModel when several GGUF files could
-            be meant, UnsupportedModel when there is neither safetensors nor GGUF.
+        ModelError: ModelNotFound when the named file or a part of it is not there, InvalidModel when several
+            GGUF models could be meant, UnsupportedModel when there is neither safetensors nor GGUF.
     """
     if wanted_file is not None:
-        for file in files:
-            if file.path == wanted_file:
-                return Selection(files=(file,), gguf=file.path)
-        raise ModelError(
-            f"the repository has no file {wanted_file!r}; {_listing(files, '.gguf')}", reason="ModelNotFound"
-        )
-    weights = _safetensors(files)
+        return _gguf(files, part_names(wanted_file), wanted_file)
+    weights, names = _safetensors(files), {file.path for file in files}
+    if weights and "adapter_config.json" in names and "config.json" not in names:
+        raise ModelError(f"the repository is no model: {advice(names)}", reason="UnsupportedModel")
     if weights:
         metadata = [file for file in files if file.path in METADATA_FILES]
         return Selection(files=tuple(metadata + weights))
-    ggufs = [file for file in files if file.path.endswith(".gguf")]
+    ggufs = gguf_models(file.path for file in files)
     if len(ggufs) == 1:
-        return Selection(files=(ggufs[0],), gguf=ggufs[0].path)
+        ((first, parts),) = ggufs.items()
+        return _gguf(files, parts, first)
     if ggufs:
         raise ModelError(
-            f"the repository holds {len(ggufs)} GGUF files; name one, as in hf://org/name/FILE.gguf: "
+            f"the repository holds {len(ggufs)} GGUF models; name one, as in hf://org/name/FILE.gguf: "
             f"{_listing(files, '.gguf')}",
             reason="InvalidModel",
         )
-    if any(file.path.endswith(_PICKLE_SUFFIXES) for file in files):
+    what_to_do = advice([file.path for file in files]) or "name another one, or another revision"
+    raise ModelError(
+        f"the repository holds neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
+    )
+
+
+def _gguf(files: Sequence[RepoFile], parts: Sequence[str], named: str) -> Selection:
+    """Choose all parts of a GGUF model."""
+    held = {file.path: file for file in files}
+    missing = missing_part(parts, held)
+    if missing is None:
+        return Selection(files=tuple(held[part] for part in parts), gguf=parts[0])
+    if named in held:
         raise ModelError(
-            "the repository holds pickled weights only, and unpickling runs code; use a repository or "
-            "revision with .safetensors or .gguf files",
-            reason="UnsupportedModel",
+            f"the repository has no file {missing!r}, though {named!r} is one of {len(parts)} parts; name "
+            f"another model or revision: {_listing(files, '.gguf')}",
+            reason="ModelNotFound",
         )
     raise ModelError(
-        "the repository holds no weights: neither .safetensors nor .gguf files", reason="UnsupportedModel"
+        f"the repository has no file {named!r}; {_listing(files, '.gguf')}", reason="ModelNotFound"
     )
 
 

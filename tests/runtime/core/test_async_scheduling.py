@@ -10,7 +10,16 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from runtime_builders import FakeRunner, make_engine_config, make_request
 from scheduler_builders import EOS, add, answer, finish_reasons, make_scheduler
-from traffic_builders import Arrival, Machine, arrivals, machines, run, tight_machines, tokens_of
+from traffic_builders import (
+    Arrival,
+    Machine,
+    arrivals,
+    assert_scored_once,
+    machines,
+    run,
+    tight_machines,
+    tokens_of,
+)
 
 from stoker_runtime.core.scheduler import Scheduler
 from stoker_runtime.core.step import SampledToken, StepPlan, StepResult, sampled_before
@@ -60,13 +69,15 @@ def alone(machine: Machine, arrival: Arrival, runner: FakeRunner) -> list[Reques
     machine=machines | tight_machines,
     traffic=arrivals(at_least=4),
     failing=st.sets(st.sampled_from([f"r{index}" for index in range(10)]), max_size=2),
+    unscorable=st.sets(st.sampled_from([f"r{index}" for index in range(10)]), max_size=2),
 )
 def test_every_request_gets_what_it_would_get_alone_and_in_turn(
-    machine: Machine, traffic: list[Arrival], failing: set[str]
+    machine: Machine, traffic: list[Arrival], failing: set[str], unscorable: set[str]
 ) -> None:
     def runner() -> FakeRunner:
         found = machine.runner()
         found.failing_request_ids = failing
+        found.failing_prompt_ids = unscorable
         return found
 
     used = runner()
@@ -81,7 +92,9 @@ def test_every_request_gets_what_it_would_get_alone_and_in_turn(
     for arrival in traffic:
         got = outputs[arrival.request.request_id]
         assert [output.finish_reason is None for output in got[:-1]] == [True] * (len(got) - 1)
-        expected = ends(alone(machine, arrival, runner()))
+        by_itself = alone(machine, arrival, runner())
+        expected = ends(by_itself)
+        assert_scored_once(arrival, got, by_itself)
         if got[-1].finish_reason is FinishReason.ABORT:
             assert tokens_of(got) == expected[0][: len(tokens_of(got))]
         else:
@@ -106,7 +119,9 @@ def test_a_step_that_fails_ends_its_requests_and_spoils_no_other(
     assert_idle(engine)
     for arrival in traffic:
         got = outputs[arrival.request.request_id]
-        expected = ends(alone(machine, arrival, machine.runner()))
+        by_itself = alone(machine, arrival, machine.runner())
+        expected = ends(by_itself)
+        assert_scored_once(arrival, got, by_itself)
         if got[-1].error == "out of memory" or got[-1].finish_reason is FinishReason.ABORT:
             assert tokens_of(got) == expected[0][: len(tokens_of(got))]
         else:
@@ -170,16 +185,31 @@ def test_two_steps_are_in_flight_and_pending_tokens_are_told_by_their_place() ->
     scheduler.check()
 
 
-@pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
-def test_a_penalty_waits_for_the_token(field: str) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 1.5},
+        {"repetition_penalty": 1.5},
+        {"bad_words_token_ids": ((3,), (7, 8))},
+    ],
+    ids=str,
+)
+def test_what_looks_back_waits_for_the_token(sampling: dict[str, Any]) -> None:
     scheduler = make_scheduler()
-    sampling: dict[str, Any] = {field: 1.5}
     add(scheduler, 3, request_id="a", max_tokens=4, **sampling)
     plan = scheduler.schedule()
     assert waits(scheduler)
     scheduler.update(answer(plan))
     assert not waits(scheduler)
     assert [request.token_ids for request in scheduler.schedule().requests] == [[50]]
+
+
+def test_bad_words_of_one_token_need_not_wait() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, 3, request_id="a", max_tokens=4, bad_words_token_ids=((3,), (7,)))
+    scheduler.schedule()
+    assert not waits(scheduler)
 
 
 def test_blocks_that_are_short_are_waited_for() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import event, given
 from hypothesis import strategies as st
 from runtime_builders import FakeRunner, make_engine_config, make_request
-from traffic_builders import Arrival, Machine, arrivals, machines, run, tokens_of
+from traffic_builders import Arrival, Machine, arrivals, assert_scored_once, machines, run, tokens_of
 
 from stoker_runtime.engine.engine import Engine
 from stoker_runtime.messages import FinishReason
@@ -23,6 +23,8 @@ def test_every_request_gets_what_it_would_get_alone(machine: Machine, traffic: l
 
     stats = engine.scheduler.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (0, 0, 0.0)
+    num_scored = max((sum(item.num_scored for item in plan.requests) for plan in runner.plans), default=0)
+    event(f"scored at once: {min(num_scored, 3)}")
     event(f"preempted: {stats.num_preemptions > 0}, shared: {stats.prefix_hits > 0}")
     for plan in runner.plans:
         assert plan.num_tokens <= machine.max_num_seqs + machine.extra_budget
@@ -32,6 +34,7 @@ def test_every_request_gets_what_it_would_get_alone(machine: Machine, traffic: l
         got = outputs[request_id]
         assert [output.finish_reason is None for output in got[:-1]] == [True] * (len(got) - 1)
         alone = run(machine.engine(machine.runner()), [Arrival(arrival.request, 0, None)])[request_id]
+        assert_scored_once(arrival, got, alone)
         if got[-1].finish_reason is FinishReason.ABORT:
             assert tokens_of(got) == tokens_of(alone)[: len(tokens_of(got))]
         else:

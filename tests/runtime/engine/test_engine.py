@@ -96,6 +96,8 @@ def test_drawn_seeds_differ_between_requests_and_repeat_with_the_engine_seed() -
         pytest.param([1, -1], {}, -1, id="prompt-negative"),
         pytest.param([1], {"logit_bias": {500: 1.0}}, 500, id="logit-bias"),
         pytest.param([1], {"stop_token_ids": (128,)}, 128, id="stop-token"),
+        pytest.param([1], {"allowed_token_ids": (5, 128)}, 128, id="allowed-token"),
+        pytest.param([1], {"bad_words_token_ids": ((5,), (6, -2))}, -2, id="bad-word"),
     ],
 )
 def test_token_outside_the_vocabulary_never_reaches_the_model(

@@ -236,15 +236,15 @@ FILES: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
         "qwen3",
         "qwen3",
         {"ffn_up": TYPES.Q8_0, "": TYPES.Q4_1},
-        "12 matrices stay in their blocks (12 Q4_1), 4 (of mixed types, or of experts) are rounded to int8, "
-        "0 products",
+        "12 matrices stay in their blocks (12 Q4_1), 4 (of other or mixed types, "
+        "or of experts) are rounded to int8, 0 products",
     ),
     "partly-floats": (
         "llama",
         "llama",
         {"attn_k": TYPES.F16, "token_embd": TYPES.F16, "": TYPES.Q4_0},
-        "9 matrices stay in their blocks (9 Q4_0), 0 (of mixed types, or of experts) are rounded to int8, "
-        "2 products are bf",
+        "9 matrices stay in their blocks (9 Q4_0), 0 (of other or mixed types, "
+        "or of experts) are rounded to int8, 2 products are bf",
     ),
     "fused": ("phi3", "phi3", {"": TYPES.Q8_0}, "10 matrices stay in their blocks (10 Q8_0), 0 (of"),
     "windows": ("gemma3", "gemma3", {"": TYPES.Q4_0}, "15 matrices stay in their blocks (15 Q4_0), 0 (of"),
@@ -253,19 +253,21 @@ FILES: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
         "qwen3moe",
         "qwen3-moe",
         {"blk.1.ffn_down_exps": TYPES.Q8_0, "": TYPES.Q4_1},
-        "46 matrices stay in their blocks (40 Q4_1, 6 Q8_0), 0 (of mixed types",
+        "46 matrices stay in their blocks (40 Q4_1, 6 Q8_0), 0 (of other or mixed types",
     ),
     "mixed-pairs-of-experts": (
         "qwen3moe",
         "qwen3-moe",
         {"blk.0.ffn_up_exps": TYPES.Q8_0, "": TYPES.Q4_1},
-        "34 matrices stay in their blocks (34 Q4_1), 12 (of mixed types, or of experts) are rounded to int8",
+        "34 matrices stay in their blocks (34 Q4_1), 12 (of other or mixed types, "
+        "or of experts) are rounded to int8",
     ),
     "plain-experts": (  # beside those of the other layer, which stay in their blocks
         "qwen3moe",
         "qwen3-moe",
         {"blk.1.ffn_gate_exps": TYPES.F16, "blk.1.ffn_down_exps": TYPES.BF16, "": TYPES.Q8_0},
-        "28 matrices stay in their blocks (28 Q8_0), 12 (of mixed types, or of experts) are rounded to int8",
+        "28 matrices stay in their blocks (28 Q8_0), 12 (of other or mixed types, "
+        "or of experts) are rounded to int8",
     ),
 }
 

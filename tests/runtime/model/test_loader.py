@@ -424,14 +424,17 @@ def test_any_other_failure_of_a_step_ends_the_engine(model: Path, monkeypatch: p
 
 def test_the_step_that_memory_is_measured_with_is_the_largest(model: Path) -> None:
     settings = config(model, max_num_batched_tokens=40, max_num_seqs=4, block_size=8)
-    plan = loader.largest_plan(settings, longest=100)
+    plan = loader.largest_plan(settings, longest=100, vocab_size=160)
     sizes = [(request.num_computed_tokens, len(request.token_ids)) for request in plan.requests]
     assert sizes == [(60, 40), (0, 1), (0, 1), (0, 1)]
     assert len(plan.requests[0].block_ids) == 13
     architecture = read_config_json(model / "config.json")
     cache = KVCache(architecture, 1, 8, torch.float32, torch.device("cpu"))
     decoder = load_runner(config(model, block_size=8)).decoder  # type: ignore[attr-defined]
-    assert len(run_step(decoder, cache, plan).sampled) == 4
+    result = run_step(decoder, cache, plan)
+    assert (len(result.sampled), [len(scored.logprobs) for scored in result.scored]) == (4, [39])
+    few = loader.largest_plan(settings, longest=100, vocab_size=2**21)
+    assert [request.num_scored for request in few.requests] == [8, 0, 0, 0]
 
 
 class RecordingStandIn:

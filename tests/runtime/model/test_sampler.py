@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_builders import make_sampling
+from sampler_builders import cpu_pickers, sample_with
+from sampler_builders import make_row as request
 from scipy import stats
 from torch import Tensor
 
 from stoker_runtime.core.step import SampledToken, ScheduledRequest
-from stoker_runtime.model import sampler
-from stoker_runtime.model.native.library import find_kernels
-from stoker_runtime.model.native.picker import NativePicker
+from stoker_runtime.model import logprobs
+from stoker_runtime.model.masks import ruled_out
 from stoker_runtime.model.picker import Picker, TorchPicker, uniform
 
 NUM_DRAWS = 20000
@@ -31,46 +30,15 @@ class Current:
     picker: Picker = TorchPicker()
 
 
-@functools.cache
-def pickers() -> dict[str, Picker]:
-    kernels = find_kernels(torch.float32, 2)
-    return {"pytorch": TorchPicker()} | ({"kernels": NativePicker(kernels)} if kernels else {})
-
-
 @pytest.fixture(params=["pytorch", "kernels"], autouse=True)
 def picker(request: pytest.FixtureRequest) -> None:
-    if request.param not in pickers():
+    if request.param not in cpu_pickers():
         pytest.skip("no kernels on this machine")
-    Current.picker = pickers()[request.param]
+    Current.picker = cpu_pickers()[request.param]
 
 
 def sample(logits: Tensor, requests: Sequence[ScheduledRequest]) -> list[SampledToken]:
-    return sampler.sample(logits, requests, Current.picker).tokens()
-
-
-def request(
-    name: str = "a",
-    *,
-    seed: int = 0,
-    position: int = 1,
-    prompt: list[int] | None = None,
-    output: list[int] | None = None,
-    masked: tuple[int, ...] = (),
-    **sampling: Any,
-) -> ScheduledRequest:
-    """A request that samples the token at `position`."""
-    return ScheduledRequest(
-        request_id=name,
-        token_ids=[0],
-        num_computed_tokens=position - 1,
-        block_ids=[0],
-        samples=True,
-        sampling=make_sampling(**sampling),
-        seed=seed,
-        prompt_token_ids=prompt or [0],
-        output_token_ids=output or [],
-        masked_token_ids=masked,
-    )
+    return sample_with(Current.picker, logits, requests)
 
 
 def pick(logits: Tensor, *requests: ScheduledRequest) -> list[int]:
@@ -174,6 +142,8 @@ def odd_requests(draw: st.DrawFn) -> ScheduledRequest:
         repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
         logit_bias=draw(st.dictionaries(tokens, st.floats(-100, 100), max_size=3)),
         logprobs=draw(st.sampled_from([None, 0, 3])),
+        allowed_token_ids=draw(st.none() | st.none() | st.sets(tokens, min_size=5).map(tuple)),
+        bad_words_token_ids=tuple(draw(st.lists(st.lists(tokens, max_size=2).map(tuple), max_size=3))),
     )
 
 
@@ -186,7 +156,8 @@ def test_a_row_is_sampled_as_if_it_were_alone(requests: list[ScheduledRequest], 
         (t.request_id, t.token_id, t.error) for t in alone
     ]
     for token, r in zip(together, requests, strict=True):
-        assert token.token_id not in r.masked_token_ids
+        assert token.token_id not in ruled_out(r)
+        assert r.allowed_token_ids is None or token.token_id in {-1, *r.allowed_token_ids}
 
 
 @given(
@@ -238,14 +209,6 @@ def test_a_top_p_that_float32_rounds_to_zero_keeps_the_most_likely_token(samplin
     assert pick(logits, request(temperature=2.0, top_p=1e-300, **sampling)) == [0]
 
 
-def test_a_penalty_that_makes_logits_infinite_fails_its_row_alone() -> None:
-    logits = torch.tensor([LOGITS, LOGITS])
-    bad = request("bad", temperature=1.0, repetition_penalty=1e-300, prompt=[0])
-    first, second = sample(logits, [bad, request("good", temperature=0.0)])
-    assert first.error is not None
-    assert (second.token_id, second.error) == (0, None)
-
-
 def test_masked_tokens_are_never_picked() -> None:
     logits = torch.tensor([[9.0, 3.0, 1.0]])
     assert pick(logits.clone(), request(masked=(0,))) == [1]
@@ -285,6 +248,35 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     assert token.logprob.logprob == pytest.approx(math.log(P[4]), abs=1e-5)
     assert [token_id for token_id, _ in token.logprob.top] == [0, 1, 2]
     assert [value for _, value in token.logprob.top] == pytest.approx([math.log(p) for p in P[:3]], abs=1e-5)
+
+
+def test_ranks_count_the_tokens_with_a_higher_raw_logit() -> None:
+    rows = [request(logprobs=0, logit_bias={token: 90.0}) for token in range(4)]
+    logits = torch.tensor([0.5, 2.0, 0.5, -1.0])
+    tokens = sample(logits.repeat(4, 1), rows)
+    assert [token.logprob and token.logprob.rank for token in tokens] == [2, 1, 2, 4]
+
+
+def test_log_probabilities_of_many_rows_are_made_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(9, 30, generator=torch.Generator().manual_seed(3))
+    kinds: list[dict[str, Any]] = [
+        {"logprobs": 30},
+        {"logprobs": 2, "repetition_penalty": 1.7},
+        {"logprobs": 1, "presence_penalty": 2.0, "output": [4, 4]},
+    ]
+    rows = [request(str(i), prompt=[3, 7], **kinds[i % 3]) for i in range(9)]
+    expected = sample(logits.clone(), rows)
+    sizes: list[int] = []
+    likeliest = logprobs._likeliest
+
+    def spy(part: Tensor, count: int) -> Tensor:
+        sizes.append(part.shape[0])
+        return likeliest(part, count)
+
+    monkeypatch.setattr(logprobs, "_PIECE", 60)
+    monkeypatch.setattr(logprobs, "_likeliest", spy)
+    assert sample(logits.clone(), rows) == expected
+    assert sizes == [2, 1] * 3
 
 
 def test_each_row_gets_as_many_logprobs_as_it_asked_for() -> None:
@@ -330,6 +322,6 @@ def test_both_pickers_draw_the_same_tokens() -> None:
     rows = [request(seed=3, position=i + 1, **kinds[i % len(kinds)]) for i in range(70 * len(kinds))]
     for spread in (1.0, 4.0):
         logits = torch.randn(len(rows), 3000, generator=generator) * spread
-        picked = [picker.pick(logits.clone(), rows).tolist() for picker in pickers().values()]
+        picked = [picker.pick(logits.clone(), rows).tolist() for picker in cpu_pickers().values()]
         # a place within a rounding error of a border between two tokens may fall on either side
         assert sum(a != b for a, b in zip(picked[0], picked[-1], strict=True)) <= 1

@@ -44,6 +44,8 @@ def test_greedy_answers_equal_the_reference(family: str, block_size: int, tmp_pa
         pytest.param({"temperature": 0.5, "seed": 4, "top_p": 0.8, "logprobs": 2}, id="top-p"),
         pytest.param({"temperature": 0.0, "min_tokens": 9, "stop_token_ids": (7,)}, id="stop"),
         pytest.param({"temperature": 0.7, "seed": 5, "presence_penalty": 1.0}, id="penalties"),
+        pytest.param({"temperature": 0.0, "bad_words_token_ids": ((7, 7, 7), (9, 7, 9))}, id="bad-words"),
+        pytest.param({"temperature": 1.0, "seed": 6, "allowed_token_ids": (5, 7, 9)}, id="allowed"),
     ],
 )
 def test_every_way_to_sample_gives_what_it_gives_without_guesses(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from raw_http import opened
 from server_engine import DEADLINE_S, FakeEngine, Stack, listening, running_stack, until
 
 from stoker_runtime.config import ServerConfig
@@ -18,17 +16,6 @@ from stoker_runtime.server.lifecycle import _listen
 
 GET = b"GET /version HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            yield reader, writer
-    finally:
-        writer.close()
 
 
 async def answers(data: bytes, *more: bytes) -> bytes:
@@ -58,7 +45,6 @@ def only_error(answer: bytes) -> tuple[int, dict[str, Any]]:
     [
         pytest.param(b"hello\r\n\r\n", id="no-http"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="tls"),
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="http2"),
         pytest.param(b"GET /version HTTP/1.1\r\nHost : x\r\n\r\n", id="space-in-a-header-name"),
         pytest.param(b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", id="target-beyond-ascii"),
         pytest.param(POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}", id="two-lengths"),
@@ -72,6 +58,29 @@ async def test_bytes_that_are_no_request_are_refused_in_openais_form(data: bytes
     status, error = only_error(await answers(data))
 
     assert (status, error["code"]) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], id="preface"),
+        pytest.param([b"PRI * HT", b"TP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 9], id="preface-in-parts"),
+        pytest.param([b"GET /version HTTP/2.0\r\nHost: x\r\n\r\n"], id="request-line"),
+    ],
+)
+async def test_http_2_without_an_offer_is_refused_with_what_to_do(parts: list[bytes]) -> None:
+    status, error = only_error(await answers(*parts))
+
+    assert (status, error["code"]) == (505, "http_version_not_supported")
+    assert "HTTP/1.1" in error["message"]
+
+
+async def test_tls_on_this_port_is_told_apart() -> None:
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 32
+    status, error = only_error(await answers(hello))
+
+    assert status == 400
+    assert "http://" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from server_builders import (
 from tokenizers import Tokenizer, decoders
 
 from stoker_runtime.errors import ModelError
-from stoker_runtime.server.detokenize import Detokenizer, TokenBytes, first_stop, possible_stop
+from stoker_runtime.server.detokenize import Detokenizer, TokenBytes
 
 BYTE_LEVEL = make_byte_level_tokenizer()
 BYTE_FALLBACK = make_byte_fallback_tokenizer()
@@ -286,14 +286,6 @@ def test_nothing_follows_a_stop_string() -> None:
     detokenizer = Detokenizer(TokenBytes(BYTE_LEVEL), stop=["b"])
 
     assert pieces(detokenizer, BYTE_LEVEL.encode("abc").ids) == ["a", "", "", ""]
-
-
-def test_first_stop_and_possible_stop_on_plain_text() -> None:
-    assert first_stop("abc", ["c", "bc", "x"]) == (1, 3, "bc")
-    assert first_stop("abc", ["x"]) is None
-    assert possible_stop("xab", ["abc", "bd"]) == 2
-    assert possible_stop("xyz", ["abc"]) == 0
-    assert possible_stop("", ["abc"]) == 0
 
 
 @pytest.mark.parametrize(

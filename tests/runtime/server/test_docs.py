@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from server_engine import running_stack
 from stoker_runtime.server import (
     app,
     body,
+    chat_options,
     connection,
+    cors,
+    framing,
     generation,
+    keys,
     problems,
     prompt,
     sampling,
@@ -22,10 +27,11 @@ from stoker_runtime.server.protocol import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
-    Message,
+    SamplingBody,
     StreamOptions,
     TokenizeBody,
 )
+from stoker_runtime.server.unoffered import CHAT_NOT_OFFERED
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -35,17 +41,48 @@ def words(page: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))
 
 
-@pytest.mark.parametrize(
-    "model", [ChatBody, CompletionBody, DetokenizeBody, Message, StreamOptions, TokenizeBody]
-)
+@pytest.mark.parametrize("model", [ChatBody, CompletionBody, DetokenizeBody, StreamOptions, TokenizeBody])
 def test_every_field_is_documented(model: type[BaseModel]) -> None:
     assert set(model.model_fields) - words("http-api.md") == set()
+
+
+def test_every_other_name_of_a_field_is_documented() -> None:
+    assert {name for names in SamplingBody.aliases.values() for name in names} - words("http-api.md") == set()
+
+
+def test_what_is_not_offered_is_documented_with_what_asks_for_nothing() -> None:
+    table = (DOCS / "http-api.md").read_text().partition("## What is not offered")[2].partition("\n\n## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    documented = {
+        name: tuple(map(json.loads, re.findall(r"`([^`]+)`", accepted)))
+        for names, accepted in rows
+        for name in re.findall(r"`([^`]+)`", names)
+        if name in CHAT_NOT_OFFERED
+    }
+
+    assert documented == dict(CHAT_NOT_OFFERED)
 
 
 def test_every_error_code_is_documented_and_exists() -> None:
     sources = "".join(
         Path(str(module.__file__)).read_text()
-        for module in (app, body, connection, generation, problems, prompt, sampling, serving, template)
+        for module in (
+            *(
+                app,
+                body,
+                chat_options,
+                connection,
+                cors,
+                framing,
+                generation,
+                keys,
+                problems,
+                prompt,
+                sampling,
+                serving,
+            ),
+            template,
+        )
     )
     table = (DOCS / "http-api.md").read_text().partition("## Errors")[2]
     documented = set(re.findall(r"`([a-z]+_[a-z_]+|loading)`", table))

@@ -10,9 +10,10 @@ from server_engine import FakeEngine, Stack, listening, make_server_config, runn
 
 from stoker_runtime import __version__, logs
 from stoker_runtime.errors import EngineDead, RequestError
-from stoker_runtime.messages import EngineStats, StepOutputs
+from stoker_runtime.messages import EngineStats, FinishReason, RequestOutput, StepOutputs
 from stoker_runtime.server.wire import CompletionShape
 
+IDLE = {"in_flight": 0, "server_load": 0, "draining": False}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
@@ -33,7 +34,7 @@ async def test_a_loaded_server_is_healthy_and_ready() -> None:
     async with running_stack() as stack:
         assert await get(stack, "/health") == (200, {"status": "ok"})
         assert await get(stack, "/ready") == (200, {"status": "ready"})
-        assert await get(stack, "/load") == (200, {"in_flight": 0, "draining": False})
+        assert await get(stack, "/load") == (200, IDLE)
         assert await get(stack, "/version") == (200, {"version": __version__})
 
 
@@ -127,6 +128,8 @@ async def test_a_full_queue_is_a_429_and_empties_again() -> None:
         engine.may_step.set()
         await until(lambda: serving.client.num_live == 0)
         free = await stack.http.post("/v1/chat/completions", json=CHAT)
+
+        assert await sample(stack, "vllm:admission_rejections_total") == 1
 
     assert (full.status_code, full.headers["retry-after"]) == (429, "1")
     assert full.json()["error"]["type"] == "rate_limit_error"
@@ -285,15 +288,58 @@ async def test_a_finished_request_is_measured() -> None:
 
 
 async def test_each_step_is_measured_once() -> None:
+    body = {"model": "tiny", "prompt": "123456789", "max_tokens": 10, "ignore_eos": True}
     async with running_stack() as stack:
-        for num_steps, num_tokens in ((1, 100), (1, 100), (2, 103), (2, 103)):
-            stats = EngineStats(num_steps=num_steps, num_scheduled_tokens=num_tokens)
-            stack.engine.send(StepOutputs(outputs=[], stats=stats))
-        await until(lambda: stack.serving.client.stats.num_steps == 2)
+        for _ in range(3):
+            response = await stack.http.post("/v1/completions", json=body)
+            assert response.json()["usage"]["completion_tokens"] == 10
+            stack.engine.send_stats()  # a heartbeat is no step
 
-        assert await sample(stack, "vllm:iteration_tokens_total_count") == 2
-        assert await sample(stack, "vllm:iteration_tokens_total_sum") == 103
-        assert await sample(stack, 'vllm:iteration_tokens_total_bucket{engine="0",le="8.0"') == 1
+        # As vLLM counts: prompt and output tokens; the fake engine says that it had 4 of 9 in its cache.
+        assert await sample(stack, "vllm:iteration_tokens_total_count") == 30
+        assert await sample(stack, "vllm:iteration_tokens_total_sum") == 3 * (9 - 4 + 10)
+        assert await sample(stack, 'vllm:iteration_tokens_total_bucket{engine="0",le="1.0"') == 27
+
+
+async def test_what_was_given_up_is_not_measured_as_a_step() -> None:
+    engine = FakeEngine(reply=lambda request: [65] * 10)
+    engine.may_step.clear()
+    async with running_stack(engine) as stack:
+        request = make_request([1, 2, 3])
+        ticket = stack.serving.client.submit([request])
+        ticket.close()
+        stray = RequestOutput(request_id=request.request_id, token_ids=[5])
+        engine.send(StepOutputs(outputs=[stray], stats=EngineStats(num_steps=7)))
+        await until(lambda: stack.serving.client.stats.num_steps == 7)
+
+        assert await sample(stack, "vllm:iteration_tokens_total_count") == 0
+        assert stack.serving.client._prompts == {}
+
+
+async def test_preemptions_and_waiting_have_vllms_names() -> None:
+    engine = FakeEngine()
+    engine.may_step.clear()
+    async with running_stack(engine) as stack:
+        asking = asyncio.create_task(
+            stack.http.post("/v1/completions", json={"prompt": "a", "model": "tiny"})
+        )
+        await engine.until(lambda: len(engine.added) == 1)
+        output = RequestOutput(
+            request_id=engine.added[0].request_id,
+            token_ids=[257],
+            finish_reason=FinishReason.STOP,
+            stop_token_id=257,
+            num_preemptions=3,
+        )
+        engine.send(StepOutputs(outputs=[output], stats=EngineStats(num_waiting=5)))
+        await asking
+
+        assert await sample(stack, "vllm:request_num_preemptions_sum") == 3
+        assert await sample(stack, "vllm:request_num_preemptions_count") == 1
+        by_reason = 'vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason='
+        assert await sample(stack, by_reason + '"capacity"') == 5
+        assert await sample(stack, by_reason + '"deferred"') == 0
+        assert await sample(stack, "vllm:admission_rejections_total") == 0
 
 
 async def test_the_servers_process_is_measured() -> None:
@@ -400,7 +446,7 @@ async def test_a_failure_of_ours_is_a_500_that_tells_nothing(
         assert response.json()["error"]["code"] == "internal_error"
         assert "secret" not in response.text
         assert "secret" in caplog.text
-        assert await get(stack, "/load") == (200, {"in_flight": 0, "draining": False})
+        assert await get(stack, "/load") == (200, IDLE)
 
 
 async def test_the_openapi_document_has_every_route_and_body() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from raw_http import opened
 from server_builders import make_byte_level_tokenizer
 from server_process import DEADLINE_S, ServerProcess, server_process
 
@@ -112,6 +113,30 @@ async def test_after_the_delay_no_connection_is_taken(model: Path, tmp_path: Pat
         assert await server.until_ended() == 0
 
 
+async def test_tokens_of_steps_add_up_as_vllms_do(model: Path, tmp_path: Path) -> None:
+    body = {"model": "tiny", "prompt": "123456789", "max_tokens": 10, "ignore_eos": True}
+    async with server_process(model, tmp_path) as (_, http):
+        await until_status(http, "/ready", 200)
+        answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for _ in range(10)))
+        text = (await http.get("/metrics")).text
+
+    assert {answer.json()["usage"]["total_tokens"] for answer in answers} == {19}
+    assert 'vllm:iteration_tokens_total_sum{engine="0",model_name="tiny"} 190.0' in text.splitlines()
+
+
+async def test_an_idle_connection_does_not_hold_up_the_end(model: Path, tmp_path: Path) -> None:
+    async with server_process(model, tmp_path, shutdown_delay_s=0.0) as (server, http):
+        await until_status(http, "/ready", 200)
+        assert http.base_url.port is not None
+        async with opened(f"http://{http.base_url.host}:{http.base_url.port}") as (reader, writer):
+            writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"}")
+            server.terminate()
+
+            assert await server.until_ended() == 0  # within a tenth of what an idle connection may last
+            assert await reader.read() == b""
+
+
 async def test_what_outlives_the_deadline_ends_with_an_error_event(model: Path, tmp_path: Path) -> None:
     async with server_process(model, tmp_path, shutdown_delay_s=0.0, drain_timeout_s=0.2) as (server, http):
         await until_status(http, "/ready", 200)
@@ -170,6 +195,25 @@ async def test_a_tokenizer_that_cannot_be_loaded_is_the_exit_status(tmp_path: Pa
         assert await server.until_ended() == 3
 
     assert server.termination["reason"] == "UnsupportedModel"
+
+
+async def test_a_chat_template_that_cannot_be_read_is_a_wrong_setting(model: Path, tmp_path: Path) -> None:
+    async with server_process(model, tmp_path, chat_template=str(tmp_path / "gone.jinja")) as (server, _):
+        assert await server.until_ended() == 2
+
+    assert server.termination["reason"] == "InvalidConfig"
+    assert server.termination["message"].startswith("--chat-template is ")
+
+
+async def test_the_operators_chat_template_is_served_with(model: Path, tmp_path: Path) -> None:
+    own = "{{ messages[0].content }}"
+    sanitized = server_process(model, tmp_path, chat_template=own, sanitize_control_tokens=True)
+    async with sanitized as (_, http):
+        await until_status(http, "/ready", 200)
+        messages = [{"role": "user", "content": "<|end|>"}]
+        answer = await http.post("/tokenize", json={"model": "tiny", "messages": messages})
+
+    assert answer.json()["count"] == len("<|end|>")
 
 
 async def test_a_killed_server_takes_its_engine_along(model: Path, tmp_path: Path) -> None:

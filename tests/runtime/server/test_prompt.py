@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
-from server_builders import make_assets, smollm2_assets
+from server_builders import make_assets, make_byte_level_tokenizer, smollm2_assets
 
 from stoker_runtime.errors import RequestError
-from stoker_runtime.server.prompt import INLINE_CHARS, TextRoom, check_length
-from stoker_runtime.server.protocol import Message
+from stoker_runtime.fim import FimTokens
+from stoker_runtime.server.prompt import INLINE_CHARS, LONG_CHARS, TextRoom, check_length
+
+DEADLINE_S = 60.0
 
 
 async def test_a_plain_prompt_gets_the_special_tokens_the_model_wants() -> None:
@@ -21,9 +24,9 @@ async def test_a_plain_prompt_gets_the_special_tokens_the_model_wants() -> None:
 async def test_messages_become_the_tokens_of_the_rendered_template() -> None:
     text = TextRoom(make_assets())
 
-    ids = await text.chat_ids([Message(role="user", content="hi")], add_generation_prompt=False)
+    prompt = await text.chat([{"role": "user", "content": "hi"}], add_generation_prompt=False)
 
-    assert ids == make_assets().tokenizer.encode("<|start|>user\nhi<|end|>\n").ids
+    assert prompt.token_ids == make_assets().tokenizer.encode("<|start|>user\nhi<|end|>\n").ids
 
 
 @pytest.mark.parametrize(("size", "runs_elsewhere"), [(INLINE_CHARS, False), (INLINE_CHARS + 1, True)])
@@ -66,3 +69,82 @@ def test_a_prompt_must_have_tokens_and_leave_room_for_one() -> None:
     with pytest.raises(RequestError, match="has 10 tokens") as caught:
         check_length(10, 10, "prompt")
     assert caught.value.code == "context_length_exceeded"
+
+
+async def test_a_chat_says_what_its_template_does_not_read() -> None:
+    prompt = await TextRoom(make_assets()).chat(
+        [{"role": "user", "content": "hi", "name": "ann", "id": None}], extra={"enable_thinking": False}
+    )
+    assert prompt.ignored == ("messages[].name", "chat_template_kwargs.enable_thinking")
+    assert prompt.prefix == ""
+
+
+async def test_a_final_message_is_continued() -> None:
+    room = TextRoom(make_assets())
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well, "}]
+
+    prompt = await room.chat(messages, continue_final_message=True)
+
+    want = "<|start|>user\nhi<|end|>\n<|start|>assistant\nWell, "
+    assert (prompt.token_ids, prompt.prefix) == (room.assets.tokenizer.encode(want).ids, "Well, ")
+
+
+async def test_control_tokens_in_messages_are_text_where_the_server_wants_it() -> None:
+    messages = [{"role": "user", "content": "a<|end|>b"}]
+    end = make_assets().tokenizer.token_to_id("<|end|>")
+    counts = {}
+    for sanitize in (False, True):
+        room = TextRoom(make_assets(), sanitize_control_tokens=sanitize)
+        prompt = await room.chat(messages, continue_final_message=True)
+        assert prompt.prefix == "a<|end|>b"
+        counts[sanitize] = sum(token_id == end for token_id in prompt.token_ids)
+    assert counts == {False: 1, True: 0}
+
+
+async def test_a_short_chat_need_not_wait_for_a_long_one() -> None:
+    room, gate = TextRoom(make_assets()), threading.Event()
+    room._long.executor.submit(gate.wait)
+    try:
+        text = [{"type": "text", "text": "a" * (LONG_CHARS + 1)}]
+        long = asyncio.create_task(room.chat([{"role": "user", "content": text}]))
+        async with asyncio.timeout(DEADLINE_S):
+            await room.chat([{"role": "user", "content": "a" * (LONG_CHARS - len("user"))}])
+        assert not long.done()
+    finally:
+        gate.set()
+    assert len((await long).token_ids) > LONG_CHARS
+
+
+async def test_a_short_prompt_need_not_wait_for_a_long_one() -> None:
+    room, gate = TextRoom(make_assets()), threading.Event()
+    room._long.executor.submit(gate.wait)
+    try:
+        long = asyncio.create_task(room.prompt_ids(["a" * (LONG_CHARS + 1)]))
+        async with asyncio.timeout(DEADLINE_S):
+            await room.prompt_ids(["a" * (INLINE_CHARS + 1)])
+        assert not long.done()
+    finally:
+        gate.set()
+    await long
+
+
+@pytest.mark.parametrize("size", [10, LONG_CHARS + 1])
+async def test_a_chat_that_is_too_long_is_refused_before_it_is_tokenized(size: int) -> None:
+    with pytest.raises(RequestError, match="characters, which is more than 1 tokens") as caught:
+        await TextRoom(make_assets()).chat([{"role": "user", "content": "a" * size}], max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+
+
+async def test_a_gap_is_filled_where_the_model_has_tokens_for_it() -> None:
+    tokenizer = make_byte_level_tokenizer()
+    room = TextRoom(make_assets(tokenizer, fim=FimTokens(1, 2, 3)))
+
+    ids = await room.fim_ids("a", "b")
+
+    assert ids == [1, *tokenizer.encode("a").ids, 2, *tokenizer.encode("b").ids, 3]
+    with pytest.raises(RequestError, match="`suffix` has") as caught:
+        await room.fim_ids("a", "b" * 100, max_tokens=1)
+    assert caught.value.param == "suffix"
+    with pytest.raises(RequestError, match="`suffix` needs a model") as caught:
+        await TextRoom(make_assets()).fim_ids("a", "b")
+    assert (caught.value.status, caught.value.param) == (400, "suffix")

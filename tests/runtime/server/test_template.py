@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def render(source: str, messages: list[dict[str, str]] | None = None, **extra: object) -> str:
     template = ChatTemplate(source, {"bos_token": "<s>"}, limit_s=0.3, max_chars=10_000)
-    return template.render(messages or HELLO, extra=extra)
+    return template.render(messages or HELLO, extra=extra).text
 
 
 def test_the_example_models_template_renders_as_transformers_does() -> None:
@@ -23,7 +23,7 @@ def test_the_example_models_template_renders_as_transformers_does() -> None:
     assert assets.chat_template is not None
     messages = [*HELLO, {"role": "assistant", "content": "Hi \U0001f600"}, {"role": "user", "content": "<b>"}]
 
-    text = ChatTemplate(assets.chat_template, assets.special_tokens).render(messages)
+    text = ChatTemplate(assets.chat_template, assets.special_tokens).render(messages).text
 
     want, _ = transformers.render_jinja_template(
         conversations=[messages], chat_template=assets.chat_template, add_generation_prompt=True
@@ -48,24 +48,7 @@ def test_what_templates_count_on_is_there_as_in_transformers(source: str) -> Non
 
     want, _ = transformers.render_jinja_template(conversations=[HELLO], chat_template=source)
 
-    assert ChatTemplate(source, {}).render(HELLO, add_generation_prompt=False) == want[0]
-
-
-def test_a_value_that_the_template_never_reads_is_refused_by_name() -> None:
-    source = "{% if thinking is not defined %}{% set thinking = true %}{% endif %}{{ thinking }}"
-
-    assert render(source, thinking=False) == "False"
-    with pytest.raises(RequestError, match="'colour'") as caught:
-        render(source, thinking=False, colour="red")
-    assert (caught.value.status, caught.value.param) == (400, "chat_template_kwargs")
-
-
-def test_a_name_that_changes_nothing_is_refused() -> None:
-    messages = [*HELLO, {"role": "user", "content": "x", "name": "ann"}]
-
-    with pytest.raises(RequestError, match="no effect") as caught:
-        render(CHATML, messages)
-    assert (caught.value.status, caught.value.param) == (400, "messages[1].name")
+    assert ChatTemplate(source, {}).render(HELLO, add_generation_prompt=False).text == want[0]
 
 
 def test_the_template_sees_special_tokens_extra_variables_and_the_generation_prompt() -> None:
@@ -78,7 +61,7 @@ def test_a_developer_is_the_system_to_a_template_that_does_not_know_the_role() -
     messages = [{"role": "developer", "content": "x"}]
 
     assert render(CHATML, messages).startswith("<|start|>system\nx")
-    assert render("{# developer #}{{ messages[0].role }}", messages) == "developer"
+    assert render("{{ messages[0].role }}{{ '' if 'developer' else '' }}", messages) == "developer"
 
 
 def test_names_reach_the_template() -> None:
@@ -96,7 +79,7 @@ def test_a_template_can_tell_the_date() -> None:
         "{{ strftime_now('%d %b %Y') }}", {}, now=lambda: datetime(2026, 11, 24, tzinfo=None)
     )
 
-    assert template.render(HELLO) == "24 Nov 2026"
+    assert template.render(HELLO).text == "24 Nov 2026"
 
 
 def test_lines_and_loop_controls_are_as_models_expect_them() -> None:
@@ -152,3 +135,108 @@ def test_ordinary_arithmetic_and_padding_still_work() -> None:
 def test_a_source_that_is_no_template_is_refused_at_once() -> None:
     with pytest.raises(jinja2.TemplateError):
         ChatTemplate("{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "ignored"),
+    [
+        pytest.param(CHATML, {"name": "ann"}, ["name"], id="name"),
+        pytest.param("{{ messages[0].name }}{{ messages[0].content }}", {"name": "ann"}, [], id="attribute"),
+        pytest.param("{{ messages[0]['name'] ~ messages[0].content }}", {"name": "ann"}, [], id="item"),
+        pytest.param("{{ messages[0].get('name') ~ messages[0].content }}", {"name": "ann"}, [], id="get"),
+        pytest.param("{{ 'name' in messages[0] }}{{ messages[0].content }}", {"name": "ann"}, [], id="in"),
+        pytest.param(
+            "{{ messages | map(attribute='name') | list }}{{ messages[0].content }}",
+            {"name": "a"},
+            [],
+            id="map",
+        ),
+        pytest.param("{{ messages[0] | tojson }}", {"name": "ann", "id": 5}, [], id="tojson"),
+        pytest.param("{{ messages | tojson }}", {"name": "ann", "id": 5}, [], id="tojson-of-all"),
+        pytest.param("{{ messages[0] | string }}", {"name": "ann"}, [], id="string"),
+        pytest.param("{{ dict(messages[0]) }}", {"name": "ann"}, [], id="copied"),
+        pytest.param("{{ messages[0].copy() }}", {"name": "ann"}, [], id="copy"),
+        pytest.param("{{ messages[0] | items | list }}", {"name": "ann"}, [], id="items"),
+        pytest.param(
+            "{% for v in messages[0].values() %}{{ v }}{% endfor %}", {"name": "ann"}, [], id="values"
+        ),
+        pytest.param(
+            "{% for k in messages[0] %}{{ messages[0][k] }}{% endfor %}", {"name": "ann"}, [], id="loop"
+        ),
+        pytest.param(
+            "{{ messages[0].content }}{% if x %}{{ x.name }}{% endif %}",
+            {"name": "a"},
+            ["name"],
+            id="anothers",
+        ),
+        pytest.param(CHATML, {"name": None, "tool_calls": [], "refusal": "", "audio": {}}, [], id="nothing"),
+        pytest.param(CHATML, {"prefix": False, "index": 0}, ["prefix", "index"], id="false-and-zero"),
+        pytest.param(CHATML, {"reasoning": "hm"}, ["reasoning"], id="reasoning"),
+        pytest.param(CHATML, {"function_call": {"name": "f"}}, ["function_call"], id="function-call"),
+        pytest.param("{{ messages[0].role }}", {}, ["content"], id="content"),
+    ],
+)
+def test_what_a_message_carries_and_nobody_reads_is_named(
+    source: str, message: dict[str, object], ignored: list[str]
+) -> None:
+    rendered = ChatTemplate(source, {}).render([{"role": "user", "content": "x", **message}])
+    assert list(rendered.ignored) == [f"messages[].{name}" for name in ignored]
+
+
+def test_a_name_that_only_another_role_s_may_have_is_named_once() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'tool' %}{{ m.name }}{% endif %}{% endfor %}"
+    )
+    messages = [{"role": role, "content": "x", "name": "f"} for role in ("user", "tool", "user")]
+    assert ChatTemplate(source, {}).render(messages).ignored == ("messages[].name",)
+    assert ChatTemplate(source, {}).render(messages[1:2]).ignored == ()
+
+
+def test_what_a_part_carries_is_named_as_well() -> None:
+    looped = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+    content = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}, "annotations": []}]
+    for source in (CHATML, looped):
+        rendered = ChatTemplate(source, {}).render([{"role": "user", "content": content}])
+        assert rendered.ignored == ("messages[].content[].cache_control",)
+    read = looped.replace("part.text", "part.text ~ part.get('cache_control', '')")
+    assert ChatTemplate(read, {}).render([{"role": "user", "content": content}]).text == (
+        "x{'type': 'ephemeral'}"
+    )
+    assert ChatTemplate(read, {}).render([{"role": "user", "content": content}]).ignored == ()
+
+
+def test_a_developer_that_is_the_system_and_a_folded_system_have_their_fields_named() -> None:
+    developer = [{"role": "developer", "content": "x", "name": "ann"}]
+    assert ChatTemplate(CHATML, {}).render(developer).ignored == ("messages[].name",)
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].name }}"
+    )
+    system = [{"role": "system", "content": "x", "name": "ann"}]
+    assert "messages[].name" in ChatTemplate(refusing, {}).render([*system, *HELLO]).ignored
+
+
+def test_few_and_short_names_are_told() -> None:
+    many = {f"{number}" + "n" * 100: 1 for number in range(1000)}
+    ignored = ChatTemplate(CHATML, {}).render([{**HELLO[0], **many}] * 3).ignored
+    assert len(ignored) == 64
+    assert max(map(len, ignored)) <= 80
+
+
+def test_values_that_the_template_never_reads_are_named() -> None:
+    source = "{% if thinking is not defined %}{% set thinking = true %}{% endif %}"
+    source += "{{ thinking }}{{ messages[0].content }}"
+    template = ChatTemplate(source, {})
+
+    assert template.render(HELLO, extra={"thinking": False}).text == "FalseHello"
+    assert template.render(HELLO, extra={"thinking": None}).text == "TrueHello"
+    assert template.render(HELLO, extra={"thinking": None, "nothing": None}).ignored == ()
+    assert template.render(HELLO, extra={"shape": 1, "colour": False}).ignored == (
+        "chat_template_kwargs.colour",
+        "chat_template_kwargs.shape",
+    )
+
+
+def test_a_template_cannot_reach_what_watches_it() -> None:
+    assert render("{{ messages[0]._asked is defined }}{{ messages[0].content }}") == "FalseHello"
+    with pytest.raises(RequestError, match="'dict object' has no attribute 'a'"):
+        render("{{ messages[0].a.b }}")

@@ -32,27 +32,74 @@ def test_it_renders_as_in_process() -> None:
     messages = [{"role": "system", "content": "\u00e9 \U0001f600 \ud800"}, *HELLO]
     with template(CHATML) as process:
         for add_generation_prompt in (True, False):
-            text = process.render(messages, add_generation_prompt=add_generation_prompt)
+            rendered = process.render(messages, add_generation_prompt=add_generation_prompt)
             want = ChatTemplate(CHATML, {}).render(messages, add_generation_prompt=add_generation_prompt)
-            assert text == want
+            assert rendered == want
 
 
 def test_it_sees_variables_and_extra_values() -> None:
     with template("{{ bos_token }}{{ big }}{{ flag }}", bos_token="<s>") as process:
-        assert process.render(HELLO, extra={"big": 10**30, "flag": True}) == f"<s>{10**30}True"
+        assert process.render(HELLO, extra={"big": 10**30, "flag": True}).text == f"<s>{10**30}True"
 
 
 @pytest.mark.parametrize(
-    ("source", "extra", "param", "match"),
+    ("source", "options", "param", "match"),
     [
-        pytest.param("{{ raise_exception('no') }}", {}, "messages", "no$", id="its-own-refusal"),
-        pytest.param("x", {"colour": 1}, "chat_template_kwargs", "'colour'", id="unread-value"),
+        pytest.param(
+            "{{ raise_exception('no') }}", {}, "messages", r": no \(the roles are user\)$", id="its-own"
+        ),
+        pytest.param(
+            "x",
+            {"continue_final_message": True},
+            "continue_final_message",
+            "continued",
+            id="no-final-message",
+        ),
     ],
 )
-def test_a_refusal_names_its_field(source: str, extra: dict[str, Any], param: str, match: str) -> None:
+def test_a_refusal_names_its_field(source: str, options: dict[str, Any], param: str, match: str) -> None:
     with template(source) as process, pytest.raises(RequestError, match=match) as caught:
-        process.render(HELLO, extra=extra)
+        process.render(HELLO, **options)
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, "invalid_value")
+
+
+def test_it_tells_what_it_does_not_read_and_what_it_continues() -> None:
+    messages: list[dict[str, Any]] = [{**HELLO[0], "name": "ann"}]
+    with template(CHATML) as process:
+        rendered = process.render(messages, continue_final_message=True, extra={"colour": 1})
+
+    assert rendered.ignored == ("messages[].name", "chat_template_kwargs.colour")
+    assert (rendered.text, rendered.prefix) == ("<|start|>user\nHello", "Hello")
+
+
+def test_messages_that_nest_too_deeply_are_refused_and_the_next_request_is_served() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with template(CHATML) as process:
+        with pytest.raises(RequestError, match="nested too deeply"):
+            process.render([{"role": "user", "content": "x", "extra": deep}])
+        assert process.render(HELLO).text.startswith("<|start|>user\nHello")
+    while deep:  # the interpreter would take its own stack for that
+        deep = deep[0]
+
+
+def test_its_process_sees_none_of_the_servers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("TZ", "UTC")
+    with template(CHATML) as process:
+        assert process._process is not None
+        environment = Path(f"/proc/{process._process.pid}/environ").read_bytes()
+
+    names = {entry.split(b"=")[0] for entry in environment.split(b"\0") if entry}
+    assert b"TZ" in names
+    assert names <= {b"PYTHONPATH", b"PYTHONHOME", b"LD_LIBRARY_PATH", b"LANG", b"LC_ALL", b"TZ"}
+
+
+def test_it_may_start_with_the_first_rendering() -> None:
+    with closing(TemplateProcess(CHATML, {}, is_started=False)) as process:
+        assert process._process is None
+        assert process.render(HELLO).text.startswith("<|start|>user\nHello")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +130,7 @@ def test_whatever_a_template_does_is_an_error_and_the_next_request_is_served(att
         with pytest.raises(RequestError, match=r"chat template does not take these messages: .") as caught:
             process.render([{"role": "user", "content": "attack"}])
         assert (caught.value.status, caught.value.param) == (400, "messages")
-        assert process.render(HELLO) == "fine"
+        assert process.render(HELLO).text == "fine"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +173,6 @@ def test_a_file_in_the_working_directory_takes_no_modules_place(
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')\n")
     monkeypatch.chdir(tmp_path)
     with template("{{ messages[0].content }}") as process:
-        assert process.render(HELLO) == "Hello"
+        assert process.render(HELLO).text == "Hello"
     command = subprocess.run([*ENGINE_COMMAND, "--help"], capture_output=True, text=True, check=False)
     assert (command.returncode, command.stderr) == (0, "")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.checkpoint.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.dequantize import BlockFormat, block_format
 
 KEPT_TYPES = frozenset({2, 3, 8, 12, 14})  # GGML's numbers of what csrc/gguf_types.h multiplies with
 
@@ -21,7 +21,7 @@ class BlockTensor:
     """Rows of GGML blocks.
 
     Args:
-        type_id: GGML's number of the blocks' type, one of KEPT_TYPES.
+        type_id: GGML's number of the blocks' type; kernels multiply with KEPT_TYPES only.
         blocks: the file's bytes.
     Shapes:
         blocks [rows, blocks per row * bytes per block] uint8
@@ -31,15 +31,21 @@ class BlockTensor:
     blocks: Tensor
 
     @property
+    def form(self) -> BlockFormat:
+        """How the type stores values."""
+        form = block_format(self.type_id)
+        assert form is not None, "a tensor of a type that nothing reads is refused"
+        return form
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the values."""
-        form = FORMATS[self.type_id]
         num_rows, num_bytes = self.blocks.shape
-        return num_rows, num_bytes // form.num_bytes * form.num_values
+        return num_rows, num_bytes // self.form.num_bytes * self.form.num_values
 
     def values(self) -> Tensor:
         """Return the values, float32 [rows, columns]."""
-        form = FORMATS[self.type_id]
+        form = self.form
         return form.decode(self.blocks.reshape(-1, form.num_bytes)).view(self.shape)
 
 

@@ -6,13 +6,13 @@ before any weight is read.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.json_files import read_object
 from stoker_runtime.model.architecture import Architecture, ExpertNames, ExpertSettings, Family, Scales
 from stoker_runtime.model.checkpoint.config_values import flag, integer, number, unsupported
 from stoker_runtime.model.checkpoint.layer_kinds import LayerDefaults, layer_kinds
@@ -20,7 +20,8 @@ from stoker_runtime.model.checkpoint.quantization_config import read_storage
 from stoker_runtime.model.checkpoint.wrapped import WRAPPED_NAMES, text_config
 
 _GEMMA = Family(norms="both", norm_offset=1.0, activation="gelu_tanh")
-_QWEN_FIELDS: Mapping[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096}
+_LONGEST = "max_position_embeddings"
+_QWEN_FIELDS: Mapping[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096, _LONGEST: 32_768}
 
 _LAYERS = LayerDefaults()
 
@@ -44,7 +45,7 @@ class _Defaults:
 
 
 _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
-    "LlamaForCausalLM": (Family(), _Defaults()),
+    "LlamaForCausalLM": (Family(), _Defaults(fields={_LONGEST: 2048})),
     "MistralForCausalLM": (
         Family(),
         _Defaults(
@@ -67,32 +68,40 @@ _FAMILIES: dict[str, tuple[Family, _Defaults]] = {
         _Defaults(
             tied_embeddings=True,
             layers=LayerDefaults(rope_theta=2_000_000.0, rope_interval=4),
-            fields={"num_key_value_heads": 4},
+            fields={"num_key_value_heads": 4, _LONGEST: 32_768},
         ),
     ),
     "Phi3ForCausalLM": (
         Family(has_fused_projections=True),
-        _Defaults(rms_norm_eps=1e-5, fields={"original_max_position_embeddings": 4096}),
+        _Defaults(rms_norm_eps=1e-5, fields={"original_max_position_embeddings": 4096, _LONGEST: 4096}),
     ),
-    "GraniteForCausalLM": (Family(), _Defaults()),
-    "Olmo2ForCausalLM": (Family(qk_norm="projection", norms="outputs"), _Defaults(rms_norm_eps=1e-5)),
+    "GraniteForCausalLM": (Family(), _Defaults(fields={_LONGEST: 2048})),
+    "Olmo2ForCausalLM": (
+        Family(qk_norm="projection", norms="outputs"),
+        _Defaults(rms_norm_eps=1e-5, fields={_LONGEST: 2048}),
+    ),
     "MixtralForCausalLM": (
         Family(expert_names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")),
         _Defaults(
             rms_norm_eps=1e-5,
             layers=LayerDefaults(rope_theta=1_000_000.0, has_experts=True),
-            fields={"num_key_value_heads": 8},
+            fields={"num_key_value_heads": 8, _LONGEST: 131_072},
         ),
     ),
     "Qwen3MoeForCausalLM": (
         Family(
             qk_norm="head", expert_names=ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
         ),
-        _Defaults(layers=LayerDefaults(has_experts=True), fields={**_QWEN_FIELDS, "num_key_value_heads": 4}),
+        _Defaults(
+            layers=LayerDefaults(has_experts=True, may_be_dense=True),
+            fields={**_QWEN_FIELDS, "num_key_value_heads": 4},
+        ),
     ),
     "Gemma2ForCausalLM": (
         _GEMMA,
-        _Defaults(tied_embeddings=True, fields={"num_key_value_heads": 4, "sliding_window": 4096}),
+        _Defaults(
+            tied_embeddings=True, fields={"num_key_value_heads": 4, "sliding_window": 4096, _LONGEST: 8192}
+        ),
     ),
     "Gemma3ForCausalLM": (
         replace(_GEMMA, qk_norm="head"),
@@ -162,14 +171,14 @@ def read_config_json(path: Path) -> Architecture:
         ModelError: reason InvalidModel (missing or broken) or UnsupportedModel (names what is not supported).
     """
     if not path.exists():
-        raise ModelError(f"{path.parent} has neither config.json nor a .gguf file")
-    config = _read_object(path)
+        raise _no_config(path.parent)
+    config = read_object(path)
     if config.get("quantization_config"):
         return architecture_from_config(config)
     for name, method in _OLDER_QUANTIZATION.items():
         beside = path.parent / name
         if beside.exists():
-            config["quantization_config"] = {"quant_method": method, **_read_object(beside)}
+            config["quantization_config"] = {"quant_method": method, **read_object(beside)}
             try:
                 return architecture_from_config(config)
             except ModelError as error:
@@ -177,14 +186,21 @@ def read_config_json(path: Path) -> Architecture:
     return architecture_from_config(config)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not an object")
-    return found
+def _no_config(folder: Path) -> ModelError:
+    if (folder / "adapter_config.json").exists():
+        return ModelError(
+            f"{folder} is a PEFT adapter and no whole model; merge it into its base model: python -c 'from "
+            f'peft import AutoPeftModelForCausalLM as M; M.from_pretrained("{folder}").merge_and_unload()'
+            ".save_pretrained(\"OUT\")', and serve OUT, with the tokenizer's files beside it",
+            reason="UnsupportedModel",
+        )
+    if (folder / "params.json").exists():
+        return ModelError(
+            f"{folder} has no config.json: it is in Mistral's or Meta's own layout (params.json); use the "
+            "same model in Hugging Face's format",
+            reason="UnsupportedModel",
+        )
+    return ModelError(f"{folder} has neither config.json nor a .gguf file; download the model's config.json")
 
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
@@ -221,16 +237,27 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def _architecture_name(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or [config.get("model_type")]
+    names, model_type = config.get("architectures") or [], config.get("model_type")
     if not isinstance(names, list):
         raise ModelError(f"the model's architectures is {names!r}, a list of names is needed")
-    name = str(names[0])
+    known = next((str(name) for name in names if name in ARCHITECTURES), None)
+    name = known or _name_by_type(names, config) or str(names[0] if names else model_type)
     if name not in ARCHITECTURES:
         raise unsupported(f"architecture {name} (supported: {', '.join(ARCHITECTURES)})")
-    model_type = config.get("model_type")
     if model_type not in (None, _MODEL_TYPES[name]):
         raise unsupported(f"model_type = {model_type!r} beside architectures = [{name!r}]")
     return name
+
+
+def _name_by_type(names: Sequence[Any], config: Mapping[str, Any]) -> str | None:
+    """Return a model_type's architecture, for files that name none, an old spelling or the headless model.
+
+    Not where the name is another head's, nor where it is of code that comes with the file.
+    """
+    plain = all(str(name).endswith(("ForCausalLM", "Model")) for name in names)
+    if not plain or (names and config.get("auto_map")):
+        return None
+    return next((name for name, kind in _MODEL_TYPES.items() if kind == config.get("model_type")), None)
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> str | None:

@@ -13,14 +13,19 @@ _MAX_NUMBER = 1e30  # and this in a float32
 
 def unsupported(what: str) -> ModelError:
     """Return the refusal of something by name."""
-    return ModelError(f"{what} is not supported", reason="UnsupportedModel")
+    return ModelError(
+        f"{what} is not supported; use another checkpoint of the model, or a server that computes this",
+        reason="UnsupportedModel",
+    )
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """Return an integer field. Raises ModelError, naming the key, for anything else."""
+    """Return an integer field, also one that is written as 4096.0. Raises ModelError for anything else."""
     value = config.get(key)
     if value is None:
         value = default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MAX_INTEGER:
         raise ModelError(f"the model's {key} is {value!r}, an integer is needed")
     return value

@@ -1,7 +1,7 @@
 """GGML's quantized blocks back to float32, vectorised over blocks.
 
-The `gguf` package has numpy code for this, which the tests compare with bit for bit; the torch form uses
-every core and fewer passes, which start-up feels.
+The `gguf` package has numpy code for every type, which the tests compare with bit for bit. PyTorch's
+operators read the types that most files have: they use every core and fewer passes, which start-up feels.
 
 Source: block layouts of ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0, block_q4_K, block_q6_K).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ class BlockFormat:
         num_values: values in one block.
         num_bytes: bytes of one block.
         decode: blocks as bytes [n, num_bytes] -> float32 [n, num_values].
+        is_serial: decode uses one core; several threads may call it at once.
     """
 
     name: str
     num_values: int
     num_bytes: int
     decode: Callable[[Tensor], Tensor]
+    is_serial: bool = False
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -86,27 +89,55 @@ FORMATS = {
     8: BlockFormat("Q8_0", 32, 34, _q8_0),
     12: BlockFormat("Q4_K", 256, 144, _q4_k),
     14: BlockFormat("Q6_K", 256, 210, _q6_k),
+    28: BlockFormat("F64", 1, 8, _plain(torch.float64)),
     30: BlockFormat("BF16", 1, 2, _plain(torch.bfloat16)),
 }
-UNSUPPORTED_NAMES = {
-    6: "Q5_0",
-    7: "Q5_1",
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    13: "Q5_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
-    40: "NVFP4",
+# GGML's numbers that the `gguf` package does not know: types that llama.cpp has given up.
+_GIVEN_UP = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
 }
+
+
+def block_format(type_id: int) -> BlockFormat | None:
+    """Return how a GGML type stores values; None for one that nothing here can read."""
+    return FORMATS.get(type_id) or _other_format(type_id)
+
+
+def type_name(type_id: int) -> str:
+    """Return GGML's name of a type, or its number where it has none."""
+    if type_id in FORMATS:
+        return FORMATS[type_id].name
+    import gguf
+
+    try:
+        return gguf.GGMLQuantizationType(type_id).name  # type: ignore[no-any-return]
+    except ValueError:
+        return _GIVEN_UP.get(type_id, f"of GGML's type {type_id}")
+
+
+@cache
+def _other_format(type_id: int) -> BlockFormat | None:
+    """A type that the `gguf` package alone reads; its import, a fifth of a second, is not for other files."""
+    import gguf
+    import numpy as np
+
+    try:
+        kind = gguf.GGMLQuantizationType(type_id)
+        num_values, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+        gguf.dequantize(np.zeros((1, num_bytes), dtype=np.uint8), kind)
+    except (ValueError, NotImplementedError):
+        return None
+
+    def decode(blocks: Tensor) -> Tensor:
+        # as one row: the package does with 16 rows at a time what it does
+        row = np.ascontiguousarray(blocks.numpy()).reshape(1, -1)
+        return torch.from_numpy(gguf.dequantize(row, kind)).view(-1, num_values)
+
+    return BlockFormat(kind.name, num_values, num_bytes, decode, is_serial=True)

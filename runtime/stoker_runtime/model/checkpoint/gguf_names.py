@@ -10,7 +10,7 @@ from dataclasses import replace
 from stoker_runtime.errors import ModelError
 from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.model.architecture import Architecture, Family, LongScaling
-from stoker_runtime.model.checkpoint.dequantize import FORMATS
+from stoker_runtime.model.checkpoint.dequantize import block_format
 from stoker_runtime.model.checkpoint.gguf_layers import LONG_DIVISORS, SHORT_DIVISORS
 
 # Architectures whose rotary pairs are neighbours in the file, where Hugging Face has halves of a head.
@@ -95,7 +95,7 @@ def _named(
 
 def _unstacked(tensor: GgufTensor) -> Iterator[GgufTensor]:
     count, *shape = tensor.shape
-    form = FORMATS.get(tensor.type_id)  # None where the tensor will be refused when it is read
+    form = block_format(tensor.type_id)  # None where the tensor will be refused when it is read
     num_bytes = 0 if form is None else math.prod(shape) // form.num_values * form.num_bytes
     for index in range(count):
         yield replace(tensor, shape=tuple(shape), offset=tensor.offset + index * num_bytes)

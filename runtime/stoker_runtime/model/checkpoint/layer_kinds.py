@@ -41,7 +41,8 @@ class LayerDefaults:
         rope_interval: every so many layers, one has no rope.
         window_pattern: every so many layers, one has no window (only where the rule is "pattern").
         local_rope_theta: base of the rotation in layers with a window, where they have one of their own.
-        has_experts: layers are mixtures unless the file says otherwise.
+        has_experts: layers are mixtures.
+        may_be_dense: unless the file says otherwise; elsewhere `transformers` does not look at these fields.
     """
 
     rope_theta: float = 10000.0
@@ -49,6 +50,7 @@ class LayerDefaults:
     window_pattern: int = 6
     local_rope_theta: float | None = None
     has_experts: bool = False
+    may_be_dense: bool = False
 
 
 def layer_kinds(
@@ -119,8 +121,8 @@ def _is_object(value: Any) -> bool:
 
 def _sparse(config: Mapping[str, Any], defaults: LayerDefaults, num_layers: int) -> list[bool]:
     """Which layers have experts: every so many, less those that are listed."""
-    if not defaults.has_experts:
-        return [False] * num_layers
+    if not defaults.may_be_dense:
+        return [defaults.has_experts] * num_layers
     every = integer(config, "decoder_sparse_step", 1)
     if every < 1:
         raise ModelError(f"the model's decoder_sparse_step is {every}")

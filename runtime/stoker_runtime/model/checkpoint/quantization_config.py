@@ -26,14 +26,27 @@ def read_storage(config: Mapping[str, Any]) -> Storage | None:
     """
     found = config.get(_FIELD)
     if not found:
+        if config.get("quantization"):  # MLX's own field
+            raise _other_method("MLX's (quantization)")
         return None
     if not isinstance(found, Mapping):
         raise ModelError(f"the model's {_FIELD} is {found!r}, an object is needed")
     method = found.get("quant_method")
+    if method == "bitsandbytes" and not (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        return None  # which says that nothing was quantized
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
-        raise unsupported(f"{_FIELD}.quant_method = {method!r} (supported: {', '.join(_READERS)})")
+        is_mlx = method is None and {"group_size", "bits"} <= found.keys()
+        raise _other_method(f"MLX's ({_FIELD})" if is_mlx else f"{_FIELD}.quant_method = {method!r}")
     return reader(found)
+
+
+def _other_method(what: str) -> ModelError:
+    return ModelError(
+        f"{what} is a way to quantize that is not supported (supported: {', '.join(_READERS)}); use the "
+        "original checkpoint, which --quantization int8 or fp8 can round, or one in GPTQ, AWQ, fp8 or GGUF",
+        reason="UnsupportedModel",
+    )
 
 
 def _gptq(fields: Mapping[str, Any]) -> GptqStorage:

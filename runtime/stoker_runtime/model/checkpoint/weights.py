@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +24,15 @@ from stoker_runtime.gguf_file import GgufFile, GgufTensor
 from stoker_runtime.lfs import unreadable
 from stoker_runtime.model.architecture import Architecture
 from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockTensor
-from stoker_runtime.model.checkpoint.dequantize import FORMATS, UNSUPPORTED_NAMES, BlockFormat
+from stoker_runtime.model.checkpoint.dequantize import BlockFormat, block_format, type_name
 from stoker_runtime.model.checkpoint.gguf_names import INTERLEAVED, hugging_face_tensors
+from stoker_runtime.weight_formats import advice
 
 ReadBlocks = Callable[[int, Tensor, Tensor], bool]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_HEADLESS_PREFIXES = ("embed_tokens.", "layers.", "norm.")
 _CHUNK_VALUES = 1 << 22  # dequantized at a time, so that the float32 copy stays small
+_SERIAL_CHUNK_VALUES = 1 << 18  # by each of the threads, where one core does it: its copies then fit a cache
 
 
 class WeightSource(Protocol):
@@ -59,17 +63,23 @@ def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> 
         raise ModelError(f"tensor {name} has shape {list(shape)}, the configuration makes it {list(wanted)}")
 
 
+def _whole_models_name(name: str) -> str:
+    """Return the name in the whole model of a tensor that was saved with a model without its head."""
+    return f"model.{name}" if name.startswith(_HEADLESS_PREFIXES) else name
+
+
 class SafetensorsSource:
     """model.safetensors, the shards that model.safetensors.index.json names, or the only safetensors file.
 
     Args:
         directory: where they are.
         rename: gives the name under which a stored tensor is known here, None for one that is left out.
+            Without it, names are those of a whole model, also where the file is one without its head.
     """
 
     def __init__(self, directory: Path, rename: Callable[[str], str | None] | None = None) -> None:
         self._directory = directory
-        self._rename = rename or str
+        self._rename = rename or _whole_models_name
         self._files = ExitStack()
         self._places: dict[str, tuple[Any, str]] = {}  # shard and stored name
 
@@ -79,7 +89,9 @@ class SafetensorsSource:
                 # The library's type stubs do not declare safe_open a context manager with these methods.
                 shard: Any = self._files.enter_context(safe_open(str(file), framework="pt", device="cpu"))
             except FileNotFoundError as error:
-                raise ModelError(f"{file} is missing, though the index names it") from error
+                raise ModelError(
+                    f"{file} is missing, though the index names it; download it as well"
+                ) from error
             except (OSError, SafetensorError) as error:
                 raise ModelError(unreadable(file, error)) from error
             self._add(file, shard)
@@ -113,10 +125,14 @@ class SafetensorsSource:
             if len(found) == 1:
                 return found
             if found:
-                raise ModelError(f"{self._directory} has {len(found)} safetensors files and no {index.name}")
+                raise ModelError(
+                    f"{self._directory} has {len(found)} safetensors files and no {index.name}; download it "
+                    "as well"
+                )
+            what_to_do = advice([file.name for file in self._directory.iterdir()])
             raise ModelError(
-                f"{self._directory} has no .safetensors file (pickled weights are never loaded)",
-                reason="UnsupportedModel" if any(self._directory.glob("*.bin")) else "InvalidModel",
+                f"{self._directory} has no .safetensors file: {what_to_do or 'the weights are missing'}",
+                reason="UnsupportedModel" if what_to_do else "InvalidModel",
             )
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -138,7 +154,9 @@ class SafetensorsSource:
         _check_shape(name, tuple(tensor.shape), tuple(destination.shape))
         if tensor.dtype not in _FLOATS:
             raise ModelError(
-                f"tensor {name} is {tensor.dtype}, which is not supported", reason="UnsupportedModel"
+                f"tensor {name} is {tensor.dtype}, which is not supported: its weights are quantized in a "
+                "way that config.json does not say; use the original checkpoint",
+                reason="UnsupportedModel",
             )
         destination.copy_(tensor)
 
@@ -161,7 +179,7 @@ class SafetensorsSource:
 
 
 class GgufSource:
-    """The tensors of one GGUF file, dequantized as they are copied.
+    """The tensors of a GGUF model, dequantized as they are copied.
 
     Args:
         gguf: the file's header.
@@ -181,17 +199,19 @@ class GgufSource:
             if architecture.name in INTERLEAVED
             else {}
         )
-        self._data = torch.empty(0, dtype=torch.uint8)
+        self._parts: list[Tensor] = []  # bytes of the model's files
 
     def __enter__(self) -> Self:
-        size = self._gguf.path.stat().st_size
-        self._data = torch.from_file(str(self._gguf.path), shared=False, size=size, dtype=torch.uint8)
+        self._parts = [
+            torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+            for path in self._gguf.paths
+        ]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data = torch.empty(0, dtype=torch.uint8)
+        self._parts = []
 
     @property
     def names(self) -> frozenset[str]:
@@ -204,7 +224,7 @@ class GgufSource:
         return any(tensor.type_id in KEPT_TYPES for tensor in self._tensors.values())
 
     def blocks(self, name: str, shape: tuple[int, int]) -> BlockTensor | None:
-        """Return a matrix as it is stored; None where it is not of KEPT_TYPES.
+        """Return a matrix as it is stored; None where that is no blocks, or nothing here reads them.
 
         Its bytes are the file's, mapped into memory: they count as used only once they are read.
 
@@ -212,20 +232,21 @@ class GgufSource:
             ModelError: no such tensor, another shape, or the file is cut short.
         """
         tensor = self._find(name, shape)
-        if tensor.type_id not in KEPT_TYPES:
+        form = block_format(tensor.type_id)
+        if form is None or form.num_values == 1:
             return None
-        stored = self._stored(tensor, FORMATS[tensor.type_id]).view(shape[0], -1)
+        stored = self._stored(tensor, form).view(shape[0], -1)
         return BlockTensor(tensor.type_id, self._halves_apart(name, stored))
 
     def copy_into(self, name: str, destination: Tensor) -> None:
         """See WeightSource.copy_into."""
         tensor = self._find(name, tuple(destination.shape))
-        form = FORMATS.get(tensor.type_id)
+        form = block_format(tensor.type_id)
         if form is None:
-            kind = UNSUPPORTED_NAMES.get(tensor.type_id, f"type {tensor.type_id}")
-            supported = ", ".join(known.name for known in FORMATS.values())
             raise ModelError(
-                f"tensor {tensor.name} is {kind}, which is not supported (supported: {supported})",
+                f"tensor {tensor.name} is {type_name(tensor.type_id)}, which nothing here can read; convert "
+                "the file with llama.cpp's `llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0`, or the "
+                "original model with its convert_hf_to_gguf.py",
                 reason="UnsupportedModel",
             )
         if self._num_interleaved(name) == 0:
@@ -263,21 +284,34 @@ class GgufSource:
                 f"tensor {tensor.name}: {tensor.shape[-1]} columns do not fill blocks of {form.num_values}"
             )
         num_bytes = math.prod(tensor.shape) // form.num_values * form.num_bytes
-        stored = self._data[tensor.offset : tensor.offset + num_bytes]
+        stored = self._parts[tensor.part][tensor.offset : tensor.offset + num_bytes]
         if stored.numel() != num_bytes:
-            raise ModelError(f"{self._gguf.path} is cut short: tensor {tensor.name} ends beyond the file")
+            path = self._gguf.paths[tensor.part]
+            raise ModelError(
+                f"{path} is cut short: tensor {tensor.name} ends beyond the file; download it anew"
+            )
         return stored
 
     def _dequantize(self, tensor: GgufTensor, form: BlockFormat, target: Tensor) -> None:
         stored = self._stored(tensor, form)
         if self._read_blocks is not None and self._read_blocks(tensor.type_id, stored, target):
             return
-        if tensor.offset % 4:  # a file with an alignment of its own; float views need aligned bytes
+        if tensor.offset % 8:  # a file with an alignment of its own; float views need aligned bytes
             stored = stored.clone()
         rows = target.view(-1, target.shape[-1])
-        bytes_per_row = stored.numel() // rows.shape[0]
-        step = max(1, _CHUNK_VALUES // rows.shape[1])
-        for first in range(0, rows.shape[0], step):
+        raw = stored.view(rows.shape[0], -1)
+        step = max(1, (_SERIAL_CHUNK_VALUES if form.is_serial else _CHUNK_VALUES) // rows.shape[1])
+
+        def decode(first: int) -> None:
             part = rows[first : first + step]
-            raw = stored[first * bytes_per_row : first * bytes_per_row + part.shape[0] * bytes_per_row]
-            part.copy_(form.decode(raw.view(-1, form.num_bytes)).view(part.shape))
+            blocks = raw[first : first + step].reshape(-1, form.num_bytes)
+            part.copy_(form.decode(blocks).view(part.shape))
+
+        starts = range(0, rows.shape[0], step)
+        if not form.is_serial:
+            for first in starts:
+                decode(first)
+            return
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for _ in threads.map(decode, starts):
+                pass

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stoker_runtime.core.step import ScheduledRequest
 from stoker_runtime.model.cuda.pick import pick
-from stoker_runtime.model.picker import is_drawn, on_device, place
+from stoker_runtime.model.picker import MOST_TOP_K, is_drawn, on_device, place, temperature_of
 
 
 class CudaPicker:
@@ -32,6 +32,5 @@ def _settings(request: ScheduledRequest) -> tuple[float, float, float, int, floa
     if not is_drawn(sampling):
         return (0.0, 0.0, 0.5, 0, 1.0)
     floor = math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf
-    # More than a vocabulary may have, which keeps all, must not overflow the kernel's integers.
-    top_k = min(max(sampling.top_k, 0), 2**31 - 1)
-    return (sampling.temperature, floor, place(request), top_k, sampling.top_p)
+    top_k = min(max(sampling.top_k, 0), MOST_TOP_K)
+    return (temperature_of(sampling), floor, place(request), top_k, sampling.top_p)

@@ -36,7 +36,7 @@ class PackedStep:
             stay on the device, whose length varies most.
         num_decodes: rows that are a request's only one, the first ones.
         num_tokens: all rows, with those that fill up a recording.
-        sampled_rows: rows whose logits are wanted, in the plan's order.
+        sampled_rows: rows whose logits are wanted, see StepPlan.logit_rows.
         samples_each: those are the decodes' rows, one after the other, and there are no others.
     """
 
@@ -71,18 +71,17 @@ def pack(
     fields = _decode_fields(decodes, block_size, firsts, room)
     rows = {request.request_id: row for row, request in enumerate(decodes)}
     if chunks:
-        of_chunks, last_rows = _chunk_fields(chunks, block_size, firsts, tokens_per_tile, len(decodes), room)
+        of_chunks, first_rows = _chunk_fields(chunks, block_size, firsts, tokens_per_tile, len(decodes), room)
         for name in _OF_ROWS:
             fields[name] = np.concatenate([fields[name], of_chunks.pop(name)])
         fields |= of_chunks
-        rows |= last_rows
+        rows |= first_rows
     for name, unused in _OF_ROWS.items():
         fields[name] = _filled(fields[name], room.rows, unused)
-    ends = ((request.num_samples, rows[request.request_id] + 1) for request in plan.requests)
-    sampled_rows = [row for count, end in ends for row in range(end - count, end)]
+    sampled_rows = plan.logit_rows(rows[request.request_id] for request in plan.requests)
     fields["sampled_rows"] = np.array(sampled_rows, dtype=np.int32)
     fields["blocks" if tables is None else "changes"] = last_field
-    samples_each = not chunks and len(sampled_rows) == len(decodes)
+    samples_each = not chunks and sampled_rows == [*range(len(decodes))]
     return PackedStep(fields, len(decodes), room.rows, sampled_rows, samples_each)
 
 
@@ -163,7 +162,7 @@ def _chunk_fields(
     room: Room,
 ) -> tuple[Fields, dict[str, int]]:
     counts = np.array([len(request.token_ids) for request in chunks], dtype=np.int32)
-    last_rows: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     token_ids: list[Integers] = []
     positions: list[Integers] = []
     slots: list[Integers] = []
@@ -177,8 +176,8 @@ def _chunk_fields(
         positions.append(span)
         slots.append(table[span // block_size] * block_size + span % block_size)
         first_blocks.append(firsts[request.request_id])
+        first_rows[request.request_id] = row
         row += count
-        last_rows[request.request_id] = row - 1
     tile_counts = -(-counts // tokens_per_tile)
     tile_requests = np.repeat(np.arange(len(chunks), dtype=np.int32), tile_counts)
     before = np.cumsum(tile_counts, dtype=np.int32) - tile_counts
@@ -199,7 +198,7 @@ def _chunk_fields(
     }
     for name, values in zip(_OF_CHUNKS, of_requests, strict=True):
         fields[name] = _filled(values, room.chunks)
-    return fields, last_rows
+    return fields, first_rows
 
 
 def offsets(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -98,16 +98,18 @@ class NativeDecoder:
 
     def __call__(self, plan: StepPlan, cache: KVCache) -> Tensor:
         """Compute one step; see decoder.Decoder."""
-        token_ids, block_ids, sampled_rows = array("i"), array("i"), array("i")
+        token_ids, block_ids = array("i"), array("i")
+        first_rows: list[int] = []
         sequences = (structs.Sequence * len(plan.requests))()
         for struct, request in zip(sequences, plan.requests, strict=True):
-            struct.first_row = len(token_ids)
+            first_rows.append(len(token_ids))
+            struct.first_row = first_rows[-1]
             struct.num_tokens = len(request.token_ids)
             struct.num_computed = request.num_computed_tokens
             struct.first_block = len(block_ids)
             token_ids.extend(request.token_ids)
             block_ids.extend(request.block_ids)
-            sampled_rows.extend(range(len(token_ids) - request.num_samples, len(token_ids)))
+        sampled_rows = array("i", plan.logit_rows(first_rows))
         step = structs.Step(
             len(token_ids),
             len(sequences),
@@ -236,7 +238,7 @@ class NativeDecoder:
 
     def _pack_blocks(self, linear: BlockLinear, is_pair: bool) -> structs.Linear:
         joined = linear.joined()
-        if not fits_panels(joined, is_pair):  # halves of a pair, or parts of a panel, of several types
+        if not fits_panels(joined, is_pair):  # of a type without kernels, or several in a pair or a panel
             return self._pack_rounded(Linear(linear.weight(), linear.bias), is_pair, len(linear.parts))
         struct, kept = self._kernels.packed_blocks(joined, is_pair)
         self._tally.kept.update(FORMATS[part.type_id].name for part in linear.parts)
@@ -265,8 +267,9 @@ class _Tally:
     def __str__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in sorted(self.kept.items()))
         return (
-            f"{self.kept.total()} matrices stay in their blocks ({types}), {self.num_rounded} "
-            f"(of mixed types, or of experts) are rounded to int8, {self.num_plain} products are bfloat16"
+            f"{self.kept.total()} matrices stay in their blocks ({types}), "
+            f"{self.num_rounded} (of other or mixed types, or of experts) are rounded to int8, "
+            f"{self.num_plain} products are bfloat16"
         )
 
 

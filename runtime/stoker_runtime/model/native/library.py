@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stoker_runtime.errors import ConfigError
-from stoker_runtime.model.checkpoint.blocks import BlockLinear
+from stoker_runtime.model.checkpoint.blocks import KEPT_TYPES, BlockLinear
 from stoker_runtime.model.linear import Linear
 from stoker_runtime.model.native import structs
 
@@ -222,7 +222,9 @@ class Kernels:
 
 
 def fits_panels(linear: BlockLinear, is_pair: bool) -> bool:
-    """Tell whether a joined weight's parts fill panels of their own, as `Kernels.packed_blocks` needs."""
+    """Tell whether `Kernels.packed_blocks` takes a joined weight: it knows the types and they fill panels."""
+    if any(part.type_id not in KEPT_TYPES for part in linear.parts):
+        return False
     whole = all(part.shape[0] % PANEL == 0 for part in linear.parts[:-1])
     return len(linear.parts) == 1 or (whole and not is_pair)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from stoker_runtime.core.step import ScheduledRequest
 from stoker_runtime.model.native import structs
 from stoker_runtime.model.native.library import Kernels
-from stoker_runtime.model.picker import is_drawn, place
+from stoker_runtime.model.picker import MOST_TOP_K, is_drawn, place, temperature_of
 
 
 class NativePicker:
@@ -30,8 +30,8 @@ class NativePicker:
             sampling = request.sampling
             pick.top_p = sampling.top_p
             pick.min_p = sampling.min_p
-            pick.top_k = max(sampling.top_k, 0)
+            pick.top_k = min(max(sampling.top_k, 0), MOST_TOP_K)
             if is_drawn(sampling):
-                pick.temperature = sampling.temperature
+                pick.temperature = temperature_of(sampling)
                 pick.place = place(request)
         return torch.tensor(self._kernels.pick(logits, picks))

@@ -49,7 +49,7 @@ def build(folder: Path) -> None:
         Decoder(architecture, Assembly(architecture, source, torch.float32, CPU))
 
 
-@pytest.mark.parametrize("type_id", sorted(FORMATS))
+@pytest.mark.parametrize("type_id", sorted(set(FORMATS) - {TYPES.F64}))
 @given(seed=st.integers(0, 2**32 - 1), num_blocks=st.integers(1, 5))
 def test_dequantized_blocks_equal_the_gguf_package_bit_for_bit(
     type_id: int, seed: int, num_blocks: int
@@ -356,13 +356,6 @@ def open_gguf(path: Path) -> None:
     architecture = architecture_from_gguf(parsed)
     with GgufSource(parsed, architecture) as source:
         Decoder(architecture, Assembly(architecture, source, torch.float32, CPU))
-
-
-def test_gguf_type_that_is_not_supported_is_named(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3", {"ffn_up": TYPES.Q5_0})
-    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight is Q5_0") as caught:
-        open_gguf(tmp_path / "m.gguf")
-    assert caught.value.reason == "UnsupportedModel"
 
 
 def test_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:

@@ -29,17 +29,21 @@ def plans(draw: st.DrawFn, counts: st.SearchStrategy[int]) -> tuple[StepPlan, in
         draw(st.lists(st.tuples(lengths, counts), min_size=1, max_size=6))
     ):
         num_blocks = -(-(computed + count) // block_size)
+        samples = draw(st.booleans())
+        first_scored = draw(st.integers(0, count - samples))
         requests.append(
             ScheduledRequest(
                 request_id=str(index),
                 token_ids=list(range(first_token, first_token + count)),
                 num_computed_tokens=computed,
                 block_ids=list(range(first_block, first_block + num_blocks))[::-1],
-                samples=draw(st.booleans()),
+                samples=samples,
                 sampling=make_sampling(),
                 seed=0,
                 prompt_token_ids=[],
                 output_token_ids=[],
+                first_scored=first_scored,
+                num_scored=draw(st.integers(0, count - samples - first_scored)),
             )
         )
         first_block += num_blocks
@@ -79,7 +83,10 @@ def test_every_row_is_where_its_request_says(case: tuple[StepPlan, int], tokens_
         }
         assert len(tiles) == len(fields["tile_requests"])
     sampled = [request.token_ids[-1] for request in plan.requests if request.samples]
+    for request in plan.requests:
+        sampled += request.token_ids[request.first_scored : request.first_scored + request.num_scored]
     assert [fields["token_ids"][row] for row in packed.sampled_rows] == sampled
+    assert packed.samples_each == (packed.sampled_rows == [*range(len(plan.requests))] and not chunks)
 
 
 @given(case=plans(st.just(1)), num_padding=st.integers(1, 5))
