@@ -30,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint tools test test-fast test-gpu crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -50,12 +50,28 @@ $(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/mode
 	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
 	touch $@
 
+# Programs of others that ask the server, in environments of their own. Only GuideLLM needs torch: the one above is linked.
+CLIENTS := .venv-clients
+CLIENTS_PACKAGES := $(CLIENTS)/newest/lib/python3.*/site-packages
+clients: $(CLIENTS)/.installed ## what tests/clients runs: OpenAI's clients, LangChain, lm-eval and so on
+$(CLIENTS)/.installed: $(VENV)/.installed requirements/clients.txt requirements/clients-openai2.txt \
+  $(wildcard tests/clients/node/package*.json)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/newest
+	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/openai2
+	$(UV) pip install --quiet --python $(CLIENTS)/newest/bin/python --require-hashes --no-deps -r requirements/clients.txt
+	$(UV) pip install --quiet --python $(CLIENTS)/openai2/bin/python --require-hashes --no-deps -r requirements/clients-openai2.txt
+	shopt -s nullglob; ln -sfnt $(CLIENTS_PACKAGES) $(CURDIR)/$(VENV)/lib/python3.*/site-packages/{torch,functorch,nvidia,cuda}*
+	PATH="$(CURDIR)/$(CLIENTS)/newest/bin:$$PATH" npm ci --silent --ignore-scripts --prefix tests/clients/node
+	touch $@
+
 LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package torch --no-header --no-emit-find-links \
-	--find-links $(STOKER_WHEELS) --constraints requirements/torch.in pyproject.toml
+	--find-links $(STOKER_WHEELS) --constraints requirements/torch.in
 lock: ## re-pin the dependencies (after an edit of pyproject.toml)
-	$(LOCK) --extra operator --output-file requirements/operator.txt
-	$(LOCK) --extra runtime --output-file requirements/runtime.txt
-	$(LOCK) --extra runtime --extra operator --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra operator --output-file requirements/operator.txt
+	$(LOCK) pyproject.toml --extra runtime --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra runtime --extra operator --extra dev --output-file requirements/dev.txt
+	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
+	$(LOCK) requirements/clients-openai2.in --output-file requirements/clients-openai2.txt
 	sed -n '/^\[build-system\]/,/^$$/s/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile --quiet --generate-hashes \
 	    --python-version 3.11 --no-header --output-file requirements/build.txt -
 
@@ -74,7 +90,7 @@ lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifes
 tools: preflight install ## build what the local cluster is made of (about 20 minutes without Docker, once)
 	$(BIN)/python e2e/cluster build-tools
 
-test: tools ## everything but `gpu`; what CI runs
+test: tools clients ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu and not e2e" -n auto --dist worksteal
 	$(BIN)/pytest -m "e2e and not gpu"
 
