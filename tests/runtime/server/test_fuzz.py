@@ -98,6 +98,7 @@ def check_nothing_is_left(url: str) -> None:
         "in_flight": 0,
         "vllm:num_requests_running": 0,
         "vllm:num_requests_waiting": 0,
+        "vllm:num_requests_waiting_by_reason": 0,
         "vllm:kv_cache_usage_perc": 0,
     }
     deadline_s = time.monotonic() + DEADLINE_S
