@@ -114,15 +114,18 @@ def evaluation() -> dict[str, object]:
 
 
 def extra_body() -> dict[str, object]:
-    """Fields that OpenAI's API does not have, and a history with what other servers left in it."""
-    done = client.chat.completions.create(
+    """Fields that OpenAI's API does not have: those of other servers, and one of nobody's."""
+    fields = {"top_k": 1, "min_p": 0.0, "repetition_penalty": 1.0, "no_such_field": {"of": "a plugin"}}
+    raw = client.chat.completions.with_raw_response.create(
         model=task().model,
-        messages=[*MESSAGES],
-        extra_body={"top_k": 1, "min_p": 0.0, "repetition_penalty": 1.0, "no_such_field": {"of": "a plugin"}},
+        messages=MESSAGES,
+        extra_body=fields,
         extra_headers={"x-title": "clients"},
         extra_query={"version": "1"},
         **{**SAMPLING, "temperature": 1},
     )
+    assert raw.headers["x-stoker-ignored"] == "no_such_field"
+    done = raw.parse()
     (choice,) = done.choices
     return answer(choice.message.content, choice.finish_reason, counts(done.usage))
 
