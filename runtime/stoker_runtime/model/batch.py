@@ -1,7 +1,10 @@
 """One StepPlan as tensors: made once per step, read by every layer.
 
 Requests are put in an order that suits attention: those that compute one token first, by context length,
-cut into groups of similar length that are padded together; then each longer chunk on its own.
+cut into groups of similar length that are padded together; then each longer chunk on its own, cut into tiles.
+
+Keys are read in whole segments of SEGMENT positions, counted from the request's first token, so that where a
+context is cut depends on nothing but positions: attention.py says what that is good for.
 """
 
 from __future__ import annotations
@@ -14,6 +17,12 @@ from torch import Tensor
 
 from stoker_runtime.core.step import ScheduledRequest, StepPlan
 
+SEGMENT = 128  # positions; a multiple of what a vector holds
+# Query rows of one product are a multiple of this: fewer, and libraries add in another order.
+ROWS = 4
+# A tile's scores should stay in the second-level cache, and never take more than some tens of megabytes.
+_TILE_SCORES = 1 << 19
+_MOST_TILE_TOKENS = 64
 # A group is cut where padding would add more than a quarter, but not below this many slots of waste in all.
 _MAX_PADDING = 1.25
 _FREE_PADDING_SLOTS = 512
@@ -25,14 +34,32 @@ class DecodeGroup:
 
     Args:
         rows: their consecutive rows of the step's tokens.
-        slots: cache slots of what each token sees, [B * C], padded with one of the request's own slots, so
-            that no request ever reads what another one stored.
-        mask: 0 for context, -inf for padding, [B, 1, 1, C]; None when nothing is padded.
+        places: rows of the cache [N * S * Hkv] that each token sees, [B * Hkv * C], padded with one of the
+            request's own, so that no request ever reads what another one stored.
+        mask: 0 for context, -inf for padding, [B, 1, C].
     """
 
     rows: slice
-    slots: Tensor
-    mask: Tensor | None
+    places: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Consecutive tokens of a chunk that are attended in one call.
+
+    Args:
+        tokens: of the chunk, the first and the one behind the last, a multiple of ROWS apart: the last tile's
+            may lie behind the chunk's end.
+        seen: what any of them sees, among what the chunk sees.
+        num_open: of what is seen, how many at the beginning all of them see.
+        mask: 0 or -inf for the rest, [tokens, 1, rest].
+    """
+
+    tokens: tuple[int, int]
+    seen: slice
+    num_open: int
+    mask: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +68,13 @@ class Chunk:
 
     Args:
         rows: their consecutive rows of the step's tokens.
-        slots: cache slots of what any of them sees, [C]; None when the chunk is the whole context.
-        mask: 0 or -inf, [T, C]; None for a plain causal one.
+        places: rows of the cache that any of them sees, [Hkv * C], padded like a DecodeGroup's.
+        tiles: all of them.
     """
 
     rows: slice
-    slots: Tensor | None
-    mask: Tensor | None
+    places: Tensor
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +109,52 @@ class _Layout:
 
     block_size: int
     window: int | None
-    dtype: torch.dtype
+    num_heads: int
+    num_kv_heads: int
     device: torch.device
 
     def first_seen(self, position: int) -> int:
         """The first position that the token at `position` attends to."""
         return 0 if self.window is None else max(0, position + 1 - self.window)
 
+    def segments(self, first: int, last: int) -> tuple[int, int]:
+        """The positions of the whole segments that tokens at `first` to `last` see: begin and end."""
+        return _floor(self.first_seen(first), SEGMENT), _ceil(last + 1, SEGMENT)
+
+    def mask(self, queries: Tensor, seen: Tensor) -> Tensor:
+        """0 where a position sees another and -inf elsewhere: [..., T], [..., C] -> [..., T, C]."""
+        seen, queries = seen.unsqueeze(-2), queries.unsqueeze(-1)
+        is_hidden = seen > queries
+        if self.window is not None:
+            is_hidden |= seen <= queries - self.window
+        return torch.zeros(is_hidden.shape).masked_fill_(is_hidden, float("-inf")).to(self.device)
+
+    def places(self, block_ids: Tensor, positions: Tensor) -> Tensor:
+        """Rows of the cache: block tables [B, M], positions [B, C] -> [B * Hkv * C]."""
+        slots = block_ids.gather(-1, positions // self.block_size) * self.block_size
+        slots = (slots + positions % self.block_size).unsqueeze(1) * self.num_kv_heads
+        return (slots + torch.arange(self.num_kv_heads).unsqueeze(1)).flatten().to(self.device)
+
+    def tile_tokens(self, num_seen: int) -> int:
+        """Tokens of one tile, a multiple of ROWS."""
+        most = _TILE_SCORES // (self.num_heads * num_seen)
+        return max(ROWS, min(_floor(most, ROWS), _MOST_TILE_TOKENS))
+
+
+def _floor(count: int, step: int) -> int:
+    return count // step * step
+
+
+def _ceil(count: int, step: int) -> int:
+    return -(-count // step) * step
+
 
 def pack_batch(
     plan: StepPlan,
     block_size: int,
     windows: Sequence[int | None],
-    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
     device: torch.device,
 ) -> Batch:
     """Turn a plan into tensors.
@@ -103,7 +163,8 @@ def pack_batch(
         plan: at least one request.
         block_size: tokens per KV block.
         windows: of the model's layers, each once.
-        dtype: of the attention masks: the queries' dtype.
+        num_heads: of queries.
+        num_kv_heads: of keys and values.
         device: where the tensors go.
     """
     decodes = sorted((r for r in plan.requests if len(r.token_ids) == 1), key=_context)
@@ -119,7 +180,7 @@ def pack_batch(
         positions += span
         slot_mapping += [request.block_ids[p // block_size] * block_size + p % block_size for p in span]
 
-    layouts = {window: _Layout(block_size, window, dtype, device) for window in windows}
+    layouts = {window: _Layout(block_size, window, num_heads, num_kv_heads, device) for window in windows}
     return Batch(
         token_ids=torch.tensor(token_ids, device=device),
         positions=torch.tensor(positions, device=device),
@@ -165,50 +226,36 @@ def _reach(decodes: Sequence[ScheduledRequest], longer: Sequence[ScheduledReques
     return Reach(tuple(groups), tuple(chunks))
 
 
-def _slots(block_ids: Tensor, positions: Tensor, block_size: int) -> Tensor:
-    """Cache slots of positions: block tables [..., M], positions [C] or [..., C] -> [..., C]."""
-    blocks = positions // block_size
-    found = block_ids[..., blocks] if blocks.dim() == 1 else block_ids.gather(-1, blocks)
-    return found * block_size + positions % block_size
-
-
 def _decode_group(members: Sequence[ScheduledRequest], first: int, layout: _Layout) -> DecodeGroup:
-    lengths = [_context(request) for request in members]
-    num_blocks = -(-lengths[-1] // layout.block_size)
-    tables = [r.block_ids[:num_blocks] + [0] * (num_blocks - len(r.block_ids)) for r in members]
-    starts = [layout.first_seen(length - 1) for length in lengths]
-    counts = [length - start for length, start in zip(lengths, starts, strict=True)]
-    most = max(counts)
-    mask = None
-    if starts[-1] == 0 and counts[0] == most:
-        slots = _slots(torch.tensor(tables), torch.arange(most), layout.block_size)  # [B, C]
-    else:
-        offsets = torch.arange(most).expand(len(members), most)
-        is_padding = offsets >= torch.tensor(counts).unsqueeze(1)  # [B, C]
-        positions = torch.tensor(starts).unsqueeze(1) + offsets.masked_fill(is_padding, 0)
-        slots = _slots(torch.tensor(tables), positions, layout.block_size)
-        if counts[0] != most:
-            mask = torch.zeros(is_padding.shape, dtype=layout.dtype)
-            mask = mask.masked_fill_(is_padding, float("-inf"))[:, None, None, :].to(layout.device)
-    return DecodeGroup(slice(first, first + len(members)), slots.flatten().to(layout.device), mask)
+    last = torch.tensor([[_context(request) - 1] for request in members])  # [B, 1]
+    spans = [layout.segments(position, position) for (position,) in last.tolist()]
+    num_seen = max(end - begin for begin, end in spans)
+    seen = torch.tensor([[begin] for begin, _ in spans]) + torch.arange(num_seen)  # [B, C]
+    num_blocks = max(len(request.block_ids) for request in members)
+    tables = torch.tensor([r.block_ids + [0] * (num_blocks - len(r.block_ids)) for r in members])
+    places = layout.places(tables, seen.minimum(last))
+    return DecodeGroup(slice(first, first + len(members)), places, layout.mask(last, seen))
 
 
 def _chunk(request: ScheduledRequest, first: int, layout: _Layout) -> Chunk:
-    num_tokens, num_computed = len(request.token_ids), request.num_computed_tokens
-    rows = slice(first, first + num_tokens)
-    context = _context(request)
-    is_cut = layout.first_seen(context - 1) > 0
-    if num_computed == 0 and not is_cut:
-        return Chunk(rows, None, None)
-    start = layout.first_seen(num_computed)
-    seen = torch.arange(start, context)
-    queries = torch.arange(num_computed, context).unsqueeze(1)
-    is_hidden = seen > queries  # [T, C]
-    if is_cut and layout.window is not None:
-        is_hidden |= seen <= queries - layout.window
-    mask = torch.zeros(is_hidden.shape, dtype=layout.dtype)
-    mask = mask.masked_fill_(is_hidden, float("-inf")).to(layout.device)
-    if num_computed == 0:
-        return Chunk(rows, None, mask)
-    slots = _slots(torch.tensor(request.block_ids), seen, layout.block_size)
-    return Chunk(rows, slots.to(layout.device), mask)
+    num_tokens, start = len(request.token_ids), request.num_computed_tokens
+    end = start + num_tokens
+    begin, seen_end = layout.segments(start, end - 1)
+    step = layout.tile_tokens(seen_end - begin)
+    tiles = tuple(
+        _tile(at, min(at + step, _ceil(num_tokens, ROWS)), start, begin, layout)
+        for at in range(0, num_tokens, step)
+    )
+    seen = torch.arange(begin, begin + max(tile.seen.stop for tile in tiles)).clamp_(max=end - 1)
+    places = layout.places(torch.tensor([request.block_ids]), seen.unsqueeze(0))
+    return Chunk(slice(first, first + num_tokens), places, tiles)
+
+
+def _tile(at: int, to: int, start: int, begin: int, layout: _Layout) -> Tile:
+    """Tokens `at` to `to` of a chunk that starts at position `start` and sees those from `begin` on."""
+    queries = torch.arange(start + at, start + to)
+    seen_begin, seen_end = layout.segments(start + at, start + to - 1)
+    is_cut = layout.first_seen(start + to - 1) > seen_begin
+    num_open = 0 if is_cut else _floor(start + at, SEGMENT) - seen_begin
+    mask = layout.mask(queries, torch.arange(seen_begin + num_open, seen_end))
+    return Tile((at, to), slice(seen_begin - begin, seen_end - begin), num_open, mask.unsqueeze(1))

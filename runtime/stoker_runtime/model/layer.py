@@ -100,9 +100,9 @@ class Layer:
         attended = self._attend(
             _normed(hidden, self.attention_norms.before, eps), angles, cache, batch, architecture
         )
-        hidden = hidden.add(_normed(attended, self.attention_norms.behind, eps), alpha=residual)
+        hidden = _added(hidden, _normed(attended, self.attention_norms.behind, eps), residual)
         computed = self.mlp(_normed(hidden, self.mlp_norms.before, eps))
-        return hidden.add(_normed(computed, self.mlp_norms.behind, eps), alpha=residual)
+        return _added(hidden, _normed(computed, self.mlp_norms.behind, eps), residual)
 
     @property
     def has_single_experts(self) -> bool:
@@ -140,3 +140,11 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _normed(rows: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return rows if weight is None else rms_norm(rows, weight, eps)
+
+
+def _added(hidden: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """Return hidden + scale * delta, rounded once."""
+    if scale == 1:
+        return hidden + delta
+    # In half precision PyTorch rounds the product as well, but only of elements that do not fill a vector.
+    return hidden.float().add(delta.float(), alpha=scale).to(hidden.dtype)

@@ -3,11 +3,16 @@
 Packing reorders a weight once into the blocks that oneDNN's kernels read, which makes a CPU step 1.3 to 2
 times faster. The two operators behind it are private to torch, so they are used only after a check that they
 exist and agree with the plain product on this machine.
+
+A row's product must not depend on the rows beside it, not in the last bit: the same request would get another
+text in another batch. Libraries choose kernels by the number of rows, and not all of them add up in the same
+order, so each product is tried when it is loaded, see EvenProducts.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -19,6 +24,8 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _BATCH_HINT = 16  # packed for this many rows; the layout serves every number of rows equally well
+_TILE = 8  # rows; with a multiple of it MKL adds up every row in the same order, in any number of threads
+_NUM_TRIED = 40
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
@@ -54,6 +61,70 @@ class PackedLinear:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return rows @ weight.T + bias."""
         return _packed_product(rows, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class TiledProduct:
+    """A product whose number of rows is made a multiple of the tile's, or that is computed tile by tile."""
+
+    product: Product
+    one_by_one: bool
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the product's rows."""
+        return tiled(self.product, rows, self.one_by_one)
+
+
+def tiled(product: Product, rows: Tensor, one_by_one: bool = False) -> Tensor:
+    """Multiply with zeros below the rows, so that the number of rows is a multiple: [T, in] -> [T, out]."""
+    num_rows = rows.shape[0]
+    rows = F.pad(rows, (0, 0, 0, -num_rows % _TILE))
+    found = torch.cat([product(tile) for tile in torch.split(rows, _TILE)]) if one_by_one else product(rows)
+    return found[:num_rows]
+
+
+class EvenProducts:
+    """Makes a row of each product the same to the last bit whatever rows are beside it, on a CPU.
+
+    Each shape is tried once: the product as it is, then with padded rows, then in tiles.
+    """
+
+    def __init__(self) -> None:
+        self._ways: dict[tuple[type, torch.Size, torch.dtype], Callable[[Product], Product]] = {}
+
+    def __call__(self, product: Product) -> Product:
+        """Return the product, or one of the same weight that is even."""
+        if not isinstance(product, Linear | PackedLinear) or product.weight.device.type != "cpu":
+            return product
+        weight = product.weight
+        key = (type(product), weight.shape, weight.dtype)
+        if key not in self._ways:
+            self._ways[key] = _even_way(product, weight)
+        return self._ways[key](product)
+
+
+def _even_way(product: Product, weight: Tensor) -> Callable[[Product], Product]:
+    ways: tuple[Callable[[Product], Product], ...] = (
+        lambda product: product,
+        lambda product: TiledProduct(product, one_by_one=False),
+        lambda product: TiledProduct(product, one_by_one=True),
+    )
+    for way in ways:
+        if is_even(way(product), weight.shape[1], weight.dtype):
+            return way
+    logger.warning(
+        "products of %d x %d depend on the batch on this CPU: a request's text may differ in another batch",
+        *weight.shape,
+    )
+    return ways[0]
+
+
+def is_even(product: Product, num_inputs: int, dtype: torch.dtype) -> bool:
+    """Tell whether rows get the same bits alone, in other numbers and at other places."""
+    rows = torch.randn(_NUM_TRIED, num_inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+    together = product(rows)
+    spans = (slice(0, 1), slice(30, 33), slice(5, 13), slice(27, _NUM_TRIED))
+    return all(torch.equal(product(rows[span].clone()), together[span]) for span in spans)
 
 
 def packed(linear: Product) -> Product:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stoker_runtime.model.linear import Linear, Product
+from stoker_runtime.model.linear import Linear, Product, tiled
+
+_ONE_THREAD = 32767  # elements; with more, PyTorch's operators use several threads (at::internal::GRAIN_SIZE)
 
 
 class Stack(Protocol):
@@ -37,12 +39,28 @@ class Mlp:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the MLP adds: [T, E] -> [T, E]."""
         gate, up = self.gate_up(rows).chunk(2, dim=-1)
-        activated = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return self.down(activated.mul_(up))
+        for part in _parts(gate):
+            if self.activation == "silu":
+                F.silu(part, inplace=True)
+            else:
+                torch.ops.aten.gelu_(part, approximate="tanh")
+        return self.down(gate * up)
 
     def mapped(self, change: Callable[[Product], Product]) -> Mlp:
         """Return the same with each product changed."""
         return replace(self, gate_up=change(self.gate_up), down=change(self.down))
+
+
+def _parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """Cut rows [T, I] into views that one thread computes each.
+
+    PyTorch deals the elements of larger tensors out to its threads, wherever in a row that cuts. The last of
+    a share, which do not fill a vector, get another exponential that differs in the last bit, so what a row
+    gets would depend on the number of rows.
+    """
+    if rows.device.type != "cpu" or torch.get_num_threads() == 1:
+        return (rows,)
+    return torch.split(rows, max(1, _ONE_THREAD // rows.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,7 @@ class Experts:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the experts add: [T, E] -> [T, E]."""
-        return self.answer(rows, F.linear(rows, self.router))
+        return self.answer(rows, tiled(Linear(self.router), rows))
 
     def answer(self, rows: Tensor, scores: Tensor) -> Tensor:
         """Return the same, given what the router says: rows [T, E], scores [T, N] -> [T, E]."""

@@ -118,7 +118,7 @@ def _attention_deviation(
     qkv = random(num_tokens, width, heads.head_dim)
     keys, values = (random(num_slots, heads.num_kv_heads, heads.head_dim).to(kv_dtype) for _ in range(2))
     plain_cache = (keys.clone(), values.clone())
-    batch = pack_batch(plan, block_size, (scoring.window,), dtype, device)
+    batch = pack_batch(plan, block_size, (scoring.window,), heads.num_heads, heads.num_kv_heads, device)
     query, key, value = qkv.split([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)  # type: ignore[no-untyped-call]
     expected = attend(
         query.contiguous(), key, value, plain_cache, batch, scoring.window, scoring.scale, scoring.cap
