@@ -13,6 +13,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 _GREEDY_BELOW = 1e-5
 # Tokens and log-probabilities of one HTTP request. Each takes some hundred bytes until it is sent.
 MAX_VALUES = 2**22
+# At each position. Every step waits until the tokens of all its requests are listed: 64 times so many take
+# some 50 ms.
+MAX_LOGPROBS = 1024
 
 
 def completion_sampling(
@@ -156,8 +159,8 @@ def _sampling(
 
     temperature = pick(body.temperature, "temperature", 1.0)
     top_p, top_k = pick(body.top_p, "top_p", 1.0), max(0, int(pick(body.top_k, "top_k", 0)))
-    logprobs = _count(logprobs, vocab_size)
-    prompt_logprobs = _count(body.prompt_logprobs, vocab_size)
+    logprobs = _count("top_logprobs" if isinstance(body, ChatBody) else "logprobs", logprobs, vocab_size)
+    prompt_logprobs = _count("prompt_logprobs", body.prompt_logprobs, vocab_size)
     if isinstance(body, CompletionBody) and body.echo and prompt_logprobs is None:
         prompt_logprobs = logprobs
     return SamplingParams(
@@ -182,11 +185,18 @@ def _sampling(
     )
 
 
-def _count(wanted: int | None, vocab_size: int) -> int | None:
+def _count(param: str, wanted: int | None, vocab_size: int) -> int | None:
     """Return a number of likeliest tokens; -1 means all that there are."""
     if wanted is None:
         return None
-    return vocab_size if wanted == -1 else min(wanted, vocab_size)
+    count = vocab_size if wanted == -1 else min(wanted, vocab_size)
+    if count > MAX_LOGPROBS:
+        raise RequestError(
+            f"`{param}` asks for {count} tokens at each position; at most {MAX_LOGPROBS} can be told",
+            param=param,
+            code="invalid_value",
+        )
+    return count
 
 
 def _check_ids(param: str, token_ids: Mapping[int, float] | list[int], vocab_size: int) -> None:

@@ -141,6 +141,16 @@ def test_more_than_any_prompt_leaves_is_refused(fields: dict[str, int]) -> None:
         assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"logprobs": -1}, "logprobs"), ({"prompt_logprobs": 1025}, "prompt_logprobs")]
+)
+def test_no_step_has_to_list_a_whole_large_vocabulary(fields: dict[str, Any], param: str) -> None:
+    body = CompletionBody.model_validate({"prompt": "a", **fields})
+    with pytest.raises(RequestError, match="at most 1024") as caught:
+        completion_sampling(body, {}, vocab_size=50_000, max_model_len=256)
+    assert caught.value.param == param
+
+
 def test_of_a_chats_two_limits_the_newer_counts() -> None:
     assert chat(max_tokens=9, max_completion_tokens=5).max_tokens == 5
     assert chat(max_tokens=9, max_completion_tokens=-1).max_tokens == 256
