@@ -36,8 +36,9 @@ LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 MIB = 1024**2
 # Longer than the longest that proxies in common use keep an idle connection to a server, so that they close
 # it, not we: a request that is sent just when we close is lost and answered with a 502. nginx and Amazon's
-# ALB take 60 s, Traefik and Go's clients 90 s, Azure's gateway 4 min, Google's load balancers a fixed 600 s,
-# for which its documentation asks servers to wait longer and names 620 s. Envoy's hour is for it to lower.
+# ALB take 60 s, Traefik and Go's clients 90 s, Azure's load balancer 4 min, Oracle's 5 min, Google's a fixed
+# 10 min, for which its documentation asks servers to wait longer and names 620 s. Envoy's is an hour unless
+# set: it tries again, or is told less.
 # Source: cloud.google.com/load-balancing/docs/https, "Timeouts and retries".
 KEEP_ALIVE_TIMEOUT_S = 620
 MAX_CPU_KV_CACHE_BYTES = 512 * MIB

@@ -63,6 +63,8 @@ class Budgets:
             raise ValueError(f"draft_rows {self.draft_rows} are more than a step may compute")
         if self.prefill_beside_decodes < 1:
             raise ValueError("prefill_beside_decodes must be at least 1, or a decode could stop all prompts")
+        if self.scoring_bytes < 1:
+            raise ValueError("scoring_bytes must be at least 1, or no prompt would ever be scored")
 
     def pace(self) -> PrefillPace | None:
         """Return what follows one engine's steps, where that is asked for."""

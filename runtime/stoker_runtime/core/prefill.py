@@ -54,8 +54,8 @@ class _Left:
 
     def part(self, divisor: int, least: int) -> _Left:
         """Return a share of both, and so much at least where there is any; it is still in here."""
-        shares = (min(all_, max(all_ // divisor, least)) for all_ in (self.tokens, self.scoring_bytes))
-        return _Left(*shares)
+        tokens, scoring_bytes = self.tokens // divisor, self.scoring_bytes // divisor
+        return _Left(min(self.tokens, max(tokens, least)), min(self.scoring_bytes, max(scoring_bytes, least)))
 
     def limit(self, tokens: int, scoring_bytes: int) -> None:
         """Keep no more than so much."""

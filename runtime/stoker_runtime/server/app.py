@@ -93,8 +93,8 @@ def _on_client_gone(request: Request, error: Exception) -> Response:
 
 def _openai_routes(serving: Serving) -> APIRouter:
     router = APIRouter(prefix="/v1")
-    events = openapi.text("text/event-stream", "The answer, or its events where `stream` is true.")
-    answers = events | openapi.errors(400, 404, 408, 413, 415, 429, 500, 503)
+    answered = openapi.events("The answer, or its events where `stream` is true.")
+    answers = answered | openapi.errors(400, 404, 408, 413, 415, 429, 500, 503)
 
     def model_card(name: str) -> dict[str, Any]:
         return {

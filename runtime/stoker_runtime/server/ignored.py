@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 HEADER = "x-stoker-ignored"
 _MAX_HEADER_BYTES = 2048
 _MAX_NAME_CHARACTERS = 64
+_NO_NAME = '""'  # how an empty name is shown
 _MAX_LOGGED = 64
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-[]")
 
@@ -18,13 +19,14 @@ def header_value(names: Sequence[str]) -> str:
     Names come from clients: what is not plain in them is percent-encoded UTF-8, so that they can end neither
     the header nor an entry of it.
     """
-    entries = list(dict.fromkeys(_encoded(name) for name in names))
-    if len(whole := ",".join(entries)) <= _MAX_HEADER_BYTES:
+    cut = dict.fromkeys(name[:_MAX_NAME_CHARACTERS] or _NO_NAME for name in names)
+    entries = [_encoded(name) for name in islice(cut, _MAX_HEADER_BYTES)]  # of more there is no room for any
+    if len(entries) == len(cut) and len(whole := ",".join(entries)) <= _MAX_HEADER_BYTES:
         return whole
-    room = _MAX_HEADER_BYTES - len(f"+{len(entries)}")
+    room = _MAX_HEADER_BYTES - len(f"+{len(cut)}")
     ends = accumulate(len(entry) + 1 for entry in entries)  # of each entry with its comma
     num_shown = sum(end <= room for end in ends)
-    return ",".join([*entries[:num_shown], f"+{len(entries) - num_shown}"])
+    return ",".join([*entries[:num_shown], f"+{len(cut) - num_shown}"])
 
 
 def logged(names: Sequence[str]) -> list[str]:
@@ -33,6 +35,5 @@ def logged(names: Sequence[str]) -> list[str]:
 
 
 def _encoded(name: str) -> str:
-    # An empty name is shown in its quotes; a lone half of a surrogate pair is a character to JSON.
-    data = (name[:_MAX_NAME_CHARACTERS] or '""').encode("utf-8", "surrogatepass")
+    data = name.encode("utf-8", "surrogatepass")  # half of a surrogate pair is a character to JSON
     return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in data)

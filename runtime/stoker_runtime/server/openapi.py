@@ -45,8 +45,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def text(content_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """Return a route's responses where it answers with text, or with text as well as JSON."""
+    """Return a route's responses where it answers with text."""
     return {200: {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}}
+
+
+def events(description: str) -> dict[int | str, dict[str, Any]]:
+    """Return a route's responses where it answers with events as well as with JSON."""
+    return {200: {"description": description, "content": {"text/event-stream": {}}}}
 
 
 def document(

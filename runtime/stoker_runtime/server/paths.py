@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 # What kubelets, scrapers, scalers and the operator ask for, none of whom has a key; and what says how to ask.
 _WITHOUT_KEY = frozenset({"/health", "/ready", "/load", "/metrics", "/version", "/openapi.json"})
+_REPEATED_V1 = re.compile(r"\A(?:/+v1)+(?=/+v1(?:/|\Z))")
 _MODEL = "/v1/models"  # a model's name follows it, which may hold any slashes
 _COMPARED = 128  # characters; telling how alike two texts are takes time
 _ALIKE = 0.8  # of 1, which is the same: a letter or two are wrong, not another word
@@ -47,8 +48,7 @@ class Paths:
             return plain
         rest = _behind(self._root_path, path) if self._root_path else None
         path = path if rest is None else rest or "/"
-        while (rest := _behind("/v1/v1", path)) is not None:
-            path = "/v1" + rest
+        path = _REPEATED_V1.sub("", path)
         for prefix in (_MODEL, _MODEL.removeprefix("/v1")):
             name = _behind(prefix, path)
             if name is not None and name.strip("/"):

@@ -118,7 +118,7 @@ def check_tools(body: Mapping[str, Any], tools: str, choice: str) -> None:
         return
     for name, asked in ((tools, bool(body.get(tools))), (choice, not asks_nothing(wanted, ("auto",)))):
         if asked:
-            raise unsupported(name, (), f", and neither are tool calls; or send `{choice}` as 'none'")
+            raise unsupported(name, (), f", or send `{choice}` as 'none': it makes no tool calls")
 
 
 def ignored_names(body: Mapping[str, Any], known: Collection[str], prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from stoker_runtime.messages import FinishReason, RequestOutput, TokenLogprob
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"max_num_seqs": 8, "budget": 7}, "max_num_seqs"),
         ({"beside": 0}, "prefill_beside_decodes"),
+        ({"scoring_bytes": 0}, "scoring_bytes"),
     ],
 )
 def test_refuses_budgets_that_would_leave_a_request_waiting_for_ever(

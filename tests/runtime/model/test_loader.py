@@ -458,7 +458,8 @@ class RecordingStandIn:
         self.recorded.append((sizes, token_sizes))
 
     def __call__(self, plan: StepPlan, cache: KVCache) -> torch.Tensor:
-        return torch.zeros(len(plan.positions()), self.architecture.vocab_size)
+        num_rows = len(plan.logit_rows([0] * len(plan.requests)))
+        return torch.zeros(num_rows, self.architecture.vocab_size)
 
 
 def test_memory_of_the_largest_recordings_is_left_free(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

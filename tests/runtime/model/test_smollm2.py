@@ -14,7 +14,7 @@ from runtime_builders import make_request
 
 from stoker_runtime.config import EngineConfig
 from stoker_runtime.engine.engine import Engine
-from stoker_runtime.messages import AddRequest
+from stoker_runtime.messages import AddRequest, TokenLogprob
 from stoker_runtime.model.loader import load_runner
 from stoker_runtime.tokenizer_files import load_assets
 
@@ -160,3 +160,24 @@ def test_under_preemption_and_with_small_chunks() -> None:
     outputs = run_to_end(engine, {0: requests})
     assert engine.step().stats.num_preemptions > 0
     assert_greedy(outputs, requests)
+
+
+def test_scores_of_prompts() -> None:
+    engine = make_engine(num_tokens_of_kv=4096, budget=40, max_num_seqs=4)
+    requests = [make_request(prompt, max_tokens=1, prompt_logprobs=1) for prompt in prompts()[::4]]
+    for request in requests:
+        engine.add(request)
+    scores: dict[str, list[TokenLogprob]] = {request.request_id: [] for request in requests}
+    while engine.has_work:
+        for output in engine.step().outputs:
+            scores[output.request_id] += output.prompt_logprobs
+    for request in requests:
+        prompt = request.prompt_token_ids
+        with torch.inference_mode():
+            logits = reference_model()(torch.tensor([prompt])).logits[0, :-1]
+        wanted = logits.log_softmax(dim=-1).gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
+        found = scores[request.request_id]
+        assert [score.token_id for score in found] == prompt[1:]
+        assert [score.logprob for score in found] == pytest.approx(wanted.tolist(), abs=1e-3)
+        # What lm-eval asks: whether each token was the most likely one.
+        assert [score.rank == 1 for score in found] == [s.top[0][0] == s.token_id for s in found]

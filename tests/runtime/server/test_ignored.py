@@ -40,6 +40,13 @@ def test_what_there_is_no_room_for_is_counted() -> None:
     assert last == "+67"
 
 
+def test_a_body_of_nothing_but_unknown_fields_is_counted() -> None:
+    value = header_value([f"{index:x}" for index in range(300_000)])
+
+    assert len(value) <= 2048
+    assert int(value.rpartition("+")[2]) + value.count(",") == 300_000
+
+
 def test_as_many_as_fit_need_no_count() -> None:
     names = [f"{index:063}" for index in range(32)]  # 32 * 64 - 1 is 2047
     assert header_value(names) == ",".join(names)

@@ -340,16 +340,22 @@ def test_metadata_of_any_kind_is_read_or_refused_never_worse(
 
 
 def load(path: Path) -> None:
-    parsed = read_gguf(path)
+    load_parsed(read_gguf(path))
+
+
+def load_parsed(parsed: GgufFile) -> None:
     architecture = architecture_from_gguf(parsed)
     with GgufSource(parsed, architecture) as source:
         Decoder(architecture, Assembly(architecture, source, torch.float32, torch.device("cpu")))
 
 
-def test_experts_of_a_type_that_is_not_supported_are_named(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama", {"ffn_up_exps": TYPES.Q5_0})
-    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up_exps\.weight is Q5_0"):
-        load(tmp_path / "m.gguf")
+def test_experts_of_a_type_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", make_model("mixtral"), "llama")
+    parsed = read_gguf(tmp_path / "m.gguf")
+    name = "blk.0.ffn_up_exps.weight"
+    tensors = {**parsed.tensors, name: replace(parsed.tensors[name], type_id=int(TYPES.Q8_K))}
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up_exps\.weight is Q8_K"):
+        load_parsed(replace(parsed, tensors=tensors))
 
 
 @pytest.mark.parametrize("count", [0, 3, 5])

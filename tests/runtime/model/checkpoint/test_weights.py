@@ -379,18 +379,6 @@ def test_gguf_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
         open_gguf(tmp_path / "m.gguf")
 
 
-def test_part_of_a_split_gguf_is_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match="split") as caught:
-        open_gguf(tmp_path / "m.gguf")
-    assert caught.value.reason == "UnsupportedModel"
-
-
 def test_vocabulary_of_a_gguf_model_is_its_embedding_table(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", make_model("qwen3"), "qwen3")
     assert architecture_from_gguf(read_gguf(tmp_path / "m.gguf")).vocab_size == VOCAB_SIZE
