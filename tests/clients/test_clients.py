@@ -6,6 +6,7 @@ docs/clients.md is the table of what is tried here.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def check_likelihoods(complete: Complete, likelihoods: list[dict[str, Any]]) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(420)  # a program's deadline, and the server's start
 @IN_CELLS
-def test_client(client: Client, cell: str, task: Task, run_program: Any, complete: Complete) -> None:
+def test_client(client: Client, cell: str, run_program: Any, task: Task, complete: Complete) -> None:
     told = run_program(client.environment, client.program)
     print(told.stderr[-4000:])  # for who reads of a failure: some clients tell the server's words only here
     assert told.results.keys() == set(client.cells)
@@ -153,7 +154,8 @@ def test_client(client: Client, cell: str, task: Task, run_program: Any, complet
     if "requests" in result:
         check_benchmark(result, cell, task)
     elif "numbers" in result:
-        assert all(isinstance(number, float) for number in result["numbers"])
+        assert result["numbers"]
+        assert all(math.isfinite(number) for number in result["numbers"])
         check_likelihoods(complete, result.get("likelihoods", []))
     else:
         check_answer(result, as_told(complete, task, cell, result))
