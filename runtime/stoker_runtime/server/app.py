@@ -120,7 +120,7 @@ def _openai_routes(serving: Serving) -> APIRouter:
         names = serving.config.served_model_names
         alike = [name for name in names if name.strip("/") == model.strip("/")]  # it may be a folder's path
         name = model if model in names or not alike else alike[0]
-        serving.check_model(name)
+        serving.check_name(name)
         return _json(model_card(name))
 
     @router.post("/completions", openapi_extra=openapi.takes(CompletionBody), responses=answers)

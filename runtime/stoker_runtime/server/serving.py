@@ -22,6 +22,9 @@ from stoker_runtime.server.stop_strings import StopStrings
 # What a request's limits depend on: "tokens" are /tokenize and /detokenize.
 Purpose = Literal["inference", "tokens", "operations"]
 
+# They stand for the model that there is. huggingface_hub writes "dummy" for a user who names only a server.
+UNNAMED = frozenset({"", "dummy"})
+
 
 class Serving:
     """One model being served.
@@ -83,12 +86,21 @@ class Serving:
         return min(ready.max_model_len, ready.num_blocks * ready.block_size)
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served here. None and "" stand for the one that is.
+        """Refuse a request for a model that is not served here, unless it names none.
 
         Raises:
             RequestError: 404, model_not_found.
         """
-        if name and name not in self.config.served_model_names:
+        if name is not None and name not in UNNAMED:
+            self.check_name(name)
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is none of the model's.
+
+        Raises:
+            RequestError: 404, model_not_found.
+        """
+        if name not in self.config.served_model_names:
             raise RequestError(
                 f"`model` {name!r} is not served here; {', '.join(self.config.served_model_names)} is",
                 status=404,

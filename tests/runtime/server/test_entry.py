@@ -422,11 +422,12 @@ async def test_a_refused_request_says_what_was_ignored_as_well(monkeypatch: pyte
 
 async def test_one_server_has_one_model_and_needs_no_name() -> None:
     async with running_stack() as stack:
-        for name in (None, ""):
+        for name in (None, "", "dummy"):
             stack.serving.check_model(name)
             response = await stack.http.post("/tokenize", json={"prompt": "a", "model": name})
             assert response.status_code == 200
         wrong = await stack.http.post("/tokenize", json={"prompt": "a", "model": "other"})
+        assert (await stack.http.get("/v1/models/dummy")).status_code == 404
 
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
     assert "tiny" in wrong.json()["error"]["message"]

@@ -139,6 +139,7 @@ ROWS = [
     row("8-content-empty", message(content=[])),
     row("9-no-model", {"messages": HI, "max_tokens": 1}),
     row("9-empty-model", chat(model="")),
+    row("9-model-of-huggingface-hub", chat(model="dummy")),
     row("9-no-model-completion", {"prompt": "a"}, path=COMPLETION),
     row("10-nulls", chat(best_of=None, colour=None, tools=None, stream_options=None)),
     row("10-null-option", chat(stream=True, stream_options={"continuous_usage_stats": None, "x": None})),
