@@ -17,7 +17,6 @@ from stoker_runtime import __version__
 from stoker_runtime.errors import RequestError
 from stoker_runtime.server import inference, openapi
 from stoker_runtime.server.body import read_body
-from stoker_runtime.server.chat_options import chat_options, without_quiet_hints
 from stoker_runtime.server.entry import Entry
 from stoker_runtime.server.paths import Paths
 from stoker_runtime.server.problems import client_gone, error_response
@@ -166,17 +165,7 @@ def _token_routes(serving: Serving) -> APIRouter:
             special = body.add_special_tokens is not False
             tokens = (await text.prompt_ids([body.prompt], add_special_tokens=special))[0]
         else:
-            assert body.messages is not None
-            options = chat_options(body)
-            prompt = await text.chat(
-                body.messages.messages,
-                add_generation_prompt=options.add_generation_prompt,
-                continue_final_message=options.continue_final_message,
-                add_special_tokens=bool(body.add_special_tokens),
-                extra=options.extra,
-            )
-            tokens = prompt.token_ids
-            request.state.record.ignored += without_quiet_hints(body, prompt.ignored)
+            tokens = (await inference.rendered(text, body, request.state.record)).token_ids
         return _json(
             {
                 "count": len(tokens),

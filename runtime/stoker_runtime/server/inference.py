@@ -17,7 +17,7 @@ from stoker_runtime.server.body import read_body
 from stoker_runtime.server.chat_options import chat_options, last_answer, without_quiet_hints
 from stoker_runtime.server.generation import Generation
 from stoker_runtime.server.prompt import ChatPrompt, TextRoom, check_length
-from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody
+from stoker_runtime.server.protocol import ChatBody, CompletionBody, SamplingBody, TokenizeBody
 from stoker_runtime.server.respond import respond
 from stoker_runtime.server.sampling import (
     bad_word_forms,
@@ -130,7 +130,15 @@ async def _prompt_texts(
     )
 
 
-async def _chat_prompt(text: TextRoom, body: ChatBody, max_model_len: int, record: Record) -> ChatPrompt:
+async def rendered(
+    text: TextRoom, body: ChatBody | TokenizeBody, record: Record, max_tokens: int | None = None
+) -> ChatPrompt:
+    """Return a body's messages as the model reads them; the record notes what its template does not read.
+
+    Raises:
+        RequestError: see TextRoom.chat.
+    """
+    assert body.messages is not None
     options = chat_options(body)
     prompt = await text.chat(
         body.messages.messages,
@@ -138,9 +146,15 @@ async def _chat_prompt(text: TextRoom, body: ChatBody, max_model_len: int, recor
         continue_final_message=options.continue_final_message,
         add_special_tokens=bool(body.add_special_tokens),
         extra=options.extra,
-        max_tokens=max_model_len if body.truncate_prompt_tokens is None else None,
+        max_tokens=max_tokens,
     )
     record.ignored += without_quiet_hints(body, prompt.ignored)
+    return prompt
+
+
+async def _chat_prompt(text: TextRoom, body: ChatBody, max_model_len: int, record: Record) -> ChatPrompt:
+    most = max_model_len if body.truncate_prompt_tokens is None else None
+    prompt = await rendered(text, body, record, most)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     token_ids = truncated(prompt.token_ids, body.truncate_prompt_tokens, asked, max_model_len)
     return replace(prompt, token_ids=token_ids)
