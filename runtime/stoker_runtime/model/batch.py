@@ -26,6 +26,9 @@ _MOST_TILE_TOKENS = 64
 # A group is cut where padding would add more than a quarter, but not below this many slots of waste in all.
 _MAX_PADDING = 1.25
 _FREE_PADDING_SLOTS = 512
+# Nor does it have more slots than this with their padding: what is gathered should still be in a cache when
+# it is multiplied.
+_MOST_SLOTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,8 @@ def _groups(decodes: Sequence[ScheduledRequest]) -> list[list[ScheduledRequest]]
         length = _context(request)
         if groups:
             padded = length * (len(groups[-1]) + 1)
-            if padded <= max((total + length) * _MAX_PADDING, total + length + _FREE_PADDING_SLOTS):
+            most = max((total + length) * _MAX_PADDING, total + length + _FREE_PADDING_SLOTS)
+            if padded <= min(most, _MOST_SLOTS):
                 groups[-1].append(request)
                 total += length
                 continue

@@ -74,7 +74,7 @@ class Decoder:
         """Compute one step.
 
         Args:
-            plan: at least one request.
+            plan: what to compute.
             cache: keys and values so far; those of the plan's tokens are added.
 
         Returns:
@@ -82,6 +82,8 @@ class Decoder:
         """
         assert self._ropes is not None, "set_max_positions comes first"
         architecture = self.architecture
+        if not plan.requests:
+            return torch.empty(0, architecture.vocab_size, device=self.device)
         scales = architecture.scales
         batch = pack_batch(
             plan,
