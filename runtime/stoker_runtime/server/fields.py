@@ -6,7 +6,9 @@ in lists. Limits are those of this server's memory and time, not of somebody els
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Annotated, Any, TypeGuard
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
@@ -113,6 +115,15 @@ def _bad_words(value: object) -> tuple[str, ...]:
     return words
 
 
+def _number(value: object, otherwise: str) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    raise invalid(otherwise)
+
+
 def _logit_bias(value: object) -> dict[int, float]:
     """Return biases by token id; llama.cpp's clients send pairs, others OpenAI's object."""
     if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
@@ -124,9 +135,8 @@ def _logit_bias(value: object) -> dict[int, float]:
         # ASCII digits only: int() would take signs, underscores, spaces and other scripts' digits.
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10):
             raise invalid(f"has the key {key!r}, which is no token id")
-        if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise invalid(f"must bias token {key} by a number")
-        biases[int(key)] = float(min(100, max(-100, bias)))
+        if bias is not None:
+            biases[int(key)] = min(100.0, max(-100.0, _number(bias, f"must bias token {key} by a number")))
     return biases
 
 
@@ -231,5 +241,5 @@ LogText = Annotated[str, PlainValidator(_logged), WithJsonSchema(_ANYTHING_SCHEM
 LogLabels = Annotated[dict[str, str], PlainValidator(_logged_labels), WithJsonSchema(_ANYTHING_SCHEMA)]
 Seed = Annotated[int, AfterValidator(_seed), Field(description="-1: a random one")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-# -1 is llama.cpp's and LM Studio's "no limit".
-TokenLimit = Annotated[int, Field(ge=-1, lt=2**31, description="-1: no limit of its own")]
+# -1 is llama.cpp's and LM Studio's "no limit", -2 is llama.cpp's and Ollama's "until the context is full".
+TokenLimit = Annotated[int, Field(ge=-2, lt=2**31, description="-1 and -2: no limit of its own")]

@@ -32,6 +32,7 @@ class Generation:
         cache_salt: requests share prefix blocks only within one salt.
         priority: lower is served earlier.
         echo: by prompt, the text in front of each of its answers; None: none.
+        echo_is_prompt: that text is the whole prompt, whose tokens then lead the answer's log-probabilities.
         shows_prompt_logprobs: the prompt's log-probabilities are told apart from those of the answer.
         returns_token_ids: the ids of prompt and answer are told.
         drops_output: only the prompt was asked for: the token that is generated is neither told nor counted.
@@ -47,9 +48,15 @@ class Generation:
     priority: int = 0
     best_of: int = 1
     echo: tuple[str, ...] | None = None
+    echo_is_prompt: bool = True
     shows_prompt_logprobs: bool = False
     returns_token_ids: bool = False
     drops_output: bool = False
+
+    @property
+    def echoes_tokens(self) -> bool:
+        """Whether the log-probabilities of the answer begin with those of the prompt."""
+        return self.echo is not None and self.echo_is_prompt and self.sampling.logprobs is not None
 
     @property
     def num_candidates(self) -> int:
@@ -241,7 +248,7 @@ class Choice:
 
     @property
     def _shows_all(self) -> bool:
-        return self._generation.echo is not None
+        return self._generation.echoes_tokens
 
     def _shown(self) -> Sequence[ShownToken]:
         """Return the tokens whose text has been released since the last call, all of them at the end."""

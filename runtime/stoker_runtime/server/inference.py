@@ -22,6 +22,7 @@ from stoker_runtime.server.respond import respond
 from stoker_runtime.server.sampling import (
     bad_word_forms,
     chat_sampling,
+    check_pickable,
     check_size,
     completion_sampling,
     truncated,
@@ -37,6 +38,7 @@ async def complete(serving: Serving, request: Request) -> Response:
     max_model_len = serving.max_model_len
     sampling = completion_sampling(body, text.assets.generation_defaults, ready.vocab_size, max_model_len)
     sampling = await _without_bad_words(sampling, body, text)
+    check_pickable(sampling, ready.eos_token_ids)
     prompts = await _prompt_ids(text, body, max_model_len)
     for prompt in prompts:
         text.check_known(prompt, ready.vocab_size, "prompt")
@@ -60,6 +62,7 @@ async def chat(serving: Serving, request: Request) -> Response:
     max_model_len = serving.max_model_len
     sampling = chat_sampling(body, text.assets.generation_defaults, ready.vocab_size, max_model_len)
     sampling = await _without_bad_words(sampling, body, text)
+    check_pickable(sampling, ready.eos_token_ids)
     prompt = await _chat_prompt(text, body, max_model_len, record)
     text.check_known(prompt.token_ids, ready.vocab_size, "messages")
     check_length(len(prompt.token_ids), max_model_len, "messages")
@@ -68,7 +71,9 @@ async def chat(serving: Serving, request: Request) -> Response:
         text.token_bytes,
         _answer_options(body, has_logprobs=sampling.logprobs is not None),
     )
-    echo = (prompt.prefix or last_answer(body.messages),) if body.echo else None
+    echo = None
+    if body.echo:
+        echo = (prompt.prefix if chat_options(body).continue_final_message else last_answer(body.messages),)
     return await _generate(
         serving, request, body, _generation(body, [prompt.token_ids], sampling, echo), shape
     )
@@ -189,6 +194,7 @@ def _generation(
         cache_salt=body.cache_salt or "",
         priority=body.priority or 0,
         echo=echo,
+        echo_is_prompt=isinstance(body, CompletionBody),
         shows_prompt_logprobs=body.prompt_logprobs is not None,
         returns_token_ids=bool(body.return_token_ids),
         drops_output=drops_output,
@@ -199,7 +205,13 @@ async def _generate(
     serving: Serving, request: Request, body: SamplingBody, generation: Generation, shape: Shape
 ) -> Response:
     longest = max(map(len, generation.prompts))
-    check_size(generation.num_choices, generation.sampling, serving.max_model_len - longest, longest)
+    check_size(
+        generation.num_choices,
+        generation.sampling,
+        serving.max_model_len - longest,
+        list(map(len, generation.prompts)),
+        scored_by="logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+    )
     answer = serving.start(generation, request.state.record, request.state.arrival_s)
     return await respond(
         request,

@@ -14,8 +14,8 @@ from stoker_runtime.messages import RequestOutput, TokenLogprob
 from stoker_runtime.server.detokenize import TokenBytes
 from stoker_runtime.server.generation import Delta, Generation, ShownToken
 
-# Writing the log-probabilities of so many, twenty of each, takes some milliseconds.
-PIECE_TOKENS = 256
+# Log-probabilities, whoever's; writing so many takes some milliseconds.
+PIECE_VALUES = 4096
 PIECE_CHARS = 2**16
 
 
@@ -44,9 +44,8 @@ class PromptOutput:
         self._generation = generation
         self._token_bytes = token_bytes
         self._num_logprobs = generation.sampling.logprobs
-        self._is_scored = generation.shows_prompt_logprobs or (
-            generation.echo is not None and self._num_logprobs is not None
-        )
+        self._is_scored = generation.shows_prompt_logprobs or generation.echoes_tokens
+        self._piece_tokens = max(1, PIECE_VALUES // (2 + (generation.sampling.prompt_logprobs or 0)))
         self._prompts = [_Prompt() for _ in generation.prompts]
         self._num_waiting = len(self._prompts) if self._is_scored or generation.echo is not None else 0
 
@@ -85,8 +84,9 @@ class PromptOutput:
             number * self._generation.num_candidates, (number + 1) * self._generation.num_candidates
         )
         if self._generation.shows_prompt_logprobs:
-            for start in range(0, len(prompt.logprobs), PIECE_TOKENS):
-                yield [Delta(indexes[0], "", prompt_logprobs=prompt.logprobs[start : start + PIECE_TOKENS])]
+            for start in range(0, len(prompt.logprobs), self._piece_tokens):
+                piece = prompt.logprobs[start : start + self._piece_tokens]
+                yield [Delta(indexes[0], "", prompt_logprobs=piece)]
         if self._generation.echo is not None:
             for index in indexes:
                 for text, tokens in self._pieces(number, self._generation.echo[number]):
@@ -99,7 +99,7 @@ class PromptOutput:
 
     def _pieces(self, number: int, text: str) -> Iterator[tuple[str, Sequence[ShownToken]]]:
         """Yield a prompt's text in pieces, with its tokens where they are told."""
-        if self._num_logprobs is None:
+        if not self._generation.echoes_tokens:
             for first in range(0, len(text), PIECE_CHARS):
                 yield text[first : first + PIECE_CHARS], ()
             return
@@ -109,7 +109,7 @@ class PromptOutput:
         start = 0
         tokens: list[ShownToken] = []
         for token_id, offset, logprob in zip(token_ids, offsets, logprobs, strict=True):
-            if len(tokens) == PIECE_TOKENS:
+            if len(tokens) == self._piece_tokens:
                 yield text[start:offset], tokens
                 start, tokens = offset, []
             tokens.append(ShownToken(token_id, offset, self._cut(logprob)))

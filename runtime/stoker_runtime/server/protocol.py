@@ -134,7 +134,7 @@ class SamplingBody(Body):
     add_special_tokens: Switch = None
     bad_words: BadWords = ()
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
-    prompt_logprobs: NumLogprobs | None = None
+    prompt_logprobs: Annotated[NumLogprobs | None, BeforeValidator(_from_switch)] = None
     truncate_prompt_tokens: (
         Annotated[
             int,
@@ -155,7 +155,8 @@ class SamplingBody(Body):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
+        asked = self.stream_options
+        if asked is not None and (asked.include_usage or asked.continuous_usage_stats) and not self.stream:
             raise invalid("is only for streams; set `stream` or leave it out", "stream_options")
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise invalid(f"is {self.best_of}, fewer than the {self.n} that `n` asks for", "best_of")

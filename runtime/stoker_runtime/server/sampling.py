@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stoker_runtime.errors import RequestError
 from stoker_runtime.messages import SamplingParams
@@ -13,6 +13,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 _GREEDY_BELOW = 1e-5
 # Tokens and log-probabilities of one HTTP request. Each takes some hundred bytes until it is sent.
 MAX_VALUES = 2**22
+# Those of prompts come all at once, and each takes some hundred bytes more as JSON.
+MAX_SCORED_VALUES = 2**20
 # At each position. Every step waits until the tokens of all its requests are listed: 64 times so many take
 # some 50 ms.
 MAX_LOGPROBS = 1024
@@ -82,7 +84,7 @@ def _limit(param: str, asked: int | None, own: int, max_model_len: int) -> int:
             param=param,
             code="context_length_exceeded",
         )
-    return max_model_len if asked == -1 else asked
+    return max_model_len if asked < 0 else asked
 
 
 def truncated(
@@ -112,22 +114,28 @@ def bad_word_forms(words: Sequence[str]) -> list[str]:
     return [form for word in words if (bare := word.lstrip(" ")) for form in (bare, f" {bare}")]
 
 
-def check_size(num_choices: int, sampling: SamplingParams, room: int, num_prompt_tokens: int = 0) -> None:
+def check_size(
+    num_choices: int,
+    sampling: SamplingParams,
+    room: int,
+    prompt_sizes: Sequence[int] = (),
+    *,
+    scored_by: str = "",
+) -> None:
     """Refuse an answer that would fill the server's memory.
 
     Args:
-        num_choices: prompts times n.
+        num_choices: prompts times what is generated of each.
         sampling: of each.
         room: tokens that the model's length leaves to each.
-        num_prompt_tokens: of the longest prompt.
+        prompt_sizes: tokens of each prompt; with `prompt_logprobs` each is scored once.
+        scored_by: the field that asks for that.
 
     Raises:
         RequestError: 400.
     """
     per_token = 1 if sampling.logprobs is None else 2 + sampling.logprobs
     num_values = num_choices * min(sampling.max_tokens, room) * per_token
-    if sampling.prompt_logprobs is not None:
-        num_values += num_choices * num_prompt_tokens * (2 + sampling.prompt_logprobs)
     if num_values > MAX_VALUES:
         raise RequestError(
             f"`n`, `max_tokens` and `logprobs` allow an answer of {num_values} tokens and log-probabilities; "
@@ -135,6 +143,40 @@ def check_size(num_choices: int, sampling: SamplingParams, room: int, num_prompt
             param="max_tokens",
             code="invalid_value",
         )
+    if sampling.prompt_logprobs is None:
+        return
+    num_values = sum(prompt_sizes) * (2 + sampling.prompt_logprobs)
+    if num_values > MAX_SCORED_VALUES:
+        raise RequestError(
+            f"`{scored_by}` asks for {num_values} log-probabilities of {sum(prompt_sizes)} prompt tokens; "
+            f"lower it or send fewer tokens at once: an answer may have {MAX_SCORED_VALUES}",
+            param=scored_by,
+            code="invalid_value",
+        )
+
+
+def check_pickable(sampling: SamplingParams, eos_token_ids: Iterable[int]) -> None:
+    """Refuse what leaves no token to pick, which would fail in the middle of the answer.
+
+    Args:
+        sampling: with its bad words.
+        eos_token_ids: the model's own ends.
+
+    Raises:
+        RequestError: 400.
+    """
+    if sampling.allowed_token_ids is None:
+        return
+    allowed = set(sampling.allowed_token_ids)
+    allowed -= {sequence[0] for sequence in sampling.bad_words_token_ids if len(sequence) == 1}
+    ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
+    if not allowed:
+        param, why = "bad_words", "leaves none of `allowed_token_ids`; take a word out or allow another token"
+    elif sampling.min_tokens and allowed <= ends:
+        param, why = "min_tokens", "needs a token in `allowed_token_ids` that does not end the answer"
+    else:
+        return
+    raise RequestError(f"`{param}` {why}", param=param, code="invalid_value")
 
 
 def _sampling(
@@ -161,8 +203,8 @@ def _sampling(
     top_p, top_k = pick(body.top_p, "top_p", 1.0), max(0, int(pick(body.top_k, "top_k", 0)))
     logprobs = _count("top_logprobs" if isinstance(body, ChatBody) else "logprobs", logprobs, vocab_size)
     prompt_logprobs = _count("prompt_logprobs", body.prompt_logprobs, vocab_size)
-    if isinstance(body, CompletionBody) and body.echo and prompt_logprobs is None:
-        prompt_logprobs = logprobs
+    if isinstance(body, CompletionBody) and body.echo and logprobs is not None:
+        prompt_logprobs = max(logprobs, prompt_logprobs or 0)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,

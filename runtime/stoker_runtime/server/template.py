@@ -187,7 +187,7 @@ def _opened(text: str, final: str) -> tuple[str, str]:
     mark = _END_MARK.rstrip()
     end = text.rfind(mark)
     prompt = text[: max(end, 0)]
-    if end < 0 or "".join(final.split()) not in "".join(prompt.split()):
+    if end < 0 or not "".join(prompt.split()).endswith("".join(final.split())):
         raise RequestError(
             "the final message cannot be continued, because the model's chat template does not write it as "
             "it is; leave `continue_final_message` out",

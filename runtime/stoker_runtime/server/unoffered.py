@@ -9,12 +9,15 @@ for.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+
+from pydantic_core import from_json
 
 from stoker_runtime.server.fields import unsupported
 
 # Fields of vLLM, SGLang, llama.cpp, Ollama, TGI and text-generation-webui that would pick other tokens, with
-# what asks for nothing there; null, "" and [] always do. What only goes with one of them, such as
+# what asks for nothing there; null, "", [] and {} always do. What only goes with one of them, such as
 # mirostat_tau, is ignored as an unknown field is.
 NOT_OFFERED: Mapping[str, tuple[object, ...]] = {
     # how tokens are picked
@@ -42,6 +45,7 @@ NOT_OFFERED: Mapping[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "logits_processors": (),
     # the form that an answer must have
+    "response_format": ({"type": "text"},),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
@@ -57,7 +61,6 @@ NOT_OFFERED: Mapping[str, tuple[object, ...]] = {
 }
 CHAT_NOT_OFFERED: Mapping[str, tuple[object, ...]] = {
     **NOT_OFFERED,
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "web_search_options": (),
     "chat_template": (),
@@ -82,12 +85,12 @@ _QUIET: Mapping[str, tuple[object, ...]] = {
 
 
 def asks_nothing(value: object, neutral: Iterable[object]) -> bool:
-    """Tell whether a value changes no answer: null, an empty text or list, or one of those named."""
-    # To Python, True is 1; in JSON it is not, while 1 and 1.0 are one number.
-    is_bool = isinstance(value, bool)
-    return value in (None, "", []) or any(
-        value == allowed and isinstance(allowed, bool) is is_bool for allowed in neutral
-    )
+    """Tell whether a value changes no answer: null, what is empty, or one of those named, be it as a text."""
+    allowed = tuple(neutral)
+    if isinstance(value, str) and any(isinstance(item, int) for item in allowed):
+        with suppress(ValueError):
+            value = from_json(value)
+    return value in (None, "", [], {}, *allowed)
 
 
 def check_offered(body: Mapping[str, Any], not_offered: Mapping[str, tuple[object, ...]]) -> None:

@@ -84,7 +84,8 @@ def test_what_is_not_offered_is_taken_with_each_value_that_asks_for_nothing(
 ) -> None:
     table = CHAT_NOT_OFFERED if model is ChatBody else NOT_OFFERED
     for name, neutral in table.items():
-        for value in (*neutral, None, "", []):
+        texts = [msgspec.json.encode(value).decode() for value in neutral if isinstance(value, int)]
+        for value in (*neutral, *texts, None, "", [], {}):
             parsed, ignored = parse(model, {**body, name: value})
             assert (parsed, ignored) == (parse(model, body)[0], [])
 
@@ -119,6 +120,7 @@ def test_what_is_not_offered_is_refused_with_any_other_value(model: type[Body], 
         ({"repeat_penalty": 1.5, "repetition_penalty": 1.2}, "repetition_penalty", 1.2),
         ({"presence_penalty": 3}, "presence_penalty", 3.0),
         ({"frequency_penalty": -9.5}, "frequency_penalty", -9.5),
+        ({"logit_bias": {"5": "1.5", "6": None}}, "logit_bias", {5: 1.5}),
         ({"logit_bias": {"5": 200}}, "logit_bias", {5: 100.0}),
         ({"logit_bias": [[5, False], [6, 1]]}, "logit_bias", {5: -100.0, 6: 1.0}),
         ({"model": ""}, "model", ""),
@@ -138,6 +140,16 @@ def test_a_value_is_taken_as_far_as_it_can_be(fields: dict[str, Any], name: str,
 
     assert getattr(body, name) == want
     assert ignored == [] or "repetition_penalty" in fields
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"continuous_usage_stats": None}])
+def test_options_of_a_stream_that_ask_for_nothing_need_no_stream(options: dict[str, Any]) -> None:
+    assert chat(stream_options=options)[1] == []
+
+
+def test_a_text_that_looks_like_json_is_a_text_where_no_number_is_meant() -> None:
+    with pytest.raises(RequestError, match="guided_regex"):
+        chat(guided_regex="null")
 
 
 @pytest.mark.parametrize(("value", "want"), [(True, 0), (False, None), (3, 3), (-1, -1)])

@@ -12,7 +12,7 @@ from server_engine import prompt_logprob
 from stoker_runtime.messages import RequestOutput
 from stoker_runtime.server.detokenize import TokenBytes
 from stoker_runtime.server.generation import Delta, Generation
-from stoker_runtime.server.prompt_output import PIECE_CHARS, PIECE_TOKENS, PromptOutput, token_offsets
+from stoker_runtime.server.prompt_output import PIECE_CHARS, PIECE_VALUES, PromptOutput, token_offsets
 
 TOKENIZER = make_byte_level_tokenizer()
 TOKEN_BYTES = TokenBytes(TOKENIZER)
@@ -106,7 +106,7 @@ def test_every_choice_is_led_by_its_prompt_and_loses_nothing(
 
 
 def test_a_long_prompt_comes_in_pieces_whose_texts_fit_their_tokens() -> None:
-    text = "ab\u4e2d" * 200
+    text = "ab\u4e2d" * 1000
     generation = scored([text])
     output = PromptOutput(generation, TOKEN_BYTES)
     logprobs = [prompt_logprob(token, 5) for token in ids(text)[1:]]
@@ -115,7 +115,8 @@ def test_a_long_prompt_comes_in_pieces_whose_texts_fit_their_tokens() -> None:
     pieces = list(output.before([Delta(0, "x")]))
 
     sizes = [len(delta.tokens) for (delta,) in pieces]
-    assert sizes == [PIECE_TOKENS, PIECE_TOKENS, PIECE_TOKENS, len(ids(text)) - 3 * PIECE_TOKENS, 0]
+    piece, left = PIECE_VALUES // 3, len(ids(text))
+    assert sizes == [piece] * (left // piece) + [left % piece, 0]
     at = 0
     for (delta,) in pieces[:-1]:
         assert delta.tokens[0].text_offset == at

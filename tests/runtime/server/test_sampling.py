@@ -11,6 +11,7 @@ from stoker_runtime.server.sampling import (
     MAX_VALUES,
     bad_word_forms,
     chat_sampling,
+    check_pickable,
     check_size,
     completion_sampling,
     truncated,
@@ -121,9 +122,11 @@ def test_minus_one_is_a_random_seed_and_any_other_number_is_one() -> None:
         ({"prompt_logprobs": -1}, {"prompt_logprobs": 100}),
         ({"echo": True, "logprobs": 2}, {"logprobs": 2, "prompt_logprobs": 2}),
         ({"echo": True}, {"logprobs": None, "prompt_logprobs": None}),
-        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, {"prompt_logprobs": 1}),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, {"prompt_logprobs": 2}),
         ({"max_tokens": 0}, {"max_tokens": 1}),
         ({"max_tokens": -1}, {"max_tokens": 256}),
+        ({"num_predict": -2}, {"max_tokens": 256}),
+        ({"prompt_logprobs": False}, {"prompt_logprobs": None}),
         ({"max_tokens": 256}, {"max_tokens": 256}),
     ],
 )
@@ -148,6 +151,29 @@ def test_no_step_has_to_list_a_whole_large_vocabulary(fields: dict[str, Any], pa
     body = CompletionBody.model_validate({"prompt": "a", **fields})
     with pytest.raises(RequestError, match="at most 1024") as caught:
         completion_sampling(body, {}, vocab_size=50_000, max_model_len=256)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"allowed_token_ids": (7,), "bad_words_token_ids": ((7,),)}, "bad_words"),
+        ({"allowed_token_ids": (2,), "min_tokens": 1}, "min_tokens"),
+        ({"allowed_token_ids": (9, 2), "stop_token_ids": (9,), "min_tokens": 1}, "min_tokens"),
+        ({"allowed_token_ids": (7, 2), "bad_words_token_ids": ((7,),), "min_tokens": 3}, "min_tokens"),
+        ({"allowed_token_ids": (2,)}, None),
+        ({"allowed_token_ids": (2,), "min_tokens": 1, "ignore_eos": True}, None),
+        ({"allowed_token_ids": (7,), "bad_words_token_ids": ((7, 8),)}, None),
+        ({"bad_words_token_ids": ((7,),)}, None),
+    ],
+)
+def test_what_leaves_no_token_to_pick_is_refused(fields: dict[str, Any], param: str | None) -> None:
+    sampling = SamplingParams(max_tokens=5, **fields)
+    if param is None:
+        check_pickable(sampling, eos_token_ids=(2,))
+        return
+    with pytest.raises(RequestError, match=f"`{param}`") as caught:
+        check_pickable(sampling, eos_token_ids=(2,))
     assert caught.value.param == param
 
 
@@ -226,8 +252,13 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], par
 def test_an_answer_that_would_fill_the_memory_is_refused() -> None:
     check_size(1, SamplingParams(max_tokens=2**17, logprobs=20), room=2**17)
     check_size(512, SamplingParams(max_tokens=10**9), room=MAX_VALUES // 512)
-    with pytest.raises(RequestError):
-        check_size(1, SamplingParams(max_tokens=1, prompt_logprobs=100), room=1, num_prompt_tokens=2**16)
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=126)
+    check_size(99, scored, 1, [2**12, 2**12], scored_by="logprobs")
+    with pytest.raises(
+        RequestError, match=r"`logprobs` asks for \d+ log-probabilities of 8193 prompt"
+    ) as caught:
+        check_size(1, scored, 1, [2**12, 2**12 + 1], scored_by="logprobs")
+    assert caught.value.param == "logprobs"
     for num_choices, logprobs, room in ((8, 20, 2**17), (512, None, MAX_VALUES // 512 + 1)):
         with pytest.raises(RequestError, match="`n`, `max_tokens` and `logprobs`") as caught:
             check_size(num_choices, SamplingParams(max_tokens=10**9, logprobs=logprobs), room)

@@ -263,6 +263,22 @@ async def test_the_last_message_goes_on() -> None:
     assert echoed.json()["choices"][0]["message"]["content"] == "Hi, you"
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_echo_in_chat_has_no_log_probabilities_of_its_own(is_stream: bool) -> None:
+    messages = [*HI, {"role": "assistant", "content": "Hi,"}]
+    async with running_stack() as stack:
+        stack.say(" you")
+        body = chat(messages=messages, echo=True, logprobs=True, max_tokens=9, stream=is_stream)
+        response = await stack.http.post(CHAT, json=body)
+
+    assert response.status_code == 200, response.text
+    assert "error" not in response.text
+    if not is_stream:
+        (choice,) = response.json()["choices"]
+        assert choice["message"]["content"] == "Hi, you"
+        assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == " you"
+
+
 async def test_truncated_prompts_keep_their_end() -> None:
     async with running_stack() as stack:
         body = {"prompt": "abcdef", "truncate_prompt_tokens": 3, "max_tokens": 1, "echo": True}

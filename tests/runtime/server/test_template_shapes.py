@@ -283,6 +283,19 @@ def test_final_parts_are_left_open_as_transformers_leaves_them(source: str) -> N
     assert rendered.text.endswith(rendered.prefix)
 
 
+ANSWERS_ALONE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] | trim }}<|end|>{% endfor %}"
+)
+
+
+def test_a_final_message_that_the_template_cuts_is_not_continued() -> None:
+    final = "think</think>ok"
+    messages = [{"role": "user", "content": f"say {final}"}, {"role": "assistant", "content": final}]
+    with pytest.raises(RequestError, match="cannot be continued") as caught:
+        ChatTemplate(ANSWERS_ALONE, VARIABLES).render(messages, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
 def test_a_final_message_of_no_parts_is_left_open() -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
     messages += [{"role": "assistant", "content": []}]
