@@ -322,7 +322,12 @@ def in_group(**weights: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "word", "reason"),
     [
-        pytest.param({"quant_method": "bitsandbytes"}, "bitsandbytes", "UnsupportedModel", id="method"),
+        pytest.param(
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            "bitsandbytes",
+            "UnsupportedModel",
+            id="method",
+        ),
         pytest.param({"bits": 4}, "quant_method", "UnsupportedModel", id="no-method"),
         pytest.param({"quant_method": ["gptq"]}, "quant_method", "UnsupportedModel", id="a-list-of-methods"),
         pytest.param("fp8", "quantization_config", "InvalidModel", id="text"),
