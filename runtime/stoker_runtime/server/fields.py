@@ -20,7 +20,7 @@ MAX_PROMPTS = 1024
 MAX_STOP_STRINGS = 4096
 MAX_STOP_CHARS = 2**18
 # Each step writes them into the logits one by one.
-MAX_LOGIT_BIASES = 2**14
+MAX_LOGIT_BIASES = 2**12
 MAX_STOP_TOKEN_IDS = 2**14
 MAX_BAD_WORDS = 2**10
 MAX_N = 1024
