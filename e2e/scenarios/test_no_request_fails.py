@@ -31,10 +31,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_o
 MIN_REQUESTS = 2000
 MIN_LONG_STREAMS = 50
 LONG_S = 5.0
-SHORT = ("--concurrency", "8", "--prompt-tokens", "4", "--output-tokens", "2")
+NUM_SHORT_CLIENTS = 8
+SHORT = ("--concurrency", f"{NUM_SHORT_CLIENTS}", "--prompt-tokens", "4", "--output-tokens", "2")
 NUM_STREAM_CLIENTS = 8
 NUM_ROLLS = 3
-MAX_MORE_ROLLS = 6  # where the machine needs more time for the amounts above
+MAX_MORE_ROLLS = 15  # where the machine needs more time for the amounts above
 MAX_MODEL_LEN = 8192
 STOKER = "app.kubernetes.io/name in (stoker-operator,stoker-runtime)"
 
@@ -102,16 +103,21 @@ def drain_each_node(platform: Platform, model: Model) -> None:
     drain(platform, model, last)
 
 
-def is_enough(loads: list[RunningLoad]) -> bool:
-    """Whether the amounts have been reached; a failure is enough, too."""
+def is_enough(loads: list[RunningLoad], num_before: int) -> bool:
+    """Whether the amounts have been reached; a failure is enough, too.
+
+    Args:
+        loads: short requests, then streams.
+        num_before: requests that had been started when what counts began.
+    """
     so_far = [load.look() for load in loads]
-    num_ended = sum(len(found["e2e_s"]) for found in so_far)
+    num_ended = sum(len(found["e2e_s"]) for found in so_far) - num_before
     num_long = sum(duration > LONG_S for duration in so_far[-1]["e2e_s"])
     has_failed = any(found["failed"] for found in so_far)
     return has_failed or (num_ended >= MIN_REQUESTS and num_long >= MIN_LONG_STREAMS)
 
 
-def disturb(platform: Platform, model: Model, loads: list[RunningLoad]) -> None:
+def disturb(platform: Platform, model: Model, loads: list[RunningLoad], num_before: int) -> None:
     """Everything that must not fail a request; a few more rolls where the clients are slow."""
     settings = itertools.count(63, -1)
     for max_num_seqs in itertools.islice(settings, NUM_ROLLS):
@@ -119,7 +125,7 @@ def disturb(platform: Platform, model: Model, loads: list[RunningLoad]) -> None:
     scale(platform.kube, model, 3)
     scale(platform.kube, model, 1)
     for max_num_seqs in itertools.islice(settings, MAX_MORE_ROLLS):
-        if is_enough(loads):
+        if is_enough(loads, num_before):
             break
         roll(model, max_num_seqs)
     drain_each_node(platform, model)
@@ -134,8 +140,10 @@ def test_no_request_fails_in_rollouts_scaling_and_drains(
         tokens = f"{long_stream_tokens(clients, url, model.name)}"
         stream = ("--concurrency", f"{NUM_STREAM_CLIENTS}", "--output-tokens", tokens)
         loads.append(clients.start_load(url, model.name, *stream))
-        begun_s = [load.look()["now_s"] for load in loads]
-        disturb(platform, model, loads)
+        begun = [load.look() for load in loads]
+        begun_s = [found["now_s"] for found in begun]
+        num_before = sum(len(found["e2e_s"]) for found in begun) + NUM_SHORT_CLIENTS + NUM_STREAM_CLIENTS
+        disturb(platform, model, loads, num_before)
         ended_s = [load.look()["now_s"] for load in loads]
     finally:
         reports = [load.stop() for load in loads]
