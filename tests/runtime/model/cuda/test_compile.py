@@ -29,7 +29,7 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("capability", "product"), [("80", "mma.sync"), ("90", "wgmma")])
 def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: str, product: str) -> None:
     kernels = compiled(tmp_path, capability, "bfloat16", "128")
@@ -63,7 +63,7 @@ def test_kernels_compile_into_what_fits_the_device(tmp_path: Path, capability: s
             assert product in kernel["instructions"], kernel
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_compile_for_the_smallest_and_the_largest_heads(tmp_path: Path) -> None:
     for kernel in compiled(tmp_path, "90", "bfloat16", "64", "256"):
         assert kernel["shared"] <= SHARED_MEMORY, kernel

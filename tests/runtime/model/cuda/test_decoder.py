@@ -82,7 +82,7 @@ def test_a_mix_equals_the_reference(family: str, make_cuda_engine: MakeEngine) -
     assert_a_mix_equals_the_reference(engine, family, max_tokens=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in FEW])
 def test_a_mix_equals_the_reference_in_every_other_family(family: str, make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
@@ -107,7 +107,7 @@ def test_a_mix_over_an_fp8_cache_equals_the_plain_decoder(
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", MIXTURES)
 def test_preempted_mixtures_equal_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine(family, num_blocks=7, block_size=8, budget=24, prefix_caching=False)
@@ -119,7 +119,7 @@ def test_preempted_mixtures_equal_the_reference(family: str, make_cuda_engine: M
         assert reference(family).num_near_ties(request.prompt_token_ids, outputs[request.request_id]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", MIXTURES)
 def test_prefix_hits_of_mixtures_equal_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)

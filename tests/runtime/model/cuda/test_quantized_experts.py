@@ -174,7 +174,7 @@ LAYOUTS: dict[str, Layout | None] = {
 
 @pytest.mark.parametrize("are_together", [True, False], ids=["together", "one-by-one"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "awq" else []) for name in LAYOUTS]
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "awq" else []) for name in LAYOUTS]
 )
 def test_a_mixture_that_stays_quantized_generates_what_pytorch_does(
     name: str, are_together: bool, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -139,7 +139,7 @@ def test_recorded_steps_around_the_borders_equal_others(device: torch.device, tm
     assert_recorded_steps_equal_others(make_decoder(tmp_path, "llama", device), [*STEPS][:3])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", OTHERS)
 def test_recorded_steps_with_chunks_equal_others_in_other_families(
     family: str, device: torch.device, tmp_path: Path
@@ -189,7 +189,7 @@ def make_recorded_engine(
 
 
 @pytest.mark.parametrize("scheduling", ["off", "auto"])
-@pytest.mark.parametrize("family", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", pytest.param("mixtral", marks=pytest.mark.long)])
 def test_prefix_hits_and_preemptions_in_recorded_steps_equal_the_reference(
     family: str, scheduling: str, make_recorded_engine: Callable[..., tuple[Engine, list[Room]]]
 ) -> None:
