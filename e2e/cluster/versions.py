@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,8 @@ class Tool:
 
     Attributes:
         require: the module path whose version is pinned; empty where all the code is our own.
-        packages: binary name -> package to compile.
+        also: further module paths that end up in its binaries, and their versions.
+        packages: binary name -> package to compile; the name is the last element of the package's path.
         links: binary name -> further names it is started by.
         stages: the stages that need it, a subset of STAGES.
         key: hash of everything that decides what the build yields, short hexadecimal.
@@ -37,6 +38,7 @@ class Tool:
     stages: tuple[str, ...]
     key: str
     ldflags: str = ""
+    also: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, list[str]] = field(default_factory=dict)
 
     def binaries(self) -> list[str]:
@@ -69,7 +71,11 @@ def load_tools(root: Path = HERE) -> dict[str, Tool]:
     tools = {}
     for name, entry in table["tools"].items():
         module = root / "go" / entry["module"]
-        sources = {path.name: path.read_bytes() for path in sorted(module.iterdir()) if path.is_file()}
+        sources = {
+            str(path.relative_to(module)): path.read_bytes()
+            for path in sorted(module.rglob("*"))
+            if path.is_file() and belongs(path.relative_to(module), entry["packages"].values())
+        }
         recipe = repr(sorted(entry.items())).encode()
         tools[name] = Tool(
             name=name,
@@ -80,9 +86,18 @@ def load_tools(root: Path = HERE) -> dict[str, Tool]:
             stages=tuple(entry["stages"]),
             key=content_key({**sources, "//recipe": recipe, "//machine": platform.machine().encode()}),
             ldflags=entry.get("ldflags", ""),
+            also=entry.get("also", {}),
             links=entry.get("links", {}),
         )
     return tools
+
+
+def belongs(file: Path, packages: Iterable[str]) -> bool:
+    """Whether a file of a module, by its path in there, is part of what these packages are compiled from.
+
+    The module's own files are part of everything, and a folder is part of the package in it.
+    """
+    return file.parent == Path() or f"./{file.parent}" in packages
 
 
 def tools_of(stage: str, tools: Mapping[str, Tool]) -> list[Tool]:

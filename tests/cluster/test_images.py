@@ -6,7 +6,7 @@ import pytest
 
 from cluster import buildah, images
 from cluster.api import ClusterError
-from cluster.baseimage import release, sources
+from cluster.baseimage import bootstrap_command, release, sources
 from cluster.images import Image, context_files, forget_older, image_key, stage_context
 from cluster.versions import cache_dir
 
@@ -121,6 +121,14 @@ def test_base_follows_the_hosts_release() -> None:
     assert release('ID=debian\nVERSION_CODENAME=bookworm\nNAME="Debian"\n') == ("debian", "bookworm")
     with pytest.raises(ClusterError, match="this is fedora without a code name"):
         release("ID=fedora\n")
+
+
+def test_base_gets_its_packages_from_where_the_host_gets_them_and_through_its_proxy() -> None:
+    known = [("http://mirror.example/debian/", "bookworm", "main")]
+    command = bootstrap_command("bookworm", Path("/x/root.tar"), known, [Path("/etc/apt/apt.conf.d/5proxy")])
+    assert command[-3:] == ["bookworm", "/x/root.tar", "deb http://mirror.example/debian/ bookworm main"]
+    assert "--aptopt=/etc/apt/apt.conf.d/5proxy" in command
+    assert bootstrap_command("noble", Path("/x/root.tar"), [], [])[-2:] == ["noble", "/x/root.tar"]
 
 
 def test_base_takes_the_hosts_sources_of_its_own_distribution_only() -> None:
