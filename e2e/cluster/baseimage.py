@@ -84,7 +84,7 @@ def ensure() -> BaseImage:
 
 def bootstrap(base: BaseImage, distribution: str, codename: str) -> None:
     """Make the image from a fresh root folder."""
-    host.run(["apt-get", "update", "--quiet"], timeout_s=300)
+    packages.apt_get("update", "--quiet")
     known = sources(
         host.run(["apt-get", "indextargets", "--format", TARGET, "Created-By: Packages"]), distribution
     )

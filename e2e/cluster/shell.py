@@ -1,0 +1,75 @@
+"""The frame of a command that a person typed: how it ends, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from cluster import failures, ledger
+from cluster.api import ClusterError
+from cluster.progress import DONE, FAILED, STOPPED, say
+
+INTERRUPTED = 130
+# The command that a person typed, which make hands down.
+COMMAND = "STOKER_COMMAND"
+
+
+def again(default: str) -> str:
+    """The command that a person typed, whichever part of it this process is."""
+    return os.environ.get(COMMAND) or default
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that what was begun is cleared away."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(command: str, body: Callable[[], object], *, is_last: bool = True) -> int:
+    """Run a command to its end; say what failed, where the time went, and last of all what to do next.
+
+    Args:
+        command: as a person types it.
+        is_last: whether nothing follows in the same make when it succeeds; else its steps are left to what
+            follows, and only a failure ends with the ledger.
+
+    Returns:
+        The exit status.
+    """
+    begun_s = time.time()
+    outcome, status, last = DONE, 0, ""
+    try:
+        with terminable():
+            body()
+    except KeyboardInterrupt:
+        outcome, status = STOPPED, INTERRUPTED
+        last = failures.line(f"`{command}` goes on where it stopped; `make demo-down` removes the cluster.")
+    except (ClusterError, OSError, subprocess.SubprocessError) as error:
+        outcome, status = FAILED, 1
+        say(f"\n{failures.text_of(error)}")
+        last = failures.line(failures.next_step(error, command))
+    except Exception as error:
+        outcome, status = FAILED, 1
+        say(f"\n{traceback.format_exc()}")
+        last = failures.line(failures.advice(str(error), command))
+    if is_last or status:
+        ledger.finish(command, outcome, begun_s)
+    else:
+        ledger.hand_on()
+    if last:
+        say(f"\n{last}")
+    return status
