@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         with step(title):
             run(command)
 
-    return shell.run(shell.again("make install"), body, is_last=False)
+    return shell.run("make install", body, is_last=False)
 
 
 if __name__ == "__main__":

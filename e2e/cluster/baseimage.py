@@ -64,15 +64,24 @@ def sources(targets: str, distribution: str) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(found))
 
 
+def wanted() -> tuple[BaseImage, str, str]:
+    """The base image of this machine, there or not, its distribution and that one's code name.
+
+    Raises:
+        ClusterError: it is neither Debian nor Ubuntu.
+    """
+    distribution, codename = release(Path("/etc/os-release").read_text())
+    key = content_key({"release": f"{distribution} {codename}".encode(), "included": repr(INCLUDED).encode()})
+    return BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key), distribution, codename
+
+
 def ensure() -> BaseImage:
     """Make the base image if this machine has none yet (about two minutes).
 
     Raises:
         ClusterError: not root, not Debian or Ubuntu, or no mirror answers.
     """
-    distribution, codename = release(Path("/etc/os-release").read_text())
-    key = content_key({"release": f"{distribution} {codename}".encode(), "included": repr(INCLUDED).encode()})
-    base = BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
+    base, distribution, codename = wanted()
     packages.ensure({name: packages.IMAGE_PROGRAMS[name] for name in ("buildah", "debootstrap")})
     folder = cache_dir() / "images"
     with host.locked(folder / ".base.lock"):

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import click
 
-from cluster import build, host
+from cluster import build, failures, host, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
 from cluster.versions import STAGES
 
 
 class ClusterGroup(click.Group):
-    """Shows a ClusterError as one message instead of a traceback."""
+    """Shows a ClusterError as one message, and what to do next, instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except ClusterError as error:
-            raise click.ClickException(str(error)) from error
+            command = shell.again(f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip())
+            raise click.ClickException(failures.render(error, command)) from error
 
 
 @click.group(cls=ClusterGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,9 +136,14 @@ def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
 @click.option(
     "--stage", type=click.Choice(STAGES), help="For which purpose; by default for all that can run here."
 )
-def build_tools(stage: str | None) -> None:
+@click.pass_context
+def build_tools(ctx: click.Context, stage: str | None) -> None:
     """Compile what a stage needs into the cache and print where it is."""
-    for wanted in [stage] if stage else needed_stages():
-        binaries = build.ensure(wanted)
-        for name in sorted(binaries.paths):
-            click.echo(f"{name}\t{binaries[name]}")
+
+    def body() -> None:
+        for wanted in [stage] if stage else needed_stages():
+            binaries = build.ensure(wanted)
+            for name in sorted(binaries.paths):
+                click.echo(f"{name}\t{binaries[name]}")
+
+    ctx.exit(shell.run("make tools", body))

@@ -112,6 +112,13 @@ def holds(loaded: Sequence[str], archive: Path) -> bool:
     return bool(same) and same[-1] == archive
 
 
+def is_built(image: Image, *, with_docker: bool) -> bool:
+    """Whether `build` would find its work done; changes nothing."""
+    needs_base = image.base_arg is not None and not with_docker
+    key = baseimage.wanted()[0].key if needs_base else "public"
+    return archive_path(image, image_key(image, key)).exists()
+
+
 def build(image: Image) -> Path:
     """Build an image unless the same content was built before.
 

@@ -39,18 +39,18 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(command: str, body: Callable[[], object], *, is_last: bool = True) -> int:
+def run(label: str, body: Callable[[], object], *, is_last: bool = True) -> int:
     """Run a command to its end; say what failed, where the time went, and last of all what to do next.
 
     Args:
-        command: as a person types it.
+        label: what the ledger is called, and what a person types again when no make says better.
         is_last: whether nothing follows in the same make when it succeeds; else its steps are left to what
             follows, and only a failure ends with the ledger.
 
     Returns:
         The exit status.
     """
-    begun_s = time.time()
+    command, begun_s = again(label), time.time()
     outcome, status, last = DONE, 0, ""
     try:
         with terminable():
@@ -67,7 +67,7 @@ def run(command: str, body: Callable[[], object], *, is_last: bool = True) -> in
         say(f"\n{traceback.format_exc()}")
         last = failures.line(failures.advice(str(error), command))
     if is_last or status:
-        ledger.finish(command, outcome, begun_s)
+        ledger.finish(label, outcome, begun_s)
     else:
         ledger.hand_on()
     if last:
