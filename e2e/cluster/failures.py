@@ -69,7 +69,7 @@ KINDS = (
         r"[Tt]emporary failure (?:in name resolution|resolving)|[Cc]ould not resolve|no such host|dns error"
         r"|Name or service not known|[Cc]onnection (?:refused|timed out|reset)|Network is unreachable"
         r"|dial tcp|Failed to fetch|error sending request|Failed getting release file|i/o timeout"
-        r"|ENOTFOUND|EAI_AGAIN",
+        r"|ENOTFOUND|EAI_AGAIN|\(from versions: none\)",  # the last is all that pip says of a silent index
         "see whether this machine reaches its package mirrors (`http_proxy`, `https_proxy`, `PIP_INDEX_URL`,"
         " `GOPROXY`), then `{again}`: it goes on where it stopped.",
     ),
