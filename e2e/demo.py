@@ -18,7 +18,7 @@ import click
 
 import forecast
 import product
-from cluster import images, kind, shell
+from cluster import images, kind, leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import open_cluster
 from cluster.progress import say, step
@@ -170,6 +170,7 @@ def up() -> None:
     """Cluster, images, chart, example, chat. Run it again at any time."""
     cluster = open_cluster(NAME)
     say("Stoker's demo")
+    leftovers.sweep()
     forecast.announce(look_ahead(cluster))
     archives = product.build_images()
     cluster.up()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster import shell
+from cluster import leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.images import Image, build
 
@@ -154,6 +154,7 @@ def operator_log(cluster: Cluster, num_lines: int = 5) -> str:
 
 def main() -> None:
     """Build the images and print where they are."""
+    leftovers.sweep()
     for tag, archive in build_images().items():
         print(f"{tag}  {archive}")
 

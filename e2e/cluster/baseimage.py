@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import buildah, host, packages
+from cluster import buildah, host, leftovers, packages
 from cluster.api import ClusterError
 from cluster.progress import step
 from cluster.versions import cache_dir, content_key
@@ -118,7 +118,7 @@ def bootstrap(base: BaseImage, distribution: str, codename: str) -> None:
             "commit", "--rm", f"--signature-policy={buildah.work_dir()}/policy.json", container, base.tag
         )
     finally:
-        shutil.rmtree(work)
+        leftovers.remove(work)
 
 
 def drop_downloads(root: Path) -> None:

@@ -112,7 +112,7 @@ def run_compiler(command: list[str], tool: Tool) -> None:
     environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
     tail: deque[str] = deque(maxlen=40)
     with subprocess.Popen(
-        command, cwd=tool.module, env=environment, stderr=subprocess.PIPE, text=True
+        command, cwd=tool.module, env=environment, stderr=subprocess.PIPE, text=True, umask=host.UMASK
     ) as compiler:
         for number, line in enumerate(compiler.stderr or (), start=1):
             tail.append(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cluster import build, failures, host, shell
+from cluster import build, failures, host, leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
 from cluster.versions import STAGES
@@ -141,6 +141,7 @@ def build_tools(ctx: click.Context, stage: str | None) -> None:
     """Compile what a stage needs into the cache and print where it is."""
 
     def body() -> None:
+        leftovers.sweep()
         for wanted in [stage] if stage else needed_stages():
             binaries = build.ensure(wanted)
             for name in sorted(binaries.paths):

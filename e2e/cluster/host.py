@@ -14,6 +14,8 @@ from cluster.api import ClusterError
 
 NETNS = Path("/run/netns")
 POLL_S = 0.05
+# What is made here goes into images and pods, whose users are others than the one with a strict umask.
+UMASK = 0o022
 Condition = Callable[[], bool]
 
 
@@ -28,7 +30,13 @@ def run(command: Sequence[str], *, text: str | None = None, timeout_s: float = 1
     """
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            umask=UMASK,
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"`{shlex.join(command)}` did not end within {timeout_s:.0f} s.") from error
@@ -70,6 +78,18 @@ def locked(path: Path) -> Iterator[None]:
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on a file if nobody else holds it; yields whether it is held."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def num_bytes(folder: Path) -> int:

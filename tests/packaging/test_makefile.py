@@ -27,7 +27,7 @@ esac
 @pytest.fixture(params=["plain", "with a blank"])
 def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A folder with the Makefile, what it looks at, and the Python above."""
-    folder = tmp_path / request.param
+    folder = tmp_path / str(request.param)
     (folder / "requirements").mkdir(parents=True)
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in ("dev.txt", "torch.in", "model.txt", "bootstrap.txt"):
