@@ -103,8 +103,9 @@ def bootstrap(base: BaseImage, distribution: str, codename: str) -> None:
     work = Path(tempfile.mkdtemp(prefix="stoker-base-", dir=cache_dir()))
     root = work / "root"
     try:
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(INCLUDED)}", codename, str(root)]
-        host.run([*command, mirror] if mirror else command, timeout_s=1800)
+        command = ["debootstrap", "--variant=minbase", f"--include={','.join(INCLUDED)}", codename]
+        with host.without_blanks(work) as path:
+            host.run([*command, str(path / "root"), *([mirror] if mirror else [])], timeout_s=1800)
         if known:
             lines = [f"deb {address} {suite} {component}\n" for address, suite, component in known]
             (root / "etc/apt/sources.list").write_text("".join(lines))

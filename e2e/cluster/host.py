@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,18 @@ def locked_now(path: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def without_blanks(folder: Path) -> Iterator[Path]:
+    """A path of a folder for programs that cannot have blanks in it (debootstrap): itself, or a link to it."""
+    if not any(character.isspace() for character in str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="stoker-link-", dir="/tmp") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder)
+        yield link
 
 
 def num_bytes(folder: Path) -> int:
