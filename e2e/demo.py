@@ -6,6 +6,7 @@ Every step is what a user would do by hand, and finds its own work done when it 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -135,10 +136,11 @@ def chat(cluster: Cluster) -> None:
 
 def next_steps(cluster: Cluster) -> str:
     """Return what to try now, ready to paste."""
+    tools = shlex.quote(str(Path(cluster.tool("kubectl")).parent))
     return f"""
 Try next:
 
-  export KUBECONFIG={cluster.kubeconfig} PATH={Path(cluster.tool("kubectl")).parent}:$PATH
+  export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))} PATH={tools}:"$PATH"
   kubectl get modeldeployments                        # also as: kubectl get mdep
   kubectl describe mdep {MODEL}
   kubectl explain modeldeployment.spec

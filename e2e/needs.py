@@ -43,7 +43,7 @@ NEEDS = (
     Need("make install", NONE, 3, 1, 3, 1),
     Need("make test-fast", NONE, 8, 300, 3, 4),
     Need("make demo", KIND, 8, 60, 10, 4),
-    Need("make demo", NATIVE, 12, 60, 20, 6),
+    Need("make demo", NATIVE, 26, 60, 20, 6),
     Need("make test", ANY, 70, 1800, 25, 8),
 )
 # What a first run with pip's default, the CUDA build of torch, takes more.

@@ -1,7 +1,7 @@
 """Records the picture in README: `make demo`, then `make picture`.
 
-The commands of the picture are run against the demo's cluster as a user would type them. What they print is kept
-in docs/demo.json, and docs/demo.svg is drawn from that; `--draw` only draws.
+The commands of the picture are run against the demo's cluster as a user would type them. What they print is
+kept in docs/demo.json, and docs/demo.svg is drawn from that; `--draw` only draws.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def locked_now(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def without_blanks(folder: Path) -> Iterator[Path]:
-    """A path of a folder for programs that cannot have blanks in it (debootstrap): itself, or a link to it."""
+    """A path of a folder for programs that cannot have blanks in it (debootstrap): its own or a link's."""
     if not any(character.isspace() for character in str(folder)):
         yield folder
         return
