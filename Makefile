@@ -24,6 +24,12 @@ endif
 
 # Image builds read these, too.
 export STOKER_WHEELS TORCH_INDEX_URL
+# Rules and tests ask git for files, and it answers root in somebody else's checkout only when told that this is meant.
+ifndef GIT_CONFIG_COUNT
+export GIT_CONFIG_COUNT := 1
+export GIT_CONFIG_KEY_0 := safe.directory
+export GIT_CONFIG_VALUE_0 := $(CURDIR)
+endif
 # What the ledger of a command goes by: when this make began, and what was typed.
 export STOKER_STARTED := $(shell echo "$$(date +%s).$$PPID")
 export STOKER_COMMAND := make $(strip $(MAKECMDGOALS) $(MAKEOVERRIDES))

@@ -10,9 +10,12 @@ runs on a bare Python and needs no package.
 
 from __future__ import annotations
 
+import dataclasses
+import getpass
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -37,7 +40,7 @@ class Machine:
         memory_gib: memory that is available.
         is_built: whether the environment, the tools of the back end and the images are there.
         is_cuda: whether torch is the CUDA build.
-        unwritable: folders that belong to somebody else.
+        unwritable: folders that this user may not write to, with what to do about it.
     """
 
     lacks: dict[str, str | None]
@@ -45,7 +48,7 @@ class Machine:
     memory_gib: float
     is_built: bool
     is_cuda: bool
-    unwritable: tuple[Path, ...] = ()
+    unwritable: dict[Path, str] = dataclasses.field(default_factory=dict)
 
 
 def python_problem(version: tuple[int, ...], has_ensurepip: bool, has_venv: bool) -> str | None:
@@ -102,10 +105,7 @@ def problems_of(need: Need, machine: Machine) -> list[str]:
     found = [cluster_problem(need.cluster, machine.lacks), *disk_problems(need, machine)]
     if machine.memory_gib < need.memory_gib:
         found.append(f"memory: {machine.memory_gib:.1f} GiB are available, {need.memory_gib} are needed")
-    found += [
-        f"write access to {folder}: run as the user that it belongs to, or `sudo chown -R $USER '{folder}'`"
-        for folder in machine.unwritable
-    ]
+    found += [f"write access to {folder}: {step}" for folder, step in machine.unwritable.items()]
     return [problem for problem in found if problem]
 
 
@@ -135,10 +135,27 @@ def verdict(command: str, machine: Machine) -> str:
     """Say in one line whether a command can run here, and about how long it takes."""
     lacking = problems_for(command, machine)
     if lacking:
-        return "no: " + "; ".join(" ".join(text.split()) for text in lacking)
+        return "no: " + "; ".join(short(text) for text in lacking)
     need = choices(command, machine)[0][0]
     warm, cold = needs.duration(need.warm_s), needs.duration(need.cold_min * 60)
     return f"yes, about {warm}" if machine.is_built else f"yes, about {cold} the first time, then {warm}"
+
+
+def short(problem: str) -> str:
+    """Return the first clause of a problem, for a table; the whole is told below it."""
+    return re.split(r"[:,]\n|, one of these|\. ", problem)[0].split("\n")[0]
+
+
+def unwritable(cache: Path) -> dict[Path, str]:
+    """Return the folders that this user may not write to, with what to do about it."""
+    mine = "run as the user that owns it, or as root `chown -R {user} '{folder}'`"
+    found = {}
+    for folder in (REPOSITORY, VENV):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            found[folder] = mine.format(user=getpass.getuser(), folder=folder)
+    if not os.access(existing(cache), os.W_OK):
+        found[cache] = "name another folder with `XDG_CACHE_HOME=FOLDER`"
+    return found
 
 
 def available_gib() -> float:
@@ -173,7 +190,6 @@ def look() -> Machine:
     lacks = {needs.KIND: prerequisites.kind_lacks(), needs.NATIVE: prerequisites.native_lacks()}
     tools = lacks[needs.KIND] is None or build.is_built(tools_of("e2e", load_tools()))
     folders = [REPOSITORY, existing(cache_dir())]
-    touched = [folder for folder in (*folders, VENV) if folder.exists()]
     return Machine(
         lacks=lacks,
         # One for each disk.
@@ -184,7 +200,7 @@ def look() -> Machine:
         memory_gib=available_gib(),
         is_built=(VENV / ".installed").exists() and any(cache_dir().glob("images/*.tar")) and tools,
         is_cuda=not os.environ.get("TORCH_INDEX_URL") and not any(wheels.glob("torch-*.whl")),
-        unwritable=tuple(folder for folder in touched if not os.access(folder, os.W_OK)),
+        unwritable=unwritable(cache_dir()),
     )
 
 

@@ -47,6 +47,14 @@ def test_docker_without_an_engine_is_no_reason_to_use_kind(machine: Machine) -> 
     assert kind_lacks() == "no Docker engine answers (Cannot connect)"
 
 
+def test_dockers_reason_is_found_in_what_it_prints() -> None:
+    denied = "ERROR: permission denied while trying to connect to the Docker daemon socket"
+    said = f"{denied}\nerrors pretty printing info\n"
+    assert prerequisites.docker_reason(said).startswith("permission denied while trying")
+    assert "usermod -aG docker USER" in prerequisites.docker_reason(said)
+    assert prerequisites.docker_reason("") == "no reason given"
+
+
 @pytest.mark.parametrize("program", ["docker", "kind", "kubectl", "helm"])
 def test_what_kind_lacks_is_named(machine: Machine, program: str) -> None:
     machine.programs.remove(program)

@@ -105,6 +105,25 @@ def test_what_is_missing_is_said_before_anything_is_installed(project: Path, tar
     assert "-m venv --clear .venv" in asked[1:]
 
 
+def test_git_answers_root_in_a_checkout_of_somebody_else(project: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to others")
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    for path in (project, *project.rglob("*")):
+        os.chown(path, 12345, 12345)
+    (project / "Makefile").write_text(
+        (project / "Makefile").read_text() + "\nlisted:\n\tgit ls-files --others\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "GIT_"))}
+
+    def printed(*command: str) -> str:
+        done = subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "dubious ownership" in printed("git", "ls-files", "--others")
+    assert "pyproject.toml" in printed("make", "listed")
+
+
 def test_tests_of_a_gpu_look_for_one_first(project: Path) -> None:
     (project / "has-ensurepip").touch()
     status, asked = make(project, "test-gpu")

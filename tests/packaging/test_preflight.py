@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import re
 import subprocess
 import sys
@@ -93,10 +94,10 @@ def test_disk_space_depends_on_what_is_still_to_do(machine: Machine, needed: int
 
 
 def test_memory_and_folders_of_others_are_named() -> None:
-    machine = changed(memory_gib=5.94, unwritable=(Path("/x/.venv"),))
+    machine = changed(memory_gib=5.94, unwritable={Path("/x/.venv"): "do this"})
     assert preflight.problems_of(NEED, machine) == [
         "memory: 5.9 GiB are available, 6 are needed",
-        "write access to /x/.venv: run as the user that it belongs to, or `sudo chown -R $USER '/x/.venv'`",
+        "write access to /x/.venv: do this",
     ]
 
 
@@ -110,6 +111,25 @@ def test_a_verdict_says_how_long_or_why_not() -> None:
     machine = changed(memory_gib=0.1)
     assert "no: memory: 0.1 GiB are available" in preflight.report(machine)
     assert "the first time, then" in preflight.verdict("demo", ROOMY)
+
+
+def test_folders_of_others_come_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    venv, cache = tmp_path / ".venv", tmp_path / "home" / ".cache"
+    venv.mkdir()
+    monkeypatch.setattr(preflight, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(preflight, "VENV", venv)
+    assert preflight.unwritable(cache) == {}
+    monkeypatch.setattr("os.access", lambda path, mode: path == venv)
+    found = preflight.unwritable(cache)
+    assert list(found) == [tmp_path, cache]
+    assert f"chown -R {getpass.getuser()} '{tmp_path}'" in found[tmp_path]
+    assert "XDG_CACHE_HOME" in found[cache]
+
+
+def test_a_row_of_the_table_has_the_first_clause_only() -> None:
+    both = preflight.cluster_problem(ANY, {KIND: "no docker", NATIVE: "no root"})
+    assert preflight.short(both or "") == "a way to run Kubernetes"
+    assert preflight.short("disk: 1 GiB. 20 less with") == "disk: 1 GiB"
 
 
 def test_memory_of_this_machine_is_read() -> None:
