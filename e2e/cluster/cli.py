@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -20,7 +22,7 @@ class ClusterGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ClusterError as error:
-            command = shell.again(f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip())
+            command = shell.again(f"python e2e/cluster {shlex.join(sys.argv[1:])}")
             raise click.ClickException(failures.render(error, command)) from error
 
 

@@ -240,3 +240,28 @@ def test_a_step_leaves_its_seconds_to_the_next_command(
 def test_kinds_are_known_by_what_programs_print(text: str, kind: str | None) -> None:
     assert failures.kind_of(text) == kind
     assert "`make demo`" in failures.advice(text, "make demo") or kind == "memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "again"),
+    [
+        pytest.param(["e2e/demo.py", "up"], "make demo", id="demo"),
+        pytest.param(["e2e/cluster", "build-tools"], "make tools", id="tools"),
+        pytest.param(
+            ["e2e/cluster", "--name", "failing", "up"], "python e2e/cluster --name failing up", id="cluster"
+        ),
+    ],
+)
+def test_commands_on_a_machine_without_programs_end_with_the_next_step(
+    tmp_path: Path, arguments: list[str], again: str
+) -> None:
+    environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    line = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
+    done = subprocess.run(
+        line, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Next: put a newer Go on PATH")
+    assert last.endswith(f"{again}`.")
