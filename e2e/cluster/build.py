@@ -119,7 +119,8 @@ def run_compiler(command: list[str], tool: Tool) -> None:
             if number % PACKAGES_PER_LINE == 0:
                 say(f"    {tool.name}: {number} packages so far")
     if compiler.returncode:
-        raise ClusterError(f"{' '.join(command)} in {tool.module} failed:\n{''.join(tail)}")
+        status = compiler.returncode
+        raise ClusterError(f"{' '.join(command)} in {tool.module} failed with {status}:\n{''.join(tail)}")
 
 
 def compile_tool(tool: Tool) -> Path:

@@ -110,7 +110,7 @@ def run(*args: str, timeout_s: float = 3600) -> str:
         umask=host.UMASK,
     )
     if done.returncode:
-        raise ClusterError(f"`{shlex.join(command)}` failed:\n{done.stdout[-4000:]}")
+        raise ClusterError(f"`{shlex.join(command)}` failed with {done.returncode}:\n{done.stdout[-4000:]}")
     return done.stdout
 
 
