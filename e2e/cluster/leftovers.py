@@ -69,14 +69,23 @@ def discard(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with everything that is mounted in it.
 
-    debootstrap mounts /proc in the root folder that it makes, and leaves it there when it is killed.
+    debootstrap mounts /proc in the root folder that it makes, and leaves it there when it is killed; what it
+    started may write for a moment longer.
+
+    Raises:
+        ClusterError: it cannot be removed.
     """
     if path.is_file():
         path.unlink(missing_ok=True)
         return
-    for mount in sorted(mounts_below(path, Path("/proc/self/mountinfo").read_text()), reverse=True):
-        host.run(["umount", "--lazy", mount])
-    shutil.rmtree(path)
+
+    def is_gone() -> bool:
+        for mount in sorted(mounts_below(path, Path("/proc/self/mountinfo").read_text()), reverse=True):
+            host.run(["umount", "--lazy", mount])
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+
+    host.wait_for(f"removal of {path}", is_gone, 20)
 
 
 def mounts_below(folder: Path, mountinfo: str) -> list[str]:

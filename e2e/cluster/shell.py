@@ -9,6 +9,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from cluster import failures, ledger
@@ -25,11 +26,24 @@ def again(default: str) -> str:
     return os.environ.get(COMMAND) or default
 
 
+def children() -> list[int]:
+    """The processes that this one started and that still run, where the kernel says so (Linux)."""
+    return [
+        int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()
+    ]
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that what was begun is cleared away."""
+    """Let SIGTERM end this process as Ctrl-C does, so that what was begun is cleared away.
+
+    A terminal sends Ctrl-C to the children, too. This signal comes to one process, so it is handed on.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, signal.SIGTERM)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

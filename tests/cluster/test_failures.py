@@ -150,6 +150,27 @@ def test_an_interrupt_and_a_termination_are_told_apart_from_failures(
         )
 
 
+def test_a_termination_reaches_what_was_started(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys\n"
+        f"sys.path.insert(0, {str(REPOSITORY / 'e2e')!r})\n"
+        "from cluster import shell\n"
+        "def body():\n"
+        "    with subprocess.Popen(['sh', '-c', 'echo $$; exec sleep 600']) as child:\n"
+        "        child.wait()\n"
+        "sys.exit(shell.run('make demo', body))\n"
+    )
+    environment = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(timeout=60) == shell.INTERRUPTED
+    host.wait_for("the child's end", lambda: not Path(f"/proc/{child}").exists(), 20)
+
+
 def test_a_defect_shows_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.run("make demo", lambda: [][0]) == 1
     said = capsys.readouterr().err
