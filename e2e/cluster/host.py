@@ -15,6 +15,7 @@ from cluster.api import ClusterError
 
 NETNS = Path("/run/netns")
 POLL_S = 0.05
+LINKS = Path("/tmp")  # whatever TMPDIR says: it has no blank
 # What is made here goes into images and pods, whose users are others than the one with a strict umask.
 UMASK = 0o022
 Condition = Callable[[], bool]
@@ -99,7 +100,7 @@ def without_blanks(folder: Path) -> Iterator[Path]:
     if not any(character.isspace() for character in str(folder)):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="stoker-link-", dir="/tmp") as place:
+    with tempfile.TemporaryDirectory(prefix="stoker-link-", dir=LINKS) as place:
         link = Path(place) / "link"
         link.symlink_to(folder)
         yield link

@@ -34,12 +34,18 @@ class Kind:
 def kinds(cache: Path) -> Iterator[Kind]:
     """Yield what there is of each kind."""
     images = cache / "images"
-    yield Kind(images / ".base.lock", tuple(cache.glob("stoker-base-*")))
+    links = (path for path in host.LINKS.glob("stoker-link-*") if points_into(path / "link", cache))
+    yield Kind(images / ".base.lock", (*cache.glob("stoker-base-*"), *links))
     partial = (*images.glob("*.partial"), *images.glob(".context-*"), *buildah.work_dir().glob("buildah*"))
     yield Kind(images / ".build.lock", partial)
     for lock in (cache / "tools").glob(".*.lock"):
         name = lock.name.removesuffix(".lock")
         yield Kind(lock, tuple(path for path in lock.parent.glob(f"{name}-*") if path.is_dir()))
+
+
+def points_into(link: Path, cache: Path) -> bool:
+    """Whether a link is one of `host.without_blanks` that leads into this cache."""
+    return link.is_symlink() and link.readlink().is_relative_to(cache)
 
 
 def sweep() -> None:

@@ -53,6 +53,17 @@ def test_what_nobody_uses_goes(used_cache: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
+def test_links_into_the_cache_go_and_those_elsewhere_stay(
+    used_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "LINKS", tmp_path)
+    for name, target in (("mine", used_cache / "stoker-base-x1"), ("theirs", tmp_path / "other")):
+        (tmp_path / f"stoker-link-{name}").mkdir()
+        (tmp_path / f"stoker-link-{name}" / "link").symlink_to(target)
+    leftovers.sweep()
+    assert [path.name for path in tmp_path.glob("stoker-link-*")] == ["stoker-link-theirs"]
+
+
 def test_an_empty_cache_is_left_empty(cache: Path) -> None:
     leftovers.sweep()
     assert not cache.exists()
