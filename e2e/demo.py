@@ -6,6 +6,7 @@ Every step is what a user would do by hand, and finds its own work done when it 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from typing import Any
 
 import click
 
+import forecast
 import product
+from cluster import images, kind, leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import open_cluster
 from cluster.progress import say, step
@@ -29,6 +32,10 @@ READY_TIMEOUT_S = 180.0
 # A container that failed is started again; what still stalls after the first few tries stays that way.
 STALLED_TIMEOUT_S = 45.0
 POLL_S = 0.25
+LOOK = (
+    f"`.venv/bin/python e2e/cluster --name {NAME} kubectl describe mdep,pods` says why; `{{again}}` tries "
+    "again, and `make demo-down` before it begins with a new cluster."
+)
 CLIENT = Path(__file__).with_name("demo_client.py")
 
 
@@ -89,7 +96,9 @@ def changes(
     while not last.is_ready:
         waited_s, still_s = clock() - start, clock() - moved_s
         if waited_s > READY_TIMEOUT_S or (last.is_stalled and still_s > STALLED_TIMEOUT_S):
-            raise ClusterError(f"{MODEL} is not ready after {waited_s:.0f} s. {last.reason}: {last.message}")
+            raise ClusterError(
+                f"{MODEL} is not ready after {waited_s:.0f} s. {last.reason}: {last.message}", next_step=LOOK
+            )
         now = observe()
         if now != last:
             last, moved_s = now, clock()
@@ -113,24 +122,25 @@ def chat(cluster: Cluster) -> None:
     selector = f"stoker.dev/deployment={MODEL},stoker.dev/serving=true"
     pods = kubectl(cluster, "get", "pods", f"--selector={selector}", "--output=name").split()
     if not pods:
-        raise ClusterError(f"no pod serves {MODEL}, although it is ready")
+        raise ClusterError(f"no pod serves {MODEL}, although it is ready.", next_step=LOOK)
     say(f"\n  {QUESTION}\n")
     asked = ["python", "-c", CLIENT.read_text(), base_url, MODEL, QUESTION]
     command = cluster.kubectl("exec", pods[0], "--container=engine", "--", *asked)
     try:
         done = subprocess.run(command, check=False, timeout=120)
     except subprocess.TimeoutExpired as error:
-        raise ClusterError("no answer within two minutes") from error
+        raise ClusterError("no answer within two minutes.", next_step=LOOK) from error
     if done.returncode:
-        raise ClusterError("the chat request failed; see above")
+        raise ClusterError("the chat request failed; see above.", next_step=LOOK)
 
 
 def next_steps(cluster: Cluster) -> str:
     """Return what to try now, ready to paste."""
+    tools = shlex.quote(str(Path(cluster.tool("kubectl")).parent))
     return f"""
 Try next:
 
-  export KUBECONFIG={cluster.kubeconfig} PATH={Path(cluster.tool("kubectl")).parent}:$PATH
+  export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))} PATH={tools}:"$PATH"
   kubectl get modeldeployments                        # also as: kubectl get mdep
   kubectl describe mdep {MODEL}
   kubectl explain modeldeployment.spec
@@ -151,12 +161,19 @@ def main() -> None:
     """Serve SmolLM2 on a real Kubernetes cluster on this machine, or take that cluster down."""
 
 
+def look_ahead(cluster: Cluster) -> list[forecast.Part]:
+    """What has to be made for this cluster, and what is there."""
+    is_kind = isinstance(cluster, kind.KindCluster)
+    return forecast.parts(with_kind=is_kind, with_docker=images.docker_answers())
+
+
 @main.command()
 def up() -> None:
     """Cluster, images, chart, example, chat. Run it again at any time."""
-    start = time.monotonic()
     cluster = open_cluster(NAME)
     say("Stoker's demo")
+    leftovers.sweep()
+    forecast.announce(look_ahead(cluster))
     archives = product.build_images()
     cluster.up()
     with step("load the images into the nodes"):
@@ -169,9 +186,9 @@ def up() -> None:
     with step(f"wait until {MODEL} is ready"):
         for progress in changes(lambda: look(cluster)):
             say(f"    {progress.reason}: {progress.message}")
-    chat(cluster)
+    with step("ask it"):
+        chat(cluster)
     say(next_steps(cluster))
-    say(f"The demo took {time.monotonic() - start:.0f} s.")
 
 
 @main.command()
@@ -181,10 +198,19 @@ def down() -> None:
         open_cluster(NAME).down()
 
 
+def run() -> int:
+    """Run the command; the exit status says whether it succeeded."""
+
+    def body() -> None:
+        try:
+            main(standalone_mode=False)
+        except click.Abort as error:
+            raise KeyboardInterrupt from error
+        except click.ClickException as error:
+            raise ClusterError(error.format_message()) from error
+
+    return shell.run("make demo-down" if "down" in sys.argv else "make demo", body)
+
+
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (ClusterError, click.ClickException) as error:
-        sys.exit(f"\n{error}")
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit("\nstopped; run it again to go on, or `make demo-down`")
+    sys.exit(run())

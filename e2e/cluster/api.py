@@ -7,7 +7,16 @@ from typing import Protocol
 
 
 class ClusterError(Exception):
-    """The cluster cannot do what was asked; the text says why and, where a person can fix it, how."""
+    """The cluster cannot do what was asked; the text says why.
+
+    Attributes:
+        next_step: what a person does now, where the place that raises knows better than `cluster.failures`,
+            which goes by what programs print; `{again}` in it stands for the command that failed.
+    """
+
+    def __init__(self, text: str, *, next_step: str | None = None) -> None:
+        super().__init__(text)
+        self.next_step = next_step
 
 
 class Cluster(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import buildah, host, packages
+from cluster import buildah, host, leftovers, packages
 from cluster.api import ClusterError
 from cluster.progress import step
 from cluster.versions import cache_dir, content_key
@@ -64,21 +64,25 @@ def sources(targets: str, distribution: str) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(found))
 
 
+def wanted() -> tuple[BaseImage, str, str]:
+    """The base image of this machine, there or not, its distribution and that one's code name.
+
+    Raises:
+        ClusterError: it is neither Debian nor Ubuntu.
+    """
+    distribution, codename = release(Path("/etc/os-release").read_text())
+    recipe = f"{distribution} {codename} {INCLUDED} mmdebstrap"
+    key = content_key({"recipe": recipe.encode()})
+    return BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key), distribution, codename
+
+
 def ensure() -> BaseImage:
     """Make the base image if this machine has none yet (about half a minute).
 
     Raises:
         ClusterError: not root, not Debian or Ubuntu, or no mirror answers.
     """
-    distribution, codename = release(Path("/etc/os-release").read_text())
-    key = content_key(
-        {
-            "release": f"{distribution} {codename}".encode(),
-            "included": repr(INCLUDED).encode(),
-            "maker": b"mmdebstrap",
-        }
-    )
-    base = BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
+    base, distribution, codename = wanted()
     packages.ensure({name: packages.IMAGE_PROGRAMS[name] for name in ("buildah", "mmdebstrap")})
     folder = cache_dir() / "images"
     with host.locked(folder / ".base.lock"):
@@ -108,16 +112,23 @@ def bootstrap_command(
 
 def bootstrap(base: BaseImage, distribution: str, codename: str) -> None:
     """Make the image from a fresh root folder."""
+    packages.apt_get("update", "--quiet")
     known = sources(
         host.run(["apt-get", "indextargets", "--format", TARGET, "Created-By: Packages"]), distribution
     )
     apt_files = sorted(Path("/etc/apt/apt.conf.d").glob("*proxy*"))
-    with tempfile.TemporaryDirectory(prefix="stoker-base-", dir=cache_dir()) as folder:
-        archive = Path(folder) / "root.tar"
-        host.run(bootstrap_command(codename, archive, known, apt_files), timeout_s=1800)
+    work = Path(tempfile.mkdtemp(prefix="stoker-base-", dir=cache_dir()))
+    archive = work / "root.tar"
+    try:
+        with host.without_blanks(work) as path:
+            # What it makes on the way is there, too, where a later run clears it away if this one is killed.
+            command = bootstrap_command(codename, path / "root.tar", known, apt_files)
+            host.run(["env", f"TMPDIR={path}", *command], timeout_s=1800)
         container = buildah.run("from", "--pull-never", "scratch").split()[-1]
         buildah.run("add", container, str(archive), "/")
         buildah.run("config", "--cmd", "/bin/sh", "--env", f"PATH={packages.SYSTEM_PATH}", container)
         buildah.run(
             "commit", "--rm", f"--signature-policy={buildah.work_dir()}/policy.json", container, base.tag
         )
+    finally:
+        leftovers.remove(work)

@@ -153,14 +153,18 @@ def run_compiler(tools: Sequence[Tool], output: Path) -> None:
     tail: deque[str] = deque(maxlen=40)
     with (
         step(f"compile {names}: at most {total} packages (first time only)"),
-        subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as compiler,
+        subprocess.Popen(
+            command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True, umask=host.UMASK
+        ) as compiler,
     ):
         for number, line in enumerate(compiler.stderr or (), start=1):
             tail.append(line)
             if number % PACKAGES_PER_LINE == 0:
                 say(f"    {number} of {total} packages")
-        if compiler.wait():
-            raise ClusterError(f"`{shlex.join(command)}` in {module} failed:\n{''.join(tail)}")
+        status = compiler.wait()
+        if status:
+            said = "".join(tail)
+            raise ClusterError(f"`{shlex.join(command)}` in {module} failed with {status}:\n{said}")
 
 
 def available_memory() -> int:
@@ -176,10 +180,7 @@ def compile_tools(tools: Sequence[Tool]) -> None:
         missing = [tool for tool in tools if not target(tool).is_dir()]
         if not missing:
             return
-        prefix = f".{tools[0].module.name}-"
-        for abandoned in folder.glob(f"{prefix}*"):  # by a run that was killed: who lives holds the lock
-            shutil.rmtree(abandoned)
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        work = Path(tempfile.mkdtemp(prefix=f".{tools[0].module.name}-", dir=folder))
         try:
             run_compiler(missing, work)
             for tool in missing:

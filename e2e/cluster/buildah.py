@@ -59,7 +59,8 @@ def pip_conf(environment: Mapping[str, str], wheels: list[Path]) -> str:
     parser["global"]["disable-pip-version-check"] = "true"
     links = [name for name in environment.get("PIP_FIND_LINKS", "").split() if "://" in name]
     if wheels or links:
-        parser["global"]["find-links"] = "\n".join(["", *links, *map(str, wheels)])
+        # As addresses, because pip splits the value at blanks.
+        parser["global"]["find-links"] = "\n".join(["", *links, *(path.as_uri() for path in wheels)])
     text = io.StringIO()
     parser.write(text)
     return text.getvalue()
@@ -106,9 +107,10 @@ def run(*args: str, timeout_s: float = 3600) -> str:
         text=True,
         check=False,
         timeout=timeout_s,
+        umask=host.UMASK,
     )
     if done.returncode:
-        raise ClusterError(f"`{shlex.join(command)}` failed:\n{done.stdout[-4000:]}")
+        raise ClusterError(f"`{shlex.join(command)}` failed with {done.returncode}:\n{done.stdout[-4000:]}")
     return done.stdout
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import click
 
-from cluster import build, host
+from cluster import build, failures, host, leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
 from cluster.versions import STAGES
 
 
 class ClusterGroup(click.Group):
-    """Shows a ClusterError as one message instead of a traceback."""
+    """Shows a ClusterError as one message, and what to do next, instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except ClusterError as error:
-            raise click.ClickException(str(error)) from error
+            command = shell.again(f"python e2e/cluster {shlex.join(sys.argv[1:])}")
+            raise click.ClickException(failures.render(error, command)) from error
 
 
 @click.group(cls=ClusterGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,9 +138,15 @@ def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
 @click.option(
     "--stage", type=click.Choice(STAGES), help="For which purpose; by default for all that can run here."
 )
-def build_tools(stage: str | None) -> None:
+@click.pass_context
+def build_tools(ctx: click.Context, stage: str | None) -> None:
     """Compile what a stage needs into the cache and print where it is."""
-    for wanted in [stage] if stage else needed_stages():
-        binaries = build.ensure(wanted)
-        for name in sorted(binaries.paths):
-            click.echo(f"{name}\t{binaries[name]}")
+
+    def body() -> None:
+        leftovers.sweep()
+        for wanted in [stage] if stage else needed_stages():
+            binaries = build.ensure(wanted)
+            for name in sorted(binaries.paths):
+                click.echo(f"{name}\t{binaries[name]}")
+
+    ctx.exit(shell.run("make tools", body))

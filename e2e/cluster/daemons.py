@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.cgroups import tracking_root
-from cluster.host import NETNS
+from cluster.host import NETNS, UMASK
 
 
 def daemon_command(command: Sequence[str], *, cgroup: str, pid_file: Path, netns: str | None) -> list[str]:
@@ -41,6 +41,7 @@ def start_daemon(
             cwd="/",
             check=True,
             timeout=30,
+            umask=UMASK,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from cluster.api import ClusterError
 
 NETNS = Path("/run/netns")
 POLL_S = 0.05
+LINKS = Path("/tmp")  # whatever TMPDIR says: it has no blank
+# What is made here goes into images and pods, whose users are others than the one with a strict umask.
+UMASK = 0o022
 Condition = Callable[[], bool]
 
 
@@ -28,7 +32,13 @@ def run(command: Sequence[str], *, text: str | None = None, timeout_s: float = 1
     """
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            umask=UMASK,
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"`{shlex.join(command)}` did not end within {timeout_s:.0f} s.") from error
@@ -70,6 +80,30 @@ def locked(path: Path) -> Iterator[None]:
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on a file if nobody else holds it; yields whether it is held."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def without_blanks(folder: Path) -> Iterator[Path]:
+    """A path of a folder for programs that cannot have blanks in it (debootstrap): its own or a link's."""
+    if not any(character.isspace() for character in str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="stoker-link-", dir=LINKS) as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder)
+        yield link
 
 
 def num_bytes(folder: Path) -> int:

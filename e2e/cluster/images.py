@@ -112,6 +112,13 @@ def holds(loaded: Sequence[str], archive: Path) -> bool:
     return bool(same) and same[-1] == archive
 
 
+def is_built(image: Image, *, with_docker: bool) -> bool:
+    """Whether `build` would find its work done; changes nothing."""
+    needs_base = image.base_arg is not None and not with_docker
+    key = baseimage.wanted()[0].key if needs_base else "public"
+    return archive_path(image, image_key(image, key)).exists()
+
+
 def build(image: Image) -> Path:
     """Build an image unless the same content was built before.
 
@@ -134,7 +141,8 @@ def _build(image: Image, *, with_docker: bool) -> Path:
     if archive.exists():
         archive.touch()
         return archive
-    with step(f"build image {image.tag}"), tempfile.TemporaryDirectory(prefix="stoker-context-") as folder:
+    context = tempfile.TemporaryDirectory(prefix=".context-", dir=archive.parent)
+    with step(f"build image {image.tag}"), context as folder:
         stage_context(image, Path(folder))
         build_args = dict(image.build_args)
         if base and image.base_arg:
@@ -147,20 +155,30 @@ def _build(image: Image, *, with_docker: bool) -> Path:
 
 
 def stage_context(image: Image, folder: Path) -> None:
-    """Copy the Dockerfile and the context's files into an empty folder."""
+    """Copy the Dockerfile and the context's files into an empty folder.
+
+    A COPY keeps their modes, and in a pod another user reads them than the one who checked them out, perhaps
+    with a umask of 077. So they all get the modes that git knows.
+    """
     for name, path in context_files(image).items():
         goal = folder / name
         goal.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(path, goal)
+    for parent in (path for path in folder.rglob("*") if path.is_dir()):
+        parent.chmod(0o755)
     shutil.copy(image.dockerfile, folder / "Dockerfile")
 
 
 def link_or_copy(source: Path, goal: Path) -> None:
     """Hard-link a large file where that is possible, else copy it (model weights are in contexts, too)."""
-    if source.stat().st_size > 1 << 24 and source.stat().st_dev == goal.parent.stat().st_dev:
+    found = source.stat()
+    mode = 0o755 if found.st_mode & 0o111 else 0o644
+    is_near = found.st_dev == goal.parent.stat().st_dev
+    if found.st_size > 1 << 24 and is_near and found.st_mode & 0o777 == mode:
         os.link(source, goal)
     else:
         shutil.copy(source, goal)
+        goal.chmod(mode)
 
 
 def docker_build(tag: str, context: Path, build_args: Mapping[str, str], archive: Path) -> None:

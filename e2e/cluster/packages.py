@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from cluster import aptlock
 from cluster.api import ClusterError
 from cluster.progress import step
 
@@ -24,6 +25,7 @@ CLUSTER_PROGRAMS = {
 }
 IMAGE_PROGRAMS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+APT_TIMEOUT_S = 1800.0
 
 
 def find(program: str) -> str | None:
@@ -49,17 +51,61 @@ def ensure(programs: dict[str, str]) -> None:
     if not absent:
         return
     packages = sorted({package for program in absent for package in programs[program].split()})
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    command = ["install", "--yes", "--no-install-recommends", *packages]
     if find("apt-get") is None or os.geteuid() != 0:
-        raise ClusterError(f"missing programs: {', '.join(absent)}. As root: {' '.join(command)}")
+        raise ClusterError(
+            f"missing programs: {', '.join(absent)}.",
+            next_step=f"as root `apt-get {' '.join(command)}` (or what your distribution calls "
+            "these packages), then `{again}`.",
+        )
     with step(f"install packages: {' '.join(packages)}"):
-        for line in (["apt-get", "update", "--quiet"], command):
-            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ClusterError(f"`{' '.join(line)}` failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        apt_get("update", "--quiet")
+        apt_get(*command)
     still = missing(programs)
     if still:
         raise ClusterError(
             f"installed {' '.join(packages)}, and still there is no {', '.join(still)} on PATH."
         )
+
+
+def apt_get(*arguments: str, waiting: aptlock.Waiting = aptlock.PATIENT) -> str:
+    """Run apt-get as root, after whoever holds one of its locks or dpkg's.
+
+    Args:
+        waiting: how long to wait and how often to say so.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        ClusterError: it failed, or a lock was held for too long; the text names who holds it.
+    """
+    program = find("apt-get")
+    if program is None:
+        raise ClusterError("apt-get is not on PATH: packages are installed on Debian and Ubuntu only.")
+    wait = aptlock.Wait(waiting)
+    while True:
+        status, output = _run([program, *arguments])
+        if status == 0:
+            return output
+        lock = aptlock.refused(output)
+        if lock is None:
+            raise ClusterError(f"`apt-get {' '.join(arguments)}` failed:\n{output[-3000:].strip()}")
+        wait.until_free(lock)
+
+
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """Run apt-get so that it asks nothing, speaks English, and leaves the waiting to us, which says so."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "NEEDRESTART_MODE": "l"}
+    line = [command[0], "-o", "DPkg::Lock::Timeout=0", *command[1:]]
+    done = subprocess.run(
+        line,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=APT_TIMEOUT_S,
+    )
+    return done.returncode, done.stdout

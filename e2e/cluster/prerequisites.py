@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 
-from cluster import build, cgroups, host, packages
+from cluster import build, cgroups, failures, host, packages
 from cluster.versions import load_tools, tools_of
 
 GO = f"Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer"
@@ -30,13 +30,21 @@ def no_build(stage: str) -> str | None:
     return None
 
 
+def docker_reason(said: str) -> str:
+    """The reason in what `docker info` printed, and how a user gets the right to use Docker."""
+    lines = [line for line in said.strip().splitlines() if "pretty printing" not in line]
+    reason = lines[-1].removeprefix("ERROR: ") if lines else "no reason given"
+    may_not = failures.kind_of(reason) == "docker-permission"
+    return reason + "; as root `usermod -aG docker USER`, then log in again" * may_not
+
+
 def kind_lacks() -> str | None:
     """What keeps this machine from running kind; None when nothing does."""
     if shutil.which("docker") is None:
         return "there is no docker on PATH"
     if not host.succeeds(["docker", "info"], timeout_s=20):
         answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
-        return f"no Docker engine answers ({(answer.stderr.strip() or 'no reason given').splitlines()[-1]})"
+        return f"no Docker engine answers ({docker_reason(answer.stderr)})"
     if shutil.which("kind") is None:
         return "Docker answers, and there is no kind on PATH (https://kind.sigs.k8s.io)"
     for program, stage in CLIENTS.items():

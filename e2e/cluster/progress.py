@@ -1,11 +1,73 @@
-"""Progress lines on standard error, each with the time it took."""
+"""Progress lines on standard error, each with the time it took, and the record of all of them.
+
+Only the standard library is imported: the steps before the installation of the project's dependencies are
+recorded, too.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+DONE, FAILED, STOPPED, CACHED = "done", "failed", "stopped", "cached"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step that ended, or something that an earlier run left ready.
+
+    Attributes:
+        start_s: when it began, in seconds since the epoch.
+        seconds: how long it took; 0 when it was cached.
+        outcome: DONE, FAILED, STOPPED or CACHED.
+        depth: how many steps it was part of; only entries of depth 0 add up.
+    """
+
+    title: str
+    start_s: float
+    seconds: float = 0.0
+    outcome: str = DONE
+    depth: int = 0
+
+
+class Record:
+    """The steps of this process. A thread's steps are part of those that the main thread is in."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def entries(self) -> list[Entry]:
+        """What ended so far, in the order in which it began."""
+        with self._lock:
+            return sorted(self._entries, key=lambda entry: (entry.start_s, entry.depth))
+
+    def begin(self) -> int:
+        """Note that a step of this thread begins; return how many others it is part of."""
+        this, main = threading.get_ident(), threading.main_thread().ident
+        with self._lock:
+            outer = sum(self._open.get(thread, 0) for thread in {this, main} if thread is not None)
+            self._open[this] = self._open.get(this, 0) + 1
+        return outer
+
+    def end(self, entry: Entry) -> None:
+        """Note how the innermost step of this thread ended."""
+        with self._lock:
+            self._open[threading.get_ident()] -= 1
+            self._entries.append(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Note something that was no step of this process."""
+        with self._lock:
+            self._entries.append(entry)
+
+
+RECORD = Record()
 
 
 def say(text: str) -> None:
@@ -13,14 +75,28 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def found(title: str) -> None:
+    """Record, without a line, what an earlier run left ready."""
+    RECORD.add(Entry(title, time.time(), outcome=CACHED))
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Announce a step and say how long it took, or that it failed."""
+    """Announce a step, say how long it took or that it failed, and record it."""
     say(f"  · {title}")
-    start = time.monotonic()
+    start, start_s = time.monotonic(), time.time()
+    depth = RECORD.begin()
+    outcome = FAILED
     try:
         yield
-    except BaseException:
-        say(f"  ✗ {title} after {time.monotonic() - start:.1f} s")
+        outcome = DONE
+    except KeyboardInterrupt:
+        outcome = STOPPED
         raise
-    say(f"  ✓ {title} in {time.monotonic() - start:.1f} s")
+    finally:
+        seconds = time.monotonic() - start
+        RECORD.end(Entry(title, start_s, seconds, outcome, depth))
+        if outcome == DONE:
+            say(f"  ✓ {title} in {seconds:.1f} s")
+        else:
+            say(f"  ✗ {title} after {seconds:.1f} s")

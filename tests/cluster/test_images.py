@@ -39,6 +39,32 @@ def test_only_listed_files_are_in_the_context(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_staged_can_be_read_by_everybody(tmp_path: Path) -> None:
+    """As it is after a checkout with a umask of 077, and large files with it, which are else linked."""
+    image = make_image(tmp_path)
+    (tmp_path / "src" / "b").mkdir(mode=0o700)
+    (tmp_path / "src" / "b" / "large").write_bytes(bytes((1 << 24) + 1))
+    (tmp_path / "src" / "b" / "run").write_text("#!/bin/sh\n")
+    for path, mode in (("a.py", 0o600), ("b/large", 0o600), ("b/run", 0o700)):
+        (tmp_path / "src" / path).chmod(mode)
+    goal = tmp_path / "staged"
+    goal.mkdir()
+    before = os.umask(0o077)
+    try:
+        stage_context(image, goal)
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(goal)): path.stat().st_mode & 0o777 for path in goal.rglob("*")}
+    assert {name: modes[name] for name in ("src", "src/b", "src/a.py", "src/b/large", "src/b/run")} == {
+        "src": 0o755,
+        "src/b": 0o755,
+        "src/a.py": 0o644,
+        "src/b/large": 0o644,
+        "src/b/run": 0o755,
+    }
+    assert (tmp_path / "src" / "b" / "large").stat().st_mode & 0o777 == 0o600
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="wants absent, which is not in"):
         context_files(make_image(tmp_path, files=["absent"]))
@@ -90,21 +116,24 @@ def test_newest_archives_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_pip_inside_a_build_is_told_what_pip_outside_is_told(tmp_path: Path) -> None:
-    wheels = tmp_path / "wheels"
+    wheels = tmp_path / "my wheels"
     wheels.mkdir()
     environment = {
         "PIP_CERT": "/etc/ssl/certs/ca.crt",
         "PIP_INDEX_URL": "https://index.example/simple",
-        "PIP_FIND_LINKS": f"{wheels} https://links.example {tmp_path}/absent",
+        "PIP_FIND_LINKS": f"https://links.example {tmp_path}/absent",
     }
     folders = buildah.wheel_folders(environment, wheels)
     assert buildah.wheel_folders({}, None) == []
-    parser = configparser.ConfigParser()
+    parser = configparser.ConfigParser(interpolation=None)  # as pip reads it
     parser.read_string(buildah.pip_conf(environment, folders))
     assert folders == [wheels]
     assert parser["global"]["cert"] == "/etc/ssl/certs/ca.crt"
     assert parser["global"]["index-url"] == "https://index.example/simple"
-    assert parser["global"]["find-links"].split() == ["https://links.example", str(wheels)]
+    assert parser["global"]["find-links"].split() == [
+        "https://links.example",
+        f"file://{tmp_path}/my%20wheels",
+    ]
 
 
 def test_build_never_asks_a_registry_and_passes_arguments(tmp_path: Path) -> None:

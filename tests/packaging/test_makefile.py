@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHON = """#!/bin/sh
 echo "$*" >> "$NOTES"
 case "$*" in
+  "e2e/step.py"*) shift 2; exec "$@" ;;
   "-m venv"*)
     mkdir -p .venv/bin && cp "$0" .venv/bin/python
     if [ -e "$HAS_ENSUREPIP" ]; then touch .venv/pip; else exit 1; fi ;;
@@ -23,28 +24,29 @@ esac
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+@pytest.fixture(params=["plain", "with a blank"])
+def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A folder with the Makefile, what it looks at, and the Python above."""
-    shutil.copy(REPOSITORY / "Makefile", tmp_path)
-    (tmp_path / "requirements").mkdir()
-    for name in ("dev.txt", "torch.in", "model.txt", "bootstrap.txt"):
-        (tmp_path / "requirements" / name).touch()
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "hatch_build.py").touch()
-    (tmp_path / "python3").write_text(PYTHON)
-    (tmp_path / "python3").chmod(0o755)
-    return tmp_path
+    folder = tmp_path / str(request.param)
+    (folder / "requirements").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "Makefile", folder)
+    for name in ("dev.txt", "demo.txt", "torch.in", "model.txt", "bootstrap.txt"):
+        (folder / "requirements" / name).touch()
+    (folder / "pyproject.toml").touch()
+    (folder / "hatch_build.py").touch()
+    (folder / "python3").write_text(PYTHON)
+    (folder / "python3").chmod(0o755)
+    return folder
 
 
-def make(project: Path, target: str) -> tuple[int, list[str]]:
+def make(project: Path, target: str, *settings: str) -> tuple[int, list[str]]:
     """Run make; return its exit status and what Python was asked for."""
     notes = project / "notes"
     notes.write_text("")
     env = {**os.environ, "NOTES": str(notes), "HAS_ENSUREPIP": str(project / "has-ensurepip")}
     # A make that runs these tests must not hand its own flags and job slots down.
     env = {name: value for name, value in env.items() if not name.startswith("MAKE")}
-    command = ["make", f"PYTHON={project}/python3", target]
+    command = ["make", "PYTHON=./python3", *settings, target]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     return done.returncode, notes.read_text().splitlines()
 
@@ -70,11 +72,56 @@ def test_whole_environment_is_left_alone(project: Path) -> None:
     assert not any("venv --clear" in line for line in asked)
 
 
+def test_environment_that_was_cut_off_half_way_is_made_anew(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    uv = project / ".venv" / "bin" / "uv"
+    assert make(project, "install")[0] == 0
+    (project / ".venv" / ".installed").unlink()
+    uv.write_text("#!/bin/sh\nkill -KILL $PPID\n")  # ends the shell that make runs, as a power cut would
+    assert make(project, "install")[0] != 0
+    assert (project / ".venv" / ".half").exists()
+    status, asked = make(project, "install")
+    assert status == 0
+    assert "-m venv --clear .venv" in asked
+    assert not (project / ".venv" / ".half").exists()
+
+
+def test_wheels_are_found_in_a_folder_with_blanks(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    wheels = project / "some wheels"
+    wheels.mkdir()
+    (wheels / "torch-2.0-py3-none-any.whl").touch()
+    status, asked = make(project, "install", f"STOKER_WHEELS={wheels}")
+    assert status == 0
+    (torch,) = [line for line in asked if line.startswith("e2e/step.py install torch")]
+    assert f"--no-index --find-links {wheels} " in torch
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "tools"])
 def test_what_is_missing_is_said_before_anything_is_installed(project: Path, target: str) -> None:
     _, asked = make(project, target)
-    assert asked[0] == "e2e/preflight.py"
+    assert asked[0].startswith("e2e/preflight.py")
+    assert "--python-only" not in asked[0]
     assert "-m venv --clear .venv" in asked[1:]
+
+
+def test_git_answers_root_in_a_checkout_of_somebody_else(project: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to others")
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    for path in (project, *project.rglob("*")):
+        os.chown(path, 12345, 12345)
+    (project / "Makefile").write_text(
+        (project / "Makefile").read_text() + "\nlisted:\n\tgit ls-files --others\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "GIT_"))}
+
+    def printed(*command: str) -> str:
+        done = subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "dubious ownership" in printed("git", "ls-files", "--others")
+    assert "pyproject.toml" in printed("make", "listed")
 
 
 def test_tests_of_a_gpu_look_for_one_first(project: Path) -> None:
