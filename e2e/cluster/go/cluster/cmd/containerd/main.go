@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,18 +51,18 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/snapshots/overlay/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/streaming"
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
-	"github.com/urfave/cli/v2"
+	"github.com/urfave/cli/v3"
 )
 
 func main() {
-	apps := map[string]func() *cli.App{"containerd": command.App, "ctr": ctr.New}
+	apps := map[string]func() *cli.Command{"containerd": command.App, "ctr": ctr.New}
 	name := filepath.Base(os.Args[0])
 	app, known := apps[name]
 	if !known {
 		fmt.Fprintf(os.Stderr, "containerd: %q names no program; link this binary as containerd or ctr\n", name)
 		os.Exit(2)
 	}
-	if err := app().Run(os.Args); err != nil {
+	if err := app().Run(context.Background(), os.Args); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", name, err)
 		os.Exit(1)
 	}
