@@ -147,5 +147,6 @@ demo: PREFLIGHT := --for demo
 demo: preflight install ## a cluster, the chart, a model, a streamed answer; run it again at any time
 	$(BIN)/python e2e/demo.py up
 
-demo-down: install ## remove the demo's cluster and all it left
+# With the environment that is there, even when its sources have changed since.
+demo-down: $(if $(wildcard $(VENV)/.installed),,install) ## remove the demo's cluster and all it left
 	$(BIN)/python e2e/demo.py down

@@ -100,7 +100,8 @@ def ask(cluster: Cluster) -> str:
     client = product.REPOSITORY / "examples" / "chat.py"
     with forwarded(cluster) as port:
         return host.run(
-            [sys.executable, str(client), f"http://127.0.0.1:{port}/v1", demo.MODEL, demo.QUESTION]
+            [sys.executable, str(client), f"http://127.0.0.1:{port}/v1", demo.MODEL, demo.QUESTION],
+            timeout_s=demo.ANSWER_TIMEOUT_S,
         ).strip()
 
 
