@@ -30,7 +30,7 @@ from cluster.progress import step
 
 CAPTURE = product.REPOSITORY / "docs" / "demo.json"
 PICTURE = CAPTURE.with_suffix(".svg")
-COLUMNS = 100
+COLUMNS = 108  # as wide as the longest command
 TITLE = "Stoker: make demo"
 READY_TIMEOUT_S = 120.0
 
