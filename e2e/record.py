@@ -46,6 +46,8 @@ class Shown:
 def record(cluster: Cluster) -> list[Shown]:
     """Run the commands on a cluster that `make demo` brought up.
 
+    They are shown as a user types them; here the port is any free one, and paths are whole.
+
     Raises:
         ClusterError: one of them failed, or the model did not get ready in time.
     """
