@@ -159,5 +159,6 @@ demo: PREFLIGHT := --for demo
 demo: preflight $(VENV)/.demo ## a cluster, the chart, a model, a streamed answer; run it again at any time
 	$(BIN)/python e2e/demo.py up
 
-demo-down: $(VENV)/.demo ## remove the demo's cluster and all it left
+# With the environment that is there, even when its sources have changed since.
+demo-down: $(if $(wildcard $(VENV)/.demo),,$(VENV)/.demo) ## remove the demo's cluster and all it left
 	$(BIN)/python e2e/demo.py down

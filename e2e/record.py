@@ -30,7 +30,7 @@ from cluster.progress import step
 
 CAPTURE = product.REPOSITORY / "docs" / "demo.json"
 PICTURE = CAPTURE.with_suffix(".svg")
-COLUMNS = 100
+COLUMNS = 108  # as wide as the longest command
 TITLE = "Stoker: make demo"
 READY_TIMEOUT_S = 120.0
 
@@ -45,6 +45,8 @@ class Shown:
 
 def record(cluster: Cluster) -> list[Shown]:
     """Run the commands on a cluster that `make demo` brought up.
+
+    They are shown as a user types them; here the port is any free one, and paths are whole.
 
     Raises:
         ClusterError: one of them failed, or the model did not get ready in time.
@@ -100,7 +102,8 @@ def ask(cluster: Cluster) -> str:
     client = product.REPOSITORY / "examples" / "chat.py"
     with forwarded(cluster) as port:
         return host.run(
-            [sys.executable, str(client), f"http://127.0.0.1:{port}/v1", demo.MODEL, demo.QUESTION]
+            [sys.executable, str(client), f"http://127.0.0.1:{port}/v1", demo.MODEL, demo.QUESTION],
+            timeout_s=demo.ANSWER_TIMEOUT_S,
         ).strip()
 
 

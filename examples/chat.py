@@ -13,7 +13,11 @@ def main(base_url: str, model: str, question: str) -> None:
     """Print the answer as it comes."""
     client = OpenAI(base_url=base_url, api_key="unused", max_retries=0)
     stream = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], max_tokens=200, stream=True
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=200,
+        temperature=0,
+        stream=True,
     )
     for chunk in stream:
         print(chunk.choices[0].delta.content or "", end="", flush=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.api import ClusterError
+from cluster.progress import say
 
 NETNS = Path("/run/netns")
 POLL_S = 0.05
@@ -75,10 +76,14 @@ def wait_for(what: str, is_true: Condition, timeout_s: float, hint: Callable[[],
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which stays; wait for whoever holds it now."""
+    """Hold an exclusive lock on a file, which stays; wait for whoever holds it now, and say so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"    waiting for another run, which holds {path}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -1,6 +1,7 @@
 import os
 import re
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,27 @@ def test_waiting_ends_with_the_condition_or_with_the_hint() -> None:
     host.wait_for("it", lambda: next(answers), 5)
     with pytest.raises(ClusterError, match=r"it did not happen within 0 s\. the log"):
         host.wait_for("it", lambda: False, 0.01, lambda: "the log")
+
+
+def test_another_run_is_waited_for_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = tmp_path / "lock"
+    held, release = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with host.locked(lock):
+            held.set()
+            release.wait(20)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(20)
+    with host.locked_now(lock) as is_free:
+        assert not is_free
+    threading.Timer(0.2, release.set).start()
+    with host.locked(lock):
+        assert release.is_set()
+    thread.join()
+    assert capsys.readouterr().err == f"    waiting for another run, which holds {lock}\n"
 
 
 def test_tail_shows_the_end(tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ def test_environment_that_was_cut_off_half_way_is_made_anew(project: Path) -> No
     assert not (project / ".venv" / ".half").exists()
 
 
+def test_a_cluster_is_taken_down_with_the_environment_that_is_there(project: Path) -> None:
+    """After a `git pull`, too, which makes it older than its sources."""
+    (project / "has-ensurepip").touch()
+    assert make(project, "install")[0] == 0
+    os.utime(project / ".venv" / ".installed", (0, 0))
+    assert make(project, "demo-down") == (0, ["e2e/demo.py down"])
+    (project / ".venv" / ".installed").unlink()
+    assert make(project, "demo-down")[1][0] == "e2e/preflight.py --python-only"
+
+
 def test_wheels_are_found_in_a_folder_with_blanks(project: Path) -> None:
     (project / "has-ensurepip").touch()
     wheels = project / "some wheels"
