@@ -64,6 +64,21 @@ def sources(targets: str, distribution: str) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(found))
 
 
+def planned() -> BaseImage | None:
+    """The base image of this machine, made or not; None where none can be made."""
+    try:
+        distribution, codename = release(Path("/etc/os-release").read_text())
+    except (ClusterError, OSError):
+        return None
+    return named(distribution, codename)
+
+
+def named(distribution: str, codename: str) -> BaseImage:
+    """The base image of a distribution."""
+    key = content_key({"release": f"{distribution} {codename}".encode(), "included": repr(INCLUDED).encode()})
+    return BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
+
+
 def ensure() -> BaseImage:
     """Make the base image if this machine has none yet (about two minutes).
 
@@ -71,8 +86,7 @@ def ensure() -> BaseImage:
         ClusterError: not root, not Debian or Ubuntu, or no mirror answers.
     """
     distribution, codename = release(Path("/etc/os-release").read_text())
-    key = content_key({"release": f"{distribution} {codename}".encode(), "included": repr(INCLUDED).encode()})
-    base = BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
+    base = named(distribution, codename)
     packages.ensure({name: packages.IMAGE_PROGRAMS[name] for name in ("buildah", "debootstrap")})
     folder = cache_dir() / "images"
     with host.locked(folder / ".base.lock"):

@@ -33,7 +33,7 @@ class ClusterGroup(click.Group):
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="auto: kind where a Docker engine answers and kind is on PATH, else native.",
+    help="auto: kind where a Docker engine answers, else native.",
 )
 @click.pass_context
 def main(ctx: click.Context, name: str, backend: str) -> None:
