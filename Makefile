@@ -30,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-kind test-fast test-gpu crd docs golden images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -93,6 +93,11 @@ tools: preflight install ## build what the local cluster is made of (about 20 mi
 test: tools clients ## everything but `gpu`; what CI runs
 	$(BIN)/pytest -m "not gpu and not e2e" -n auto --dist worksteal
 	$(BIN)/pytest -m "e2e and not gpu"
+
+# With the Docker engine that answers, else with one that is started for it (root, Debian or Ubuntu); without a way to
+# have one it says so. KIND_TESTS chooses what runs.
+test-kind: install ## the scenarios on kind, where a Docker engine answers or can be started
+	$(BIN)/python e2e/kind_check.py $(KIND_TESTS)
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow" -x -n auto --dist worksteal --hypothesis-profile=fast

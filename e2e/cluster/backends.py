@@ -15,8 +15,8 @@ BACKENDS = ("auto", "kind", "native")
 def needed_stages() -> list[str]:
     """The stages that have to be built on this machine for all tests that can run on it.
 
-    With kind a cluster takes no compiler but for what is not on PATH. Then the integration tests' control plane
-    is built where there is a Go.
+    With kind a cluster takes no compiler but for what is not on PATH. Then the integration tests' control
+    plane is built where there is a Go.
     """
     if prerequisites.kind_lacks() is not None:
         return ["e2e"]

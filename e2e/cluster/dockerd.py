@@ -93,11 +93,8 @@ def lacks() -> str | None:
     """What keeps us from starting an engine here; None when nothing does."""
     if os.uname().sysname != "Linux" or os.geteuid() != 0:
         return "starting one takes Linux and root"
-    if packages.missing(PROGRAMS):
-        try:
-            baseimage.release(Path("/etc/os-release").read_text())
-        except (ClusterError, OSError):
-            return "there is no dockerd on PATH, and it can be installed on Debian and Ubuntu only"
+    if packages.missing(PROGRAMS) and baseimage.planned() is None:
+        return "there is no dockerd on PATH, and it can be installed on Debian and Ubuntu only"
     return None
 
 
@@ -185,7 +182,7 @@ def up() -> str:
     if problem:
         raise ClusterError(f"no Docker engine answers, and {problem}.")
     packages.ensure(PROGRAMS)
-    down()
+    down()  # what a crash left
     with step("start a Docker engine"):
         RUN.mkdir(mode=0o711)
         (RUN / "before.json").write_text(json.dumps(dataclasses.asdict(look()), indent=1))

@@ -126,6 +126,8 @@ def build(image: Image) -> Path:
     Raises:
         ClusterError: a prerequisite is missing or the build failed, with the end of its output.
     """
+    if archive := built(image):
+        return archive
     # One build at a time: they share the store of layers, which a build may empty when it has grown.
     with host.locked(cache_dir() / "images" / ".build.lock"):
         archive = built(image) or _build(image)

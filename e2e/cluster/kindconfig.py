@@ -20,6 +20,7 @@ MIN_KUBERNETES = (1, 33)
 MIN_CONTAINERD = (2, 1)
 # kind writes the older of them for Kubernetes before 1.36; a patch for the other one is left out.
 KUBEADM_VERSIONS = ("v1beta3", "v1beta4")
+NODE_IMAGES = "/stoker-images"
 SERVER_FLAGS = {
     "audit-policy-file": "/stoker/audit-policy.yaml",
     "audit-log-path": "/stoker/audit.log",
@@ -34,12 +35,19 @@ CONTROLLER_FLAGS = {
 
 
 def kind_config(
-    name: str, num_nodes: int, folder: Path, *, is_cgroup_v1: bool = False, own: NodeImage | None = None
+    name: str,
+    num_nodes: int,
+    folder: Path,
+    images: Path,
+    *,
+    is_cgroup_v1: bool = False,
+    own: NodeImage | None = None,
 ) -> str:
     """Render the configuration: one control plane, workers, and an audit log that the host can read.
 
     Args:
         folder: holds audit-policy.yaml and receives audit.log; mounted into the control-plane node.
+        images: folder of image archives, mounted into every node.
         is_cgroup_v1: kubelets refuse to run there unless told otherwise (Kubernetes 1.35 and newer).
         own: the nodes are made from this image of ours, which has other names for its pods' images and no
             network of its own.
@@ -52,7 +60,7 @@ def kind_config(
     control_plane = {
         "role": "control-plane",
         "kubeadmConfigPatches": [yaml.safe_dump(found, sort_keys=False) for found in patches],
-        "extraMounts": [{"hostPath": str(folder), "containerPath": "/stoker"}],
+        "extraMounts": [{"hostPath": str(folder), "containerPath": "/stoker"}, _archives(images)],
     }
     config: dict[str, Any] = {
         "kind": "Cluster",
@@ -60,11 +68,18 @@ def kind_config(
         "name": name,
         # On by default from Kubernetes 1.35 only.
         "featureGates": {"ImageVolume": True},
-        "nodes": [control_plane, *({"role": "worker"} for _ in range(num_nodes - 1))],
+        "nodes": [
+            control_plane,
+            *({"role": "worker", "extraMounts": [_archives(images)]} for _ in range(num_nodes - 1)),
+        ],
     }
     if own is not None:
         config["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "nftables", "podSubnet": POD_CIDR}
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _archives(images: Path) -> dict[str, Any]:
+    return {"hostPath": str(images), "containerPath": NODE_IMAGES, "readOnly": True}
 
 
 def _cluster_patch(version: str, own: NodeImage | None) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def planned() -> NodeImage | None:
         return None
     tools = load_tools()
     names = {tool.name: tool for stage in ("e2e", "kind", "kind-node") for tool in tools_of(stage, tools)}
+    del names["helm"]
     files = {str(path.relative_to(RECIPE)): path.read_bytes() for path in RECIPE.rglob("*") if path.is_file()}
     return plan(names.values(), files, base.key)
 

@@ -30,6 +30,16 @@ def no_build(stage: str) -> str | None:
     return None
 
 
+def no_client() -> str | None:
+    """Which program beside Docker a kind cluster lacks, with nothing to build it with; None when none."""
+    for program, stage in CLIENTS.items():
+        problem = no_build(stage)
+        if shutil.which(program) is None and problem:
+            hint = " (https://kind.sigs.k8s.io)" if program == "kind" else ""
+            return f"there is no {program} on PATH{hint}, and nothing to build it with: {problem}"
+    return None
+
+
 def kind_lacks() -> str | None:
     """What keeps this machine from running kind; None when nothing does."""
     if shutil.which("docker") is None:
@@ -37,12 +47,7 @@ def kind_lacks() -> str | None:
     if not host.succeeds(["docker", "info"], timeout_s=20):
         answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
         return f"no Docker engine answers ({(answer.stderr.strip() or 'no reason given').splitlines()[-1]})"
-    for program, stage in CLIENTS.items():
-        problem = no_build(stage)
-        if shutil.which(program) is None and problem:
-            hint = " (https://kind.sigs.k8s.io)" if program == "kind" else ""
-            return f"there is no {program} on PATH{hint}, and nothing to build it with: {problem}"
-    return None
+    return no_client()
 
 
 def native_lacks() -> str | None:

@@ -55,7 +55,7 @@ def test_key_changes_with_the_recipe_and_with_the_module_and_only_for_that_tool(
     text = (pins / "versions.toml").read_text()
     (pins / "versions.toml").write_text(text.replace("gitMinor=37", "gitMinor=38"))
     after = load_tools(pins)
-    assert {name for name in before if before[name].key != after[name].key} == {"etcd", "kube"}
+    assert {name for name in before if before[name].key != after[name].key} == {"etcd", "kube", "kubeadm"}
 
 
 def test_content_key_tells_apart_where_one_part_ends() -> None:
