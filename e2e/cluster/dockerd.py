@@ -229,14 +229,28 @@ def down() -> None:
     cgroups.kill_members(CGROUP)
     unmount(RUN, cache_dir() / "docker")
     cgroups.remove(CGROUP)
-    notes = RUN / "before.json"
-    if notes.exists():
-        before, now = HostState(**json.loads(notes.read_text())), look()
-        for line in undo_commands(before, now):
-            host.run(line)
-        for name, value in changed_parameters(before, now).items():
-            (SYSTEM / name).write_text(value)
+    put_back()
     shutil.rmtree(RUN)
+
+
+def put_back() -> None:
+    """Undo what changed of the host since the notes were written.
+
+    Raises:
+        ClusterError: something is still as the engine made it.
+    """
+    notes = RUN / "before.json"
+    if not notes.exists():
+        return
+    before, now = HostState(**json.loads(notes.read_text())), look()
+    for line in undo_commands(before, now):
+        host.run(line)
+    for name, value in changed_parameters(before, now).items():
+        (SYSTEM / name).write_text(value)
+    now = look()
+    left = [shlex.join(line) for line in undo_commands(before, now)] + list(changed_parameters(before, now))
+    if left:
+        raise ClusterError(f"the Docker engine is gone, and these of its traces stay: {'; '.join(left)}")
 
 
 def stop_daemon() -> None:

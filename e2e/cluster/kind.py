@@ -92,7 +92,7 @@ class KindCluster:
         config = kind_config(self.name, num_nodes, self.folder, images_dir(), is_cgroup_v1=is_v1, own=own)
         command = ["create", "cluster", "--name", self.name, "--config", "-"]
         command += ["--kubeconfig", str(self.kubeconfig)] + (["--image", image] if image else [])
-        self.kind(*command, text=config, timeout_s=600)
+        self.kind(*command, text=config, timeout_s=1200)
 
     def _finish(self, gpus_per_node: int) -> None:
         """Connect the nodes where that is our task, wait for them, and give them GPUs; does no harm twice."""
@@ -115,8 +115,10 @@ class KindCluster:
         def is_ready() -> bool:
             return host.succeeds(self.kubectl("get", "--raw", "/readyz"))
 
+        if not self.kubeconfig.exists():
+            return False  # `kind create` was interrupted
         try:
-            host.wait_for("an answer of the API server", lambda: self.kubeconfig.exists() and is_ready(), 60)
+            host.wait_for("an answer of the API server", is_ready, 60)
         except ClusterError:
             return False
         return True

@@ -121,7 +121,16 @@ def ensure() -> NodeImage:
         with step("give the node image to the Docker engine"):
             host.run(["docker", "load", "--input", str(archive)], timeout_s=600)
         archive.unlink()
+        forget_older(image)
     return image
+
+
+def forget_older(image: NodeImage) -> None:
+    """Remove the images of earlier pins from the engine; one that a cluster still uses stays."""
+    listed = host.run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}", NODE]).split()
+    for tag in listed:
+        if tag != image.tag:
+            host.succeeds(["docker", "rmi", tag], timeout_s=60)
 
 
 def make(image: NodeImage, archive: Path, base_tag: str) -> None:

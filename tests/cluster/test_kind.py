@@ -248,6 +248,13 @@ def test_up_leaves_a_running_cluster_alone(recorder: Recorder) -> None:
     assert not any(command.startswith(("kind create", "kind delete")) for command in recorder.commands)
 
 
+def test_what_an_interrupted_first_run_left_is_removed(recorder: Recorder) -> None:
+    recorder.answers["kind get clusters"] = "dev\n"
+    KindCluster("dev").up(num_nodes=2)  # its containers run, and there are no credentials for it
+    verbs = [line.split()[1] for line in recorder.commands if line.startswith("kind ")]
+    assert verbs.index("delete") < verbs.index("create")
+
+
 def test_only_nodes_that_run_are_named_and_the_control_plane_is_first(recorder: Recorder) -> None:
     assert KindCluster("dev").node_names() == ["dev-control-plane", "dev-worker"]
 
