@@ -73,6 +73,10 @@ class KindCluster:
         named = os.environ.get(IMAGE_VARIABLE)
         own = nodeimage.loaded()
         if named:
+            if named.startswith(nodeimage.NODE) and (own is None or own.tag != named):
+                raise ClusterError(
+                    f"{IMAGE_VARIABLE}={named} is of other pins than {own and own.tag}; unset it."
+                )
             self._create_from(num_nodes, named, own if own and own.tag == named else None)
         elif own:
             say(f"    nodes are made from {own.tag}, built here because there was no registry")
@@ -143,9 +147,8 @@ class KindCluster:
                 host.run(["docker", "exec", "--interactive", node.name, "sh", "-s"], text=script)
 
     def _nodes(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = json.loads(host.run(self.kubectl("get", "nodes", "--output=json")))[
-            "items"
-        ]
+        answer = host.run(self.kubectl("get", "nodes", "--output=json"))
+        items: list[dict[str, Any]] = json.loads(answer)["items"]
         return items
 
     def down(self) -> None:
@@ -154,12 +157,13 @@ class KindCluster:
             shutil.rmtree(self.folder)
 
     def load_image(self, archive: Path) -> None:
-        archive = archive.resolve()
+        is_mounted = archive.parent.resolve() == images_dir().resolve()
+        archive = images_dir() / archive.name if is_mounted else archive.resolve()
         loaded = json.loads(self.notes.read_text()) if self.notes.exists() else []
         if images.holds(loaded, archive):
             return
         for node in self.node_names():
-            if archive.parent == images_dir():
+            if is_mounted:
                 self._import(node, archive)
             else:
                 self.kind(

@@ -201,6 +201,9 @@ def test_nodes_are_made_from_the_image_that_was_named(
     monkeypatch.setenv("STOKER_KIND_NODE_IMAGE", "registry.example/node:v1.36.0")
     KindCluster("dev").up()
     assert [line.rpartition(" ")[2] for line in recorder.created()] == ["registry.example/node:v1.36.0"]
+    monkeypatch.setenv("STOKER_KIND_NODE_IMAGE", f"{nodeimage.NODE}:v1.0.0-old")
+    with pytest.raises(ClusterError, match=r"v1\.0\.0-old is of other pins"):
+        KindCluster("dev").up()
 
 
 def test_without_a_registry_a_node_image_is_made_and_its_nodes_are_connected(

@@ -87,8 +87,13 @@ def test_it_is_found_in_the_engine_only_where_it_could_be_made(monkeypatch: pyte
 
 def test_images_of_earlier_pins_leave_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
+
+    def succeeds(command: list[str], timeout_s: float = 0) -> bool:
+        removed.append(command[-1])
+        return True
+
     image = plan(tools(), {}, "base")
     monkeypatch.setattr(host, "run", lambda command: f"{nodeimage.NODE}:v1.0.0-old\n{image.tag}\n")
-    monkeypatch.setattr(host, "succeeds", lambda command, timeout_s=0: removed.append(command[-1]) or True)
+    monkeypatch.setattr(host, "succeeds", succeeds)
     nodeimage.forget_older(image)
     assert removed == [f"{nodeimage.NODE}:v1.0.0-old"]
