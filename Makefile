@@ -40,7 +40,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-long test-fast test-gpu crd docs picture golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-long test-kind test-fast test-gpu crd docs picture golden \
+  images demo demo-down
 help: ## list the targets, what they need and how long they take
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
@@ -127,6 +128,11 @@ test: tools clients ## everything but `gpu` and `long`; what CI runs
 
 test-long: install ## the tests that `make test` leaves out for their time: GPU kernels on more models, interpreted
 	$(BIN)/pytest -m "long and not gpu" -n auto --dist worksteal --timeout 900
+
+# With the Docker engine that answers, else with one that is started for it (root, Debian or Ubuntu); without a way to
+# have one it says so. KIND_TESTS chooses what runs.
+test-kind: install ## the scenarios on kind, where a Docker engine answers or can be started
+	$(BIN)/python e2e/kind_check.py $(KIND_TESTS)
 
 test-fast: install ## unit and component tests, for the inner loop
 	$(BIN)/pytest -m "not gpu and not e2e and not integration and not slow and not long" -x -n auto --dist worksteal --hypothesis-profile=fast

@@ -149,7 +149,7 @@ Try next:
   kubectl port-forward service/{MODEL} 8000:80 &       # then, from this machine:
   curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{MODEL}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-  .venv/bin/python examples/chat.py http://127.0.0.1:8000/v1 {MODEL} "Why is the sky blue?"
+  make install && .venv/bin/python examples/chat.py http://127.0.0.1:8000/v1 {MODEL} "Why is the sky blue?"
 
   kubectl scale mdep {MODEL} --replicas 2              # and watch: kubectl get pods --watch
   kubectl edit mdep {MODEL}                            # say, maxNumSeqs: a rolling update, no request lost

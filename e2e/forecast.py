@@ -52,7 +52,7 @@ def parts(*, with_kind: bool, with_docker: bool) -> list[Part]:
         for name, tool in tools.items()
     ]
     recipes = product.images()
-    built = [images.is_built(recipe, with_docker=with_docker) for recipe in recipes]
+    built = [images.built(recipe) is not None for recipe in recipes]
     if not with_docker:
         absent = packages.missing({**packages.CLUSTER_PROGRAMS, **packages.IMAGE_PROGRAMS})
         results.append(Part("packages of the distribution", needs.PACKAGES_S, not absent))

@@ -198,7 +198,7 @@ def look() -> Machine:
             for folder in {folder.stat().st_dev: folder for folder in folders}.values()
         },
         memory_gib=available_gib(),
-        is_built=(VENV / ".installed").exists() and any(cache_dir().glob("images/*.tar")) and tools,
+        is_built=(VENV / ".demo").exists() and any(cache_dir().glob("images/*.tar")) and tools,
         is_cuda=not os.environ.get("TORCH_INDEX_URL") and not any(wheels.glob("torch-*.whl")),
         unwritable=unwritable(cache_dir()),
     )

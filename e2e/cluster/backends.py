@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from cluster import kind, native, prerequisites
@@ -14,8 +15,8 @@ BACKENDS = ("auto", "kind", "native")
 def needed_stages() -> list[str]:
     """The stages that have to be built on this machine for all tests that can run on it.
 
-    With kind a cluster takes no compiler. Then the integration tests' control plane is built where there is
-    a Go, and what kind does not bring along only where it is not on PATH.
+    With kind a cluster takes no compiler but for what is not on PATH. Then the integration tests' control
+    plane is built where there is a Go.
     """
     if prerequisites.kind_lacks() is not None:
         return ["e2e"]
@@ -24,16 +25,17 @@ def needed_stages() -> list[str]:
     return sorted({*absent, *integration})
 
 
-def open_cluster(name: str = DEFAULT_NAME, backend: str = "auto") -> Cluster:
+def open_cluster(name: str = DEFAULT_NAME, backend: str | None = None) -> Cluster:
     """A handle on a cluster, whether it is up or not.
 
     Args:
-        backend: "kind", "native", or "auto": kind where a Docker engine answers and kind is on PATH,
-            else native.
+        backend: "kind", "native", or "auto": kind where a Docker engine answers, else native. By default
+            what STOKER_CLUSTER_BACKEND says, or "auto".
 
     Raises:
         ClusterError: this machine can run neither; the text says what each of them lacks.
     """
+    backend = backend or os.environ.get("STOKER_CLUSTER_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise ClusterError(f"backend {backend!r} is none of {', '.join(BACKENDS)}.")
     kind_lacks = prerequisites.kind_lacks() if backend != "native" else "not asked for"

@@ -71,9 +71,22 @@ def wanted() -> tuple[BaseImage, str, str]:
         ClusterError: it is neither Debian nor Ubuntu.
     """
     distribution, codename = release(Path("/etc/os-release").read_text())
+    return named(distribution, codename), distribution, codename
+
+
+def named(distribution: str, codename: str) -> BaseImage:
+    """The base image of a distribution."""
     recipe = f"{distribution} {codename} {INCLUDED} mmdebstrap"
     key = content_key({"recipe": recipe.encode()})
-    return BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key), distribution, codename
+    return BaseImage(f"localhost/stoker-base:{codename}-{key[:8]}", key)
+
+
+def planned() -> BaseImage | None:
+    """The base image of this machine, made or not; None where none can be made."""
+    try:
+        return wanted()[0]
+    except (ClusterError, OSError):
+        return None
 
 
 def ensure() -> BaseImage:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cluster import build, failures, host, leftovers, shell
+from cluster import build, dockerd, failures, host, leftovers, shell
 from cluster.api import Cluster, ClusterError
 from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
 from cluster.versions import STAGES
@@ -36,7 +36,7 @@ class ClusterGroup(click.Group):
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="auto: kind where a Docker engine answers and kind is on PATH, else native.",
+    help="auto: kind where a Docker engine answers, else native.",
 )
 @click.pass_context
 def main(ctx: click.Context, name: str, backend: str) -> None:
@@ -132,6 +132,18 @@ def kubectl(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Run kubectl with the administrator's credentials."""
     line = cluster_of(ctx).kubectl(*args)
     os.execv(line[0], line)
+
+
+@main.command("engine-up")
+def engine_up() -> None:
+    """Start a Docker engine of our own (root, Debian or Ubuntu) and print the DOCKER_HOST line."""
+    click.echo(f"export DOCKER_HOST={dockerd.up()}")
+
+
+@main.command("engine-down")
+def engine_down() -> None:
+    """Stop that engine and put back what it changed of this machine; its images stay."""
+    dockerd.down()
 
 
 @main.command("build-tools")

@@ -101,7 +101,7 @@ def locked_now(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def without_blanks(folder: Path) -> Iterator[Path]:
-    """A path of a folder for programs that cannot have blanks in it (debootstrap): its own or a link's."""
+    """A path of a folder for programs that cannot have blanks in it (mmdebstrap): its own or a link's."""
     if not any(character.isspace() for character in str(folder)):
         yield folder
         return

@@ -7,7 +7,9 @@ still right.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,9 +19,12 @@ from pathlib import Path
 from cluster import baseimage, buildah, host, packages
 from cluster.api import ClusterError
 from cluster.build import Binaries
-from cluster.progress import step
+from cluster.progress import say, step
 from cluster.render import PAUSE_IMAGE
 from cluster.versions import cache_dir, content_key
+
+# In place of a base's own key, where Docker downloads the base that a Dockerfile names.
+PUBLIC = "public"
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Image:
         context: folder that `files` are relative to.
         files: files and folders that the Dockerfile may copy; nothing else is in the build context.
         build_args: values of the Dockerfile's ARGs.
-        base_arg: the ARG that names the base image. Without a Docker engine it gets the stand-in base made
-            from the host's own distribution; None for `FROM scratch`.
-        wheels: folder of wheels that pip prefers in a build without a Docker engine.
+        base_arg: the ARG that names the base image. Where Docker cannot download the one that the Dockerfile
+            names, it gets the stand-in base made from the host's own distribution; None for `FROM scratch`.
+        wheels: folder of wheels that pip prefers in a build on that stand-in.
     """
 
     tag: str
@@ -112,13 +117,6 @@ def holds(loaded: Sequence[str], archive: Path) -> bool:
     return bool(same) and same[-1] == archive
 
 
-def is_built(image: Image, *, with_docker: bool) -> bool:
-    """Whether `build` would find its work done; changes nothing."""
-    needs_base = image.base_arg is not None and not with_docker
-    key = baseimage.wanted()[0].key if needs_base else "public"
-    return archive_path(image, image_key(image, key)).exists()
-
-
 def build(image: Image) -> Path:
     """Build an image unless the same content was built before.
 
@@ -128,19 +126,31 @@ def build(image: Image) -> Path:
     Raises:
         ClusterError: a prerequisite is missing or the build failed, with the end of its output.
     """
+    if archive := built(image):
+        return archive
     # One build at a time: they share the store of layers, which a build may empty when it has grown.
     with host.locked(cache_dir() / "images" / ".build.lock"):
-        archive = _build(image, with_docker=docker_answers())
+        archive = built(image) or _build(image)
         forget_older(archive, image)
     return archive
 
 
-def _build(image: Image, *, with_docker: bool) -> Path:
+def built(image: Image) -> Path | None:
+    """The archive of an earlier build of the same content, whichever base it stands on."""
+    keys = [PUBLIC]
+    if image.base_arg and (stand_in := baseimage.planned()):
+        keys.append(stand_in.key)
+    for archive in (archive_path(image, image_key(image, key)) for key in keys):
+        if archive.exists():
+            archive.touch()
+            return archive
+    return None
+
+
+def _build(image: Image) -> Path:
+    with_docker = docker_answers() and docker_has(image)
     base = baseimage.ensure() if image.base_arg and not with_docker else None
-    archive = archive_path(image, image_key(image, base.key if base else "public"))
-    if archive.exists():
-        archive.touch()
-        return archive
+    archive = archive_path(image, image_key(image, base.key if base else PUBLIC))
     context = tempfile.TemporaryDirectory(prefix=".context-", dir=archive.parent)
     with step(f"build image {image.tag}"), context as folder:
         stage_context(image, Path(folder))
@@ -152,6 +162,32 @@ def _build(image: Image, *, with_docker: bool) -> Path:
         else:
             buildah.build(image.tag, Path(folder), build_args, archive, image.wheels)
     return archive
+
+
+def public_base(image: Image) -> str | None:
+    """The base image that a Dockerfile names by default; None for `FROM scratch`."""
+    found = re.search(rf"^ARG {image.base_arg}=(\S+)", image.dockerfile.read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def docker_has(image: Image) -> bool:
+    """Whether the Docker engine has an image's base, or can download it."""
+    name = public_base(image)
+    return name is None or can_pull(name)
+
+
+@functools.cache
+def can_pull(name: str) -> bool:
+    """Whether the Docker engine has an image, after an attempt to download it where it has not."""
+    if host.succeeds(["docker", "image", "inspect", name], timeout_s=20):
+        return True
+    try:
+        with step(f"download base image {name}"):
+            host.run(["docker", "pull", "--quiet", name], timeout_s=900)
+    except ClusterError as error:
+        say(f"    no registry for Docker, so the base image is bootstrapped here: {error}")
+        return False
+    return True
 
 
 def stage_context(image: Image, folder: Path) -> None:

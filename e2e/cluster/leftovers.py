@@ -75,7 +75,7 @@ def discard(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with everything that is mounted in it.
 
-    debootstrap mounts /proc in the root folder that it makes, and leaves it there when it is killed; what it
+    mmdebstrap mounts /proc in the root folder that it makes, and leaves it there when it is killed; what it
     started may write for a moment longer.
 
     Raises:

@@ -14,8 +14,8 @@ from cluster import build, cgroups, failures, host, packages
 from cluster.versions import load_tools, tools_of
 
 GO = f"Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer"
-# What kind does not bring along, and the stage that builds it where it is not on PATH.
-CLIENTS = {"kubectl": "integration", "helm": "charts"}
+# What a kind cluster takes beside Docker, and the stage that builds it where it is not on PATH.
+CLIENTS = {"kind": "kind", "kubectl": "integration", "helm": "charts"}
 
 
 def no_build(stage: str) -> str | None:
@@ -38,6 +38,16 @@ def docker_reason(said: str) -> str:
     return reason + "; as root `usermod -aG docker USER`, then log in again" * may_not
 
 
+def no_client() -> str | None:
+    """Which program beside Docker a kind cluster lacks, with nothing to build it with; None when none."""
+    for program, stage in CLIENTS.items():
+        problem = no_build(stage)
+        if shutil.which(program) is None and problem:
+            hint = " (https://kind.sigs.k8s.io)" if program == "kind" else ""
+            return f"there is no {program} on PATH{hint}, and nothing to build it with: {problem}"
+    return None
+
+
 def kind_lacks() -> str | None:
     """What keeps this machine from running kind; None when nothing does."""
     if shutil.which("docker") is None:
@@ -45,13 +55,7 @@ def kind_lacks() -> str | None:
     if not host.succeeds(["docker", "info"], timeout_s=20):
         answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
         return f"no Docker engine answers ({docker_reason(answer.stderr)})"
-    if shutil.which("kind") is None:
-        return "Docker answers, and there is no kind on PATH (https://kind.sigs.k8s.io)"
-    for program, stage in CLIENTS.items():
-        problem = no_build(stage)
-        if shutil.which(program) is None and problem:
-            return f"there is no {program} on PATH, and nothing to build it with: {problem}"
-    return None
+    return no_client()
 
 
 def native_lacks() -> str | None:

@@ -139,15 +139,20 @@ conf_dir = "{run}/cni"
 
 
 def cni_config(node: NodePlan) -> str:
-    """The pod network of one node.
+    """The pod network of one node."""
+    return cni_conflist(node.pod_cidr, node.run_dir / "ipam")
+
+
+def cni_conflist(pod_cidr: str, addresses_dir: Path) -> str:
+    """How pods are connected whose node has a range of addresses and remembers in a folder which are taken.
 
     `ptp` routes every packet through the node. With a bridge, a pod that reaches its neighbour by a Service
     address depends on the br_netfilter module, which not every kernel has loaded.
     """
     ipam = {
         "type": "host-local",
-        "dataDir": f"{node.run_dir}/ipam",
-        "ranges": [[{"subnet": node.pod_cidr}]],
+        "dataDir": str(addresses_dir),
+        "ranges": [[{"subnet": pod_cidr}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     plugins = [

@@ -1,10 +1,13 @@
 import configparser
+import dataclasses
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cluster import buildah, images
+from cluster import baseimage, buildah, host, images
 from cluster.api import ClusterError
 from cluster.baseimage import bootstrap_command, release, sources
 from cluster.images import Image, context_files, forget_older, image_key, stage_context
@@ -201,3 +204,71 @@ def test_an_archive_that_the_nodes_hold_is_not_loaded_again(
 ) -> None:
     cache = cache_dir()
     assert images.holds([str(cache / path) for path in loaded], cache / archive) is wanted
+
+
+class Engine:
+    """Stands for Docker and buildah: which base images can be had, and what was built with what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has: list[str] = []
+        self.can_download: list[str] = []
+        self.built: list[tuple[str, str]] = []
+        self.base = baseimage.named("debian", "bookworm")
+        images.can_pull.cache_clear()
+        monkeypatch.setattr(images, "docker_answers", lambda: True)
+        monkeypatch.setattr(baseimage, "planned", lambda: self.base)
+        monkeypatch.setattr(baseimage, "ensure", lambda: self.base)
+        monkeypatch.setattr(host, "succeeds", lambda command, timeout_s=0: command[-1] in self.has)
+        monkeypatch.setattr(host, "run", self.run)
+        monkeypatch.setattr(images, "docker_build", partial(self.build, "docker"))
+        monkeypatch.setattr(buildah, "build", partial(self.build, "buildah"))
+
+    def run(self, command: list[str], timeout_s: float = 0) -> str:
+        assert command[:3] == ["docker", "pull", "--quiet"]
+        if command[-1] not in self.can_download:
+            raise ClusterError("no such host")
+        return ""
+
+    def build(
+        self, program: str, tag: str, context: Path, arguments: dict[str, str], archive: Path, *_: object
+    ) -> None:
+        self.built.append((program, arguments.get("BASE_IMAGE", "")))
+        archive.write_text("")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engine]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield Engine(monkeypatch)
+    images.can_pull.cache_clear()
+
+
+def image_on(folder: Path, dockerfile: str) -> Image:
+    image = make_image(folder)
+    image.dockerfile.write_text(dockerfile)
+    return image
+
+
+def test_docker_builds_where_it_can_have_the_base(engine: Engine, tmp_path: Path) -> None:
+    engine.can_download = ["debian:bookworm-slim"]
+    image = image_on(tmp_path, "ARG BASE_IMAGE=debian:bookworm-slim\nFROM ${BASE_IMAGE}\n")
+    archive = images.build(image)
+    assert images.build(image) == archive
+    assert engine.built == [("docker", "")]
+
+
+def test_without_a_registry_the_stand_in_base_is_built_on(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = image_on(tmp_path, "ARG BASE_IMAGE=debian:bookworm-slim\nFROM ${BASE_IMAGE}\n")
+    archive = images.build(image)
+    assert "the base image is bootstrapped here: no such host" in capsys.readouterr().err
+    assert engine.built == [("buildah", engine.base.tag)]
+    assert images.build(image) == archive
+    assert capsys.readouterr().err == ""
+
+
+def test_docker_needs_no_registry_for_an_image_without_a_base(engine: Engine, tmp_path: Path) -> None:
+    image = image_on(tmp_path, "FROM scratch\n")
+    images.build(dataclasses.replace(image, base_arg=None))
+    assert engine.built == [("docker", "")]

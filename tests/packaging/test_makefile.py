@@ -90,9 +90,9 @@ def test_a_cluster_is_taken_down_with_the_environment_that_is_there(project: Pat
     """After a `git pull`, too, which makes it older than its sources."""
     (project / "has-ensurepip").touch()
     assert make(project, "install")[0] == 0
-    os.utime(project / ".venv" / ".installed", (0, 0))
+    os.utime(project / ".venv" / ".demo", (0, 0))
     assert make(project, "demo-down") == (0, ["e2e/demo.py down"])
-    (project / ".venv" / ".installed").unlink()
+    (project / ".venv" / ".demo").unlink()
     assert make(project, "demo-down")[1][0] == "e2e/preflight.py --python-only"
 
 
