@@ -48,6 +48,20 @@ RENDERINGS: Mapping[str, tuple[str, ...]] = {
         "podAnnotations.a=b",
         "podLabels.c=d",
     ),
+    "air-gapped": (
+        "global.imageRegistry=registry.example:5000/mirror",
+        f"image.digest=sha256:{'1' * 64}",
+        f"runtimeImage.digest=sha256:{'2' * 64}",
+        "runtimeImage.pullPolicy=Always",
+        "imagePullSecrets[0].name=pull",
+        "runtimePods.imagePullSecrets[0].name=pull",
+        "runtimePods.imagePullSecrets[1].name=mirror",
+        "runtimePods.env.HF_ENDPOINT=https://hub.example",
+        "runtimePods.env.NO_PROXY=.svc\\,.example",
+        "runtimePods.caBundle.configMap=trusted",
+        "test.modelSource=oci://registry.example:5000/smollm2:1",
+    ),
+    "user assigned by the platform": ("assignedUser=true", "namespaces={team-a,team-b}"),
 }
 
 
@@ -120,13 +134,19 @@ def helm() -> str:
     return shutil.which("helm") or build.ensure("charts")["helm"]
 
 
-def render(program: str, settings: tuple[str, ...]) -> str:
+def render(program: str, settings: tuple[str, ...], *options: str, chart: str = str(CHART)) -> str:
     """Return the chart's manifests with some values set.
+
+    Args:
+        program: helm.
+        settings: `--set` values.
+        options: further options of helm.
+        chart: a folder, an archive or an address in a registry.
 
     Raises:
         ClusterError: helm refused; its output is in the text.
     """
-    command = [program, "template", "stoker", str(CHART), "--namespace=stoker-system"]
+    command = [program, "template", "stoker", chart, "--namespace=stoker-system", *options]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
