@@ -30,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
-.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden images demo demo-down
+.PHONY: help preflight install lock fmt lint clients tools test test-fast test-gpu crd docs golden chart images demo demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -114,6 +114,9 @@ docs: install ## regenerate the API reference
 
 golden: install ## rewrite the golden manifests that tests compare with
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
+
+chart: install ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
+	$(BIN)/python e2e/package_chart.py
 
 images: install ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py
