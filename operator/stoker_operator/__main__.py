@@ -62,7 +62,7 @@ def main() -> None:
 )
 @click.option("--cluster-domain", help="DNS suffix of the cluster.  [env: STOKER_CLUSTER_DOMAIN]")
 @click.option("--log-level", help="debug, info, warning or error.  [env: STOKER_LOG_LEVEL]")
-@click.option("--host", default="0.0.0.0", show_default=True, help="Address of the two ports below.")  # noqa: S104
+@click.option("--host", default="", help="Address of the two ports below; all, IPv4 and IPv6, by default.")
 @click.option("--health-port", default=8080, show_default=True, help="Liveness probe: GET /healthz.")
 @click.option("--metrics-port", default=8081, show_default=True, help="GET /metrics and GET /readyz.")
 def run(
@@ -109,20 +109,21 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
     client = KubeClient(transport)
     controller = Controller(client, config, in_flight, metrics, instance=socket.gethostname())
     page = telemetry.app(metrics.registry, controller.caches.unsynced)
+    health = telemetry.health_app(controller.health)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(controller.run(), name="controller"),
                 group.create_task(telemetry.serve(page, host, metrics_port), name="telemetry"),
+                group.create_task(telemetry.serve(health, host, health_port), name="health"),
             ]
 
             def stop() -> None:
                 for task in tasks:
                     task.cancel()
 
-            registry = handlers.registry(controller.queue.add, controller.health, stop)
-            endpoint = f"http://{host}:{health_port}/healthz"
-            await handlers.run(registry, config.watch_namespaces, endpoint)
+            registry = handlers.registry(controller.queue.add, stop)
+            await handlers.run(registry, config.watch_namespaces)
             stop()
     finally:
         await in_flight.close()
