@@ -23,9 +23,9 @@ SERVED = {
 
 
 def helm_test(platform: Platform) -> subprocess.CompletedProcess[str]:
-    """Run it to its end; helm prints the log of the test's pod as well."""
+    """Run it to its end; helm prints the log of the test's pod as well, also after a failure."""
     command = [platform.cluster.tool("helm"), "test", product.RELEASE, "--namespace", product.NAMESPACE]
-    command += ["--kubeconfig", str(platform.cluster.kubeconfig), "--timeout", "240s"]
+    command += ["--kubeconfig", str(platform.cluster.kubeconfig), "--timeout", "240s", "--logs"]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
     )
