@@ -41,7 +41,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .NOTPARALLEL:
 
 .PHONY: help preflight install lock fmt lint clients tools test test-long test-kind test-fast test-gpu crd docs picture golden \
-  images demo demo-down
+  chart images demo demo-down
 help: ## list the targets, what they need and how long they take
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
@@ -157,6 +157,9 @@ picture: install ## record README's picture anew, on the cluster of make demo
 
 golden: install ## rewrite the golden manifests that tests compare with
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
+
+chart: install ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
+	$(BIN)/python e2e/package_chart.py
 
 images: $(VENV)/.demo ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py

@@ -1,15 +1,18 @@
 """Check every manifest we ship against the API it is meant for; part of `make lint`.
 
-The chart is linted and rendered with several settings; each result and each file of examples/ is validated:
-Kubernetes' own objects against its published schemas, ModelDeployments against our CRD, and unknown fields
-are refused in both.
+The chart is linted and rendered with several settings; each result, each file of examples/ and each YAML
+block of the documentation is validated: Kubernetes' own objects against its published schemas,
+ModelDeployments against our CRD, and unknown fields are refused in both. Blocks that begin with
+`# values.yaml` are values of the chart.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "stoker"
 CRD = REPOSITORY / "crds" / "modeldeployments.yaml"
 KUBERNETES = "1.37"
+PAGES = tuple(sorted(path for pattern in ("*.md", "docs/**/*.md") for path in REPOSITORY.glob(pattern)))
+# What a block of the chart's values begins with.
+VALUES = "# values.yaml\n"
 # Kinds of other projects' CRDs, for which no schema is at hand.
 FOREIGN_KINDS = frozenset({"PodMonitor", "ServiceMonitor"})
 RENDERINGS: Mapping[str, tuple[str, ...]] = {
@@ -48,6 +54,20 @@ RENDERINGS: Mapping[str, tuple[str, ...]] = {
         "podAnnotations.a=b",
         "podLabels.c=d",
     ),
+    "air-gapped": (
+        "global.imageRegistry=registry.example:5000/mirror",
+        f"image.digest=sha256:{'1' * 64}",
+        f"runtimeImage.digest=sha256:{'2' * 64}",
+        "runtimeImage.pullPolicy=Always",
+        "imagePullSecrets[0].name=pull",
+        "runtimePods.imagePullSecrets[0].name=pull",
+        "runtimePods.imagePullSecrets[1].name=mirror",
+        "runtimePods.env.HF_ENDPOINT=https://hub.example",
+        "runtimePods.env.NO_PROXY=.svc\\,.example",
+        "runtimePods.caBundle.configMap=trusted",
+        "test.modelSource=oci://registry.example:5000/smollm2:1",
+    ),
+    "user assigned by the platform": ("assignedUser=true", "namespaces={team-a,team-b}"),
 }
 
 
@@ -115,24 +135,59 @@ def documents(text: str) -> Iterator[dict[str, Any]]:
             yield document
 
 
+def snippets(page: str) -> Iterator[tuple[int, str]]:
+    """Yield the YAML blocks of a page of Markdown, each with the number of its first line."""
+    for block in re.finditer(r"^```ya?ml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield page.count("\n", 0, block.start(1)) + 1, block[1]
+
+
 def helm() -> str:
     """Return a helm: the one on PATH, else the one that the test cluster's tools include."""
     return shutil.which("helm") or build.ensure("charts")["helm"]
 
 
-def render(program: str, settings: tuple[str, ...]) -> str:
+def render(program: str, settings: tuple[str, ...], *options: str, chart: str = str(CHART)) -> str:
     """Return the chart's manifests with some values set.
+
+    Args:
+        program: helm.
+        settings: `--set` values.
+        options: further options of helm.
+        chart: a folder, an archive or an address in a registry.
 
     Raises:
         ClusterError: helm refused; its output is in the text.
     """
-    command = [program, "template", "stoker", str(CHART), "--namespace=stoker-system"]
+    command = [program, "template", "stoker", chart, "--namespace=stoker-system", *options]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ClusterError(f"helm template {' '.join(settings)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def documentation(program: str) -> Iterator[tuple[str, str]]:
+    """Yield the manifests of each YAML block of the documentation, with where they are.
+
+    Raises:
+        ClusterError: values of the chart that it refuses; where they are is in the text.
+    """
+    for page in PAGES:
+        for line, text in snippets(page.read_text()):
+            where = f"{page.relative_to(REPOSITORY)}:{line}"
+            yield where, render_values(program, where, text) if text.startswith(VALUES) else text
+
+
+def render_values(program: str, where: str, values: str) -> str:
+    """Return the chart's manifests with the values of a block."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(values)
+        file.flush()
+        try:
+            return render(program, (), f"--values={file.name}")
+        except ClusterError as error:
+            raise ClusterError(f"{where}: {error}") from error
 
 
 def lint_chart(program: str) -> Iterator[Problem]:
@@ -149,7 +204,7 @@ def lint_chart(program: str) -> Iterator[Problem]:
 
 
 def problems() -> Iterator[Problem]:
-    """Yield every problem of the chart and the examples."""
+    """Yield every problem of the chart, the examples and the documentation."""
     schema = modeldeployment_schema(yaml.safe_load(CRD.read_text()))
     program = helm()
     yield from lint_chart(program)
@@ -157,7 +212,7 @@ def problems() -> Iterator[Problem]:
     sources |= {
         f"examples/{path.name}": path.read_text() for path in sorted((REPOSITORY / "examples").glob("*.yaml"))
     }
-    for where, text in sources.items():
+    for where, text in (*sources.items(), *documentation(program)):
         for manifest in documents(text):
             if what := check(manifest, schema):
                 yield Problem(where, what)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,12 +166,23 @@ def _sha1(data: bytes) -> str:
 
 
 @contextmanager
-def running_hub(repos: dict[str, Repo], address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Hub]:
-    """Serve repositories until the block ends, on a free loopback port unless an address is given."""
+def running_hub(
+    repos: dict[str, Repo], address: tuple[str, int] = ("127.0.0.1", 0), tls: ssl.SSLContext | None = None
+) -> Iterator[Hub]:
+    """Serve repositories until the block ends, on a free loopback port unless an address is given.
+
+    Args:
+        repos: by name.
+        address: where to listen.
+        tls: its certificate; None serves plain HTTP.
+    """
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(address, handler)
     server.daemon_threads = True
-    hub = Hub(url=f"http://127.0.0.1:{server.server_port}", repos=repos, faults=Faults())
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if tls is None else "https"
+    hub = Hub(url=f"{scheme}://127.0.0.1:{server.server_port}", repos=repos, faults=Faults())
     handler.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("integration", "charts", "e2e", "kind", "kind-node")
+STAGES = ("integration", "charts", "registry", "e2e", "kind", "kind-node")
 
 
 @dataclass(frozen=True)

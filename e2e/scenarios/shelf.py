@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trustme
 from model_builders import write_model, write_tokenizer
 from tokenizers import decoders
 
@@ -25,6 +26,7 @@ NAME = "shelf"
 REPOSITORY_ID = "org/tiny"
 TOKEN = "hf_e2e"
 PORT = 8080
+TLS_PORT = 8443
 VOCAB_SIZE = 256  # a token for each byte
 COPY = "mkdir -p /shelf/tiny && cp -L /model/* /shelf/tiny/ && chmod -R a+rX /shelf"
 POD: Object = {
@@ -39,11 +41,15 @@ class Shelf:
 
     Attributes:
         hub_url: of the hub, which wants TOKEN for REPOSITORY_ID.
+        tls_url: of the same hub, with a certificate of an authority that nobody knows.
+        authority: that one, as PEM.
         node: that has the folder.
         folder: on that node; the model is in `tiny` below it.
     """
 
     hub_url: str
+    tls_url: str
+    authority: str
     node: str
     folder: str
 
@@ -83,8 +89,10 @@ def start(platform: Platform, namespace: str, image: str, work: Path) -> Shelf:
     # Below the folder that a native cluster removes with everything else; kind's nodes vanish as a whole.
     folder = f"/var/lib/stoker/{platform.cluster.name}/shelf"
     node = platform.cluster.node_names()[0]
+    authority, host = trustme.CA(), f"{NAME}.{namespace}.svc.cluster.local"
+    certificate = authority.issue_cert(host).private_key_and_cert_chain_pem.bytes().decode()
     for manifest in (
-        *_config_maps(namespace, work),
+        *_config_maps(namespace, work, certificate),
         _service(namespace),
         _pod(namespace, image, node, folder),
     ):
@@ -94,7 +102,8 @@ def start(platform: Platform, namespace: str, image: str, work: Path) -> Shelf:
         return is_true(kube.get("Pod", NAME, namespace), "Ready")
 
     eventually("the hub answers", is_ready, 60, lambda: kube.get("Pod", NAME, namespace))
-    return Shelf(f"http://{NAME}.{namespace}.svc.cluster.local", node, folder)
+    pem = authority.cert_pem.bytes().decode()
+    return Shelf(f"http://{host}", f"https://{host}", pem, node, folder)
 
 
 def claim(kube: Kube, shelf: Shelf, namespace: str) -> str:
@@ -127,12 +136,13 @@ def claim(kube: Kube, shelf: Shelf, namespace: str) -> str:
     return NAME
 
 
-def _config_maps(namespace: str, work: Path) -> list[Object]:
+def _config_maps(namespace: str, work: Path, certificate: str) -> list[Object]:
     scripts = (Path(__file__).with_name("hub.py"), REPOSITORY / "tests" / "hub_builders.py")
     content = {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(work.iterdir())}
     return [
         _config_map(namespace, "model", binaryData=content),
         _config_map(namespace, "scripts", data={path.name: path.read_text() for path in scripts}),
+        _config_map(namespace, "tls", data={"hub.pem": certificate}),
     ]
 
 
@@ -142,11 +152,15 @@ def _config_map(namespace: str, name: str, **content: Object) -> Object:
 
 
 def _service(namespace: str) -> Object:
+    ports = [
+        {"name": "http", "port": 80, "targetPort": PORT},
+        {"name": "https", "port": 443, "targetPort": TLS_PORT},
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": NAME, "namespace": namespace},
-        "spec": {"selector": {"app": NAME}, "ports": [{"port": 80, "targetPort": PORT}]},
+        "spec": {"selector": {"app": NAME}, "ports": ports},
     }
 
 
@@ -160,7 +174,7 @@ def _pod(namespace: str, image: str, node: str, folder: str) -> Object:
         "securityContext": {"runAsUser": 0},  # the node's folder belongs to root
         "volumeMounts": [model, {"name": "shelf", "mountPath": "/shelf"}],
     }
-    hub = {
+    hub: Object = {
         "name": "hub",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
@@ -169,7 +183,16 @@ def _pod(namespace: str, image: str, node: str, folder: str) -> Object:
         "securityContext": RESTRICTED,
         "volumeMounts": [model, {"name": "scripts", "mountPath": "/scripts"}],
     }
+    certificate = {"name": "tls", "mountPath": "/tls"}
+    tls_hub = {
+        **hub,
+        "name": "tls-hub",
+        "command": [*hub["command"][:-1], str(TLS_PORT), "/tls/hub.pem"],
+        "readinessProbe": {"tcpSocket": {"port": TLS_PORT}, "periodSeconds": 1},
+        "volumeMounts": [*hub["volumeMounts"], certificate],
+    }
     volumes: list[Object] = [
+        {"name": "tls", "configMap": {"name": "tls"}},
         {"name": "model", "configMap": {"name": "model"}},
         {"name": "scripts", "configMap": {"name": "scripts"}},
         {"name": "shelf", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}},
@@ -184,7 +207,7 @@ def _pod(namespace: str, image: str, node: str, folder: str) -> Object:
             "terminationGracePeriodSeconds": 1,
             "tolerations": [{"operator": "Exists"}],
             "initContainers": [copy],
-            "containers": [hub],
+            "containers": [hub, tls_hub],
             "volumes": volumes,
         },
     }

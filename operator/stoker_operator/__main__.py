@@ -1,17 +1,22 @@
 """The command ``stoker-operator``: read the settings, build the parts from the bottom up, run.
 
-Exit status: 0 after SIGTERM or SIGINT; 1 when a part died; 2 when a setting cannot work.
+Exit status: 0 after SIGTERM or SIGINT; 1 when a part died or a test failed; 2 when a setting cannot work.
 """
 
 import asyncio
 import gc
+import json
 import logging
 import os
+import signal
 import socket
+from typing import Any
 
 import click
 
 from stoker_operator import __version__, handlers, logs, telemetry
+from stoker_operator import selftest as trials
+from stoker_operator.cluster.chat import ask
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.inflight import HttpInFlightReader
 from stoker_operator.cluster.transport import HttpTransport
@@ -33,13 +38,31 @@ def main() -> None:
 @click.option("--all-namespaces", "-A", is_flag=True, help="Serve the whole cluster (the default).")
 @click.option("--runtime-image", help="Image of pods that name none.  [env: STOKER_RUNTIME_IMAGE]")
 @click.option(
+    "--runtime-image-pull-policy",
+    help="Always, IfNotPresent or Never.  [env: STOKER_RUNTIME_IMAGE_PULL_POLICY]",
+)
+@click.option(
+    "--runtime-image-pull-secrets",
+    help="Secrets in the pods' own namespaces, as NAME,NAME.  [env: STOKER_RUNTIME_IMAGE_PULL_SECRETS]",
+)
+@click.option("--runtime-env", help="Default environment, a JSON object.  [env: STOKER_RUNTIME_ENV]")
+@click.option(
+    "--runtime-ca-bundle",
+    help="What downloads trust: CONFIGMAP/KEY in the pods' namespace.  [env: STOKER_RUNTIME_CA_BUNDLE]",
+)
+@click.option(
+    "--runtime-assigned-user/--no-runtime-assigned-user",
+    default=None,
+    help="Name no user and groups: the platform gives them.  [env: STOKER_RUNTIME_ASSIGNED_USER]",
+)
+@click.option(
     "--allow-file-sources/--no-allow-file-sources",
     default=None,
     help="Let file:// models mount a folder of the node.  [env: STOKER_ALLOW_FILE_SOURCES]",
 )
 @click.option("--cluster-domain", help="DNS suffix of the cluster.  [env: STOKER_CLUSTER_DOMAIN]")
 @click.option("--log-level", help="debug, info, warning or error.  [env: STOKER_LOG_LEVEL]")
-@click.option("--host", default="0.0.0.0", show_default=True, help="Address of the two ports below.")  # noqa: S104
+@click.option("--host", default="", help="Address of the two ports below; all, IPv4 and IPv6, by default.")
 @click.option("--health-port", default=8080, show_default=True, help="Liveness probe: GET /healthz.")
 @click.option("--metrics-port", default=8081, show_default=True, help="GET /metrics and GET /readyz.")
 def run(
@@ -86,23 +109,62 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
     client = KubeClient(transport)
     controller = Controller(client, config, in_flight, metrics, instance=socket.gethostname())
     page = telemetry.app(metrics.registry, controller.caches.unsynced)
+    health = telemetry.health_app(controller.health)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(controller.run(), name="controller"),
                 group.create_task(telemetry.serve(page, host, metrics_port), name="telemetry"),
+                group.create_task(telemetry.serve(health, host, health_port), name="health"),
             ]
 
             def stop() -> None:
                 for task in tasks:
                     task.cancel()
 
-            registry = handlers.registry(controller.queue.add, controller.health, stop)
-            endpoint = f"http://{host}:{health_port}/healthz"
-            await handlers.run(registry, config.watch_namespaces, endpoint)
+            registry = handlers.registry(controller.queue.add, stop)
+            await handlers.run(registry, config.watch_namespaces)
             stop()
     finally:
         await in_flight.close()
+        await transport.close()
+
+
+@main.command()
+@click.option(
+    "--name", required=True, help="Of the ModelDeployment; one left by an earlier test is replaced."
+)
+@click.option("--namespace", "-n", required=True, help="Where it is served; the operator must watch it.")
+@click.option("--source", required=True, help="Its model, such as hf://OWNER/NAME or oci://IMAGE.")
+@click.option("--resources", default="{}", help="Of its pod, as JSON.")
+@click.option("--timeout-s", default=280.0, show_default=True, help="Until it has answered.")
+def selftest(name: str, namespace: str, source: str, resources: str, timeout_s: float) -> None:
+    """Serve a small model on a CPU, ask it a question, and delete it; `helm test` runs this."""
+    try:
+        wanted = json.loads(resources)
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        raise click.UsageError('--resources must be a JSON object such as {"limits": {"memory": "2Gi"}}')
+    trial = trials.Trial(name=name, namespace=namespace, source=source, resources=wanted, timeout_s=timeout_s)
+    logs.configure("warning")
+    try:
+        asyncio.run(try_model(trial))
+    except trials.TrialFailed as failure:
+        raise SystemExit(f"FAILED: {failure}") from None
+    except asyncio.CancelledError:
+        raise SystemExit("stopped") from None
+
+
+async def try_model(trial: trials.Trial) -> None:
+    """Try a model, and delete it also when told to stop."""
+    task: asyncio.Task[Any] | None = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    transport = HttpTransport(handlers.login)
+    try:
+        await trials.run(trial, KubeClient(transport), ask, click.echo)
+    finally:
         await transport.close()
 
 

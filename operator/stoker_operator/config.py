@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_DATA_KEY = re.compile(r"(?!\.{1,2}$)[-._a-zA-Z0-9]{1,253}")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# Variables that cannot be a default of all runtime pods, and what to do instead.
+_RESERVED_VARIABLES = {
+    "HF_HOME": "the operator sets it to where downloads are kept: use spec.model.cache of a ModelDeployment",
+    "HF_TOKEN": "it would stand in every pod as plain text: use spec.model.secretName of a ModelDeployment",
+}
 
 
 class ConfigError(Exception):
     """A setting that cannot work; the text names the variable and the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaBundle:
+    """Certificates of the authorities that downloads trust, instead of those in the runtime image.
+
+    Args:
+        config_map: its name; it must exist in each namespace with hub models.
+        key: of the PEM text in it.
+    """
+
+    config_map: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodDefaults:
+    """What runtime pods get where their ModelDeployment says nothing else.
+
+    No part of a pod's revision: a change shapes the pods that are made from then on, and restarts none.
+
+    Args:
+        image_pull_policy: of the operator's default image; None leaves it to Kubernetes.
+        image_pull_secrets: Secrets in the pods' own namespaces, beside those that they name themselves.
+        env: variables of all containers; those of the same name in ``spec.pod.env`` win.
+        ca_bundle: what downloads trust; None leaves the authorities that the image brings along.
+        has_assigned_user: whether the platform gives each pod its user and groups, so that we must not.
+    """
+
+    image_pull_policy: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    ca_bundle: CaBundle | None = None
+    has_assigned_user: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +68,7 @@ class OperatorConfig:
         allow_file_sources: whether ``file://`` may mount a folder of the node.
         cluster_domain: DNS suffix of the cluster, for ``status.url``.
         log_level: one of LOG_LEVELS.
+        pod_defaults: what runtime pods get beside their image.
     """
 
     runtime_image: str
@@ -30,6 +76,7 @@ class OperatorConfig:
     allow_file_sources: bool = False
     cluster_domain: str = "cluster.local"
     log_level: str = "info"
+    pod_defaults: PodDefaults = PodDefaults()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> OperatorConfig:
@@ -41,17 +88,79 @@ class OperatorConfig:
         image = env.get("STOKER_RUNTIME_IMAGE", "").strip()
         if not image:
             raise ConfigError("STOKER_RUNTIME_IMAGE is not set; give the image that runtime pods run")
-        text = env.get("STOKER_ALLOW_FILE_SOURCES", "").strip().lower()
-        if text not in _BOOLEANS:
-            raise ConfigError(f"STOKER_ALLOW_FILE_SOURCES is {text!r}; use true or false")
         level = env.get("STOKER_LOG_LEVEL", "info").strip().lower()
         if level not in LOG_LEVELS:
             raise ConfigError(f"STOKER_LOG_LEVEL is {level!r}; use one of {', '.join(LOG_LEVELS)}")
-        names = env.get("STOKER_WATCH_NAMESPACES", "").split(",")
         return cls(
             runtime_image=image,
-            watch_namespaces=tuple(name.strip() for name in names if name.strip()),
-            allow_file_sources=_BOOLEANS[text],
+            watch_namespaces=_names(env, "STOKER_WATCH_NAMESPACES"),
+            allow_file_sources=_boolean(env, "STOKER_ALLOW_FILE_SOURCES"),
             cluster_domain=env.get("STOKER_CLUSTER_DOMAIN", "").strip() or "cluster.local",
             log_level=level,
+            pod_defaults=_pod_defaults(env),
         )
+
+
+def _pod_defaults(env: Mapping[str, str]) -> PodDefaults:
+    policy = env.get("STOKER_RUNTIME_IMAGE_PULL_POLICY", "").strip()
+    if policy not in ("", *PULL_POLICIES):
+        raise ConfigError(
+            f"STOKER_RUNTIME_IMAGE_PULL_POLICY is {policy!r}; use one of {', '.join(PULL_POLICIES)}"
+        )
+    secrets = _names(env, "STOKER_RUNTIME_IMAGE_PULL_SECRETS")
+    for name in secrets:
+        if not _OBJECT_NAME.fullmatch(name):
+            raise ConfigError(
+                f"STOKER_RUNTIME_IMAGE_PULL_SECRETS has {name!r}; use names of Secrets, separated by commas"
+            )
+    variables, ca_bundle = _variables(env), _ca_bundle(env)
+    if ca_bundle is not None and "SSL_CERT_FILE" in variables:
+        raise ConfigError(
+            "STOKER_RUNTIME_ENV sets SSL_CERT_FILE, and so does STOKER_RUNTIME_CA_BUNDLE: remove one"
+        )
+    return PodDefaults(
+        image_pull_policy=policy or None,
+        image_pull_secrets=secrets,
+        env=variables,
+        ca_bundle=ca_bundle,
+        has_assigned_user=_boolean(env, "STOKER_RUNTIME_ASSIGNED_USER"),
+    )
+
+
+def _variables(env: Mapping[str, str]) -> dict[str, str]:
+    text = env.get("STOKER_RUNTIME_ENV", "").strip() or "{}"
+    try:
+        variables = json.loads(text)
+    except ValueError:
+        variables = None
+    if not isinstance(variables, dict) or not all(isinstance(value, str) for value in variables.values()):
+        raise ConfigError(
+            'STOKER_RUNTIME_ENV must be a JSON object of strings, such as {"HF_ENDPOINT": "https://hub.example"}'
+        )
+    for name in variables:
+        if not _VARIABLE_NAME.fullmatch(name):
+            raise ConfigError(f"STOKER_RUNTIME_ENV has {name!r}, which is no name of a variable")
+        if name in _RESERVED_VARIABLES:
+            raise ConfigError(f"STOKER_RUNTIME_ENV must not set {name}: {_RESERVED_VARIABLES[name]}")
+    return variables
+
+
+def _ca_bundle(env: Mapping[str, str]) -> CaBundle | None:
+    text = env.get("STOKER_RUNTIME_CA_BUNDLE", "").strip()
+    if not text:
+        return None
+    config_map, _, key = text.partition("/")
+    if not _OBJECT_NAME.fullmatch(config_map) or not _DATA_KEY.fullmatch(key):
+        raise ConfigError(f"STOKER_RUNTIME_CA_BUNDLE is {text!r}; use CONFIGMAP/KEY, such as ours/ca.crt")
+    return CaBundle(config_map=config_map, key=key)
+
+
+def _names(env: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in env.get(variable, "").split(",") if name.strip())
+
+
+def _boolean(env: Mapping[str, str], variable: str) -> bool:
+    text = env.get(variable, "").strip().lower()
+    if text not in _BOOLEANS:
+        raise ConfigError(f"{variable} is {text!r}; use true or false")
+    return _BOOLEANS[text]

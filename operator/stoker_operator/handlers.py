@@ -1,4 +1,4 @@
-"""What kopf does for us: logs in, watches ModelDeployments, answers the liveness probe, handles signals.
+"""What kopf does for us: logs in, watches ModelDeployments, handles signals.
 
 The handlers decide nothing: an event becomes a key in the queue. Only ``on.event`` is used, because kopf's
 change handlers write annotations and its daemons, timers and delete handlers add finalizers.
@@ -13,7 +13,6 @@ from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
 from stoker_operator.cluster.transport import Credentials
 
 AddKey = Callable[[tuple[str, str]], None]
-Health = Callable[[], dict[str, Any]]
 
 
 class EndlessBackoff:
@@ -60,12 +59,11 @@ def login() -> Credentials:
     return Credentials(found.server, found.as_http_headers(), tls, found.proxy_url)
 
 
-def registry(add_key: AddKey, health: Health, stop: Callable[[], None]) -> kopf.OperatorRegistry:
+def registry(add_key: AddKey, stop: Callable[[], None]) -> kopf.OperatorRegistry:
     """The handlers.
 
     Args:
         add_key: puts (namespace, name) of a ModelDeployment on the queue.
-        health: what the liveness probe shows; raises when the process should be restarted.
         stop: called when the process is told to end, while tasks may still finish.
     """
     result = kopf.OperatorRegistry()
@@ -75,9 +73,6 @@ def registry(add_key: AddKey, health: Health, stop: Callable[[], None]) -> kopf.
 
     async def enqueue(namespace: str | None, name: str | None, **_: Any) -> None:
         add_key((namespace or "", name or ""))
-
-    async def report(**_: Any) -> dict[str, Any]:
-        return health()
 
     async def clean_up(**_: Any) -> None:
         stop()
@@ -90,19 +85,15 @@ def registry(add_key: AddKey, health: Health, stop: Callable[[], None]) -> kopf.
         registry=result,
         id="enqueue",
     )(enqueue)
-    kopf.on.probe(registry=result, id="operator", errors=kopf.ErrorsMode.PERMANENT)(report)
     kopf.on.cleanup(registry=result, id="stop")(clean_up)
     return result
 
 
-def run(
-    handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], liveness_endpoint: str
-) -> Awaitable[None]:
+def run(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...]) -> Awaitable[None]:
     """The loop of kopf; ends after SIGTERM or SIGINT, raises when one of its tasks died."""
     return kopf.operator(
         registry=handlers,
         settings=settings(),
         clusterwide=not namespaces,
         namespaces=namespaces,
-        liveness_endpoint=liveness_endpoint,
     )

@@ -64,7 +64,7 @@ def cli() -> None:
     multiple=True,
     help="Name that clients ask for; may be repeated, answers carry the first.  [default: --model as given]",
 )
-@_option("--host", default=ServerConfig.host, help="Address to listen on.")
+@_option("--host", default=ServerConfig.host, help="Address to listen on; all, IPv4 and IPv6, by default.")
 @_option(
     "--port", metavar="PORT", default=str(ServerConfig.port), help="Port to listen on; 0 picks a free one."
 )

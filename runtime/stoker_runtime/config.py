@@ -224,7 +224,7 @@ class ServerConfig:
 
     served_model_names: tuple[str, ...]  # names clients may ask for; the first is the one answers carry
     model: str = ""  # what is served, as it was given
-    host: str = "0.0.0.0"  # noqa: S104  a pod is reached from outside
+    host: str = ""  # address to listen on; empty: all, IPv4 and IPv6, because a pod may have either or both
     port: int = 8000
     max_queue: int = 512  # requests that may wait for the engine before 429
     max_request_bytes: int = 4 * MIB  # body size before 413

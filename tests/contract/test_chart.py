@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from check_manifests import RENDERINGS, documents, helm, render
+from cluster.api import ClusterError
+from stoker_operator.__main__ import main
 from stoker_operator.api import labels, parse
-from stoker_operator.config import OperatorConfig
+from stoker_operator.config import CaBundle, OperatorConfig, PodDefaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "stoker"
@@ -35,6 +37,11 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
     assert len(names) == len(set(names))
     env = {
         "STOKER_RUNTIME_IMAGE": "registry.example/runtime:1",
+        "STOKER_RUNTIME_IMAGE_PULL_POLICY": "Always",
+        "STOKER_RUNTIME_IMAGE_PULL_SECRETS": "pull,mirror",
+        "STOKER_RUNTIME_ENV": '{"HF_ENDPOINT": "https://hub.example"}',
+        "STOKER_RUNTIME_CA_BUNDLE": "trusted/ca.pem",
+        "STOKER_RUNTIME_ASSIGNED_USER": "true",
         "STOKER_WATCH_NAMESPACES": "team-a,team-b",
         "STOKER_ALLOW_FILE_SOURCES": "true",
         "STOKER_CLUSTER_DOMAIN": "example.internal",
@@ -47,6 +54,13 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
         allow_file_sources=True,
         cluster_domain="example.internal",
         log_level="warning",
+        pod_defaults=PodDefaults(
+            image_pull_policy="Always",
+            image_pull_secrets=("pull", "mirror"),
+            env={"HF_ENDPOINT": "https://hub.example"},
+            ca_bundle=CaBundle(config_map="trusted", key="ca.pem"),
+            has_assigned_user=True,
+        ),
     )
 
 
@@ -63,6 +77,124 @@ def test_no_role_has_a_wildcard_or_reads_secrets(settings: tuple[str, ...]) -> N
     kinds = {kind.partition("/")[0] for rule in rules for kind in rule["resources"]}
     assert "modeldeployments" in kinds
     assert "secrets" not in kinds
+
+
+def operator_variables(manifests: str) -> dict[str, str]:
+    (deployment,) = [found for found in documents(manifests) if found["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {variable["name"]: variable["value"] for variable in container["env"]} | {
+        "image": container["image"]
+    }
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("settings", RENDERINGS.values(), ids=RENDERINGS.keys())
+def test_operator_takes_what_the_chart_gives_it(settings: tuple[str, ...]) -> None:
+    OperatorConfig.from_env(operator_variables(render(helm(), settings)))
+
+
+@pytest.mark.integration
+def test_values_of_an_air_gapped_cluster_reach_both_images_and_runtime_pods() -> None:
+    found = operator_variables(render(helm(), RENDERINGS["air-gapped"]))
+    mirror = "registry.example:5000/mirror/stoker-dev"
+    assert found["image"] == f"{mirror}/stoker-operator@sha256:{'1' * 64}"
+    config = OperatorConfig.from_env(found)
+    assert config.runtime_image == f"{mirror}/stoker-runtime@sha256:{'2' * 64}"
+    assert config.pod_defaults == PodDefaults(
+        image_pull_policy="Always",
+        image_pull_secrets=("pull", "mirror"),
+        env={"HF_ENDPOINT": "https://hub.example", "NO_PROXY": ".svc,.example"},
+        ca_bundle=CaBundle(config_map="trusted", key="ca.crt"),
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("repository", "image"),
+    [
+        ("ghcr.io/stoker-dev/stoker-runtime", "mirror.example/stoker-dev/stoker-runtime:v1"),
+        ("localhost/stoker-runtime", "mirror.example/stoker-runtime:v1"),
+        ("localhost:5000/a/b", "mirror.example/a/b:v1"),
+        ("team/stoker-runtime", "mirror.example/team/stoker-runtime:v1"),
+        ("stoker-runtime", "mirror.example/stoker-runtime:v1"),
+    ],
+)
+def test_a_mirror_takes_the_place_of_the_registry(repository: str, image: str) -> None:
+    values = ("global.imageRegistry=mirror.example", f"runtimeImage.repository={repository}")
+    found = operator_variables(render(helm(), (*values, "runtimeImage.tag=v1")))
+    assert found["STOKER_RUNTIME_IMAGE"] == image
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("settings", "options", "is_assigned"),
+    [
+        ((), (), False),
+        ((), ("--api-versions=security.openshift.io/v1",), True),
+        (("assignedUser=true",), (), True),
+        (("assignedUser=false",), ("--api-versions=security.openshift.io/v1",), False),
+    ],
+)
+def test_no_user_is_named_where_the_platform_gives_one(
+    settings: tuple[str, ...], options: tuple[str, ...], is_assigned: bool
+) -> None:
+    text = render(helm(), settings, *options)
+    assert OperatorConfig.from_env(operator_variables(text)).pod_defaults.has_assigned_user is is_assigned
+    assert ("runAsUser" in text) is not is_assigned
+    assert text.count("runAsNonRoot: true") == 2
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("global.imageRegistry=https://registry.example", "/global/imageRegistry"),
+        ("global.imageRegistry=registry.example/", "/global/imageRegistry"),
+        ("image.digest=1234", "/image/digest"),
+        ("runtimeImage.digest=sha256:12", "/runtimeImage/digest"),
+        ("runtimeImage.pullPolicy=Sometimes", "/runtimeImage/pullPolicy"),
+        ("runtimePods.imagePullSecrets={pull}", "/runtimePods/imagePullSecrets/0"),
+        ("runtimePods.env.HF_HOME=/x", "/runtimePods/env/HF_HOME"),
+        ("runtimePods.env.HF_TOKEN=hf_x", "/runtimePods/env/HF_TOKEN"),
+        ("runtimePods.env.HF_HUB_DOWNLOAD_TIMEOUT=60", "/runtimePods/env/HF_HUB_DOWNLOAD_TIMEOUT"),
+        ("runtimePods.env.2X=y", "'2X' not allowed"),
+        ("runtimePods.caBundle.configMap=Trusted", "/runtimePods/caBundle/configMap"),
+        ("runtimePods.caBundle.key=a/b", "/runtimePods/caBundle/key"),
+        ("runtimePods.evn.A=b", "'evn' not allowed"),
+        ("assignedUser=perhaps", "/assignedUser"),
+        ("test.modelSource=HuggingFaceTB/SmolLM2-135M-Instruct", "/test/modelSource"),
+        ("test.timeoutSeconds=0", "/test/timeoutSeconds"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(setting: str, field: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(field)):
+        render(helm(), (setting,))
+
+
+@pytest.mark.integration
+def test_two_sources_of_certificates_are_refused() -> None:
+    settings = ("runtimePods.caBundle.configMap=trusted", "runtimePods.env.SSL_CERT_FILE=/x")
+    with pytest.raises(ClusterError, match=re.escape("runtimePods.env sets SSL_CERT_FILE, and so does")):
+        render(helm(), settings)
+
+
+@pytest.mark.integration
+def test_the_helm_test_runs_where_the_operator_watches_and_may_do_no_more() -> None:
+    found = [
+        manifest
+        for manifest in documents(render(helm(), ("namespaces={team-a,team-b}",)))
+        if manifest["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"
+    ]
+    kinds = {manifest["kind"]: manifest for manifest in found}
+    assert set(kinds) == {"Pod", "ServiceAccount", "Role", "RoleBinding"}
+    assert kinds["Role"]["metadata"]["namespace"] == "team-a"
+    verbs = {verb for rule in kinds["Role"]["rules"] for verb in rule["verbs"]}
+    assert verbs == {"create", "get", "delete"}
+    (container,) = kinds["Pod"]["spec"]["containers"]
+    command, *args = container["args"]
+    options = main.commands[command].make_context(command, args).params
+    assert (options["namespace"], options["name"]) == ("team-a", kinds["Pod"]["metadata"]["name"])
+    assert options["source"] == "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize("file", ["podmonitors.yaml", "servicemonitors.yaml"])

@@ -109,4 +109,4 @@ def test_chart_values_have_a_schema() -> None:
     values = yaml.safe_load((REPOSITORY / "charts/stoker/values.yaml").read_text())
     schema = json.loads((REPOSITORY / "charts/stoker/values.schema.json").read_text())
     assert schema["additionalProperties"] is False
-    assert set(values) == set(schema["properties"]) - {"global"}
+    assert set(values) == set(schema["properties"])

@@ -1,12 +1,9 @@
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import kopf
 import pytest
 import yaml
@@ -17,7 +14,6 @@ from fakeapi.server import FakeServer
 from stoker_operator import handlers
 
 MODEL = {"metadata": {"name": "m", "namespace": "ns"}, "spec": {"replicas": 1}}
-LIVENESS = "http://127.0.0.1:{port}/healthz"
 
 
 def write_kubeconfig(folder: Path, url: str, token: str = "secret") -> Path:
@@ -39,8 +35,6 @@ async def kopf_running(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     api: FakeApi,
-    port: int,
-    health: Callable[[], dict[str, Any]],
 ) -> AsyncIterator[tuple[asyncio.Queue[tuple[str, str]], asyncio.Event]]:
     """The shell against a fake API server, with a queue that shows the keys it adds."""
     keys: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
@@ -48,8 +42,8 @@ async def kopf_running(
     server = FakeServer(api, token="secret")
     async with server.running():
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, server.url)))
-        registry = handlers.registry(keys.put_nowait, health, stopped.set)
-        task = asyncio.ensure_future(handlers.run(registry, (), LIVENESS.format(port=port)))
+        registry = handlers.registry(keys.put_nowait, stopped.set)
+        task = asyncio.ensure_future(handlers.run(registry, ()))
         try:
             yield keys, stopped
         finally:
@@ -63,11 +57,11 @@ async def next_key(keys: asyncio.Queue[tuple[str, str]]) -> tuple[str, str]:
 
 
 async def test_every_event_is_a_key_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = FakeApi()
     put(api, "modeldeployments", MODEL)
-    async with kopf_running(tmp_path, monkeypatch, api, unused_tcp_port, dict) as (keys, _):
+    async with kopf_running(tmp_path, monkeypatch, api) as (keys, _):
         assert await next_key(keys) == ("ns", "m")
         put(api, "modeldeployments", {**MODEL, "spec": {"replicas": 2}})
         assert await next_key(keys) == ("ns", "m")
@@ -77,27 +71,14 @@ async def test_every_event_is_a_key_and_nothing_is_written(
 
 
 async def test_the_model_gets_neither_annotation_nor_finalizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = FakeApi()
     before = put(api, "modeldeployments", MODEL)
-    async with kopf_running(tmp_path, monkeypatch, api, unused_tcp_port, dict) as (keys, _):
+    async with kopf_running(tmp_path, monkeypatch, api) as (keys, _):
         await next_key(keys)
     assert get(api, "modeldeployments", "m", "ns") == before
     assert not {"annotations", "finalizers"} & set(before["metadata"])
-
-
-async def test_the_probe_shows_health(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
-) -> None:
-    api = FakeApi()
-    put(api, "modeldeployments", MODEL)
-    url = LIVENESS.format(port=unused_tcp_port)
-    async with kopf_running(tmp_path, monkeypatch, api, unused_tcp_port, lambda: {"queue": 0}) as (keys, _):
-        await next_key(keys)
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
-            assert response.status == 200
-            assert json.loads(await response.read()) == {"operator": {"queue": 0}}
 
 
 def test_credentials_come_from_the_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

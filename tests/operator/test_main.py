@@ -104,7 +104,7 @@ async def test_reconciles_reports_and_ends_on_sigterm(
         await poll(lambda: len(everything(api, "events")) > 0)
         assert await fetch(running.readyz) == (200, '{"waiting_for": []}')
         code, health = await fetch(running.healthz)
-        assert (code, json.loads(health)["operator"]["waiting_for"]) == (200, [])
+        assert (code, json.loads(health)["waiting_for"]) == (200, [])
         _, metrics = await fetch(running.metrics)
         assert 'stoker_operator_reconcile_total{result="ok"}' in metrics
         assert 'stoker_operator_api_requests_total{code="201",resource="pods",verb="post"} 1.0' in metrics

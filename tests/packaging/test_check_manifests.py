@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from check_manifests import CRD, check, closed, documents, modeldeployment_schema
+from check_manifests import CRD, PAGES, check, closed, documents, modeldeployment_schema, snippets
 
 SCHEMA = modeldeployment_schema(yaml.safe_load(CRD.read_text()))
 
@@ -60,3 +60,19 @@ def test_closing_a_schema_leaves_maps_open() -> None:
 
 def test_empty_documents_are_skipped() -> None:
     assert list(documents("---\n---\na: 1\n---\n# nothing\n")) == [{"a": 1}]
+
+
+def test_blocks_of_a_page_are_found_with_their_lines() -> None:
+    page = "# Page\n\n```yaml\na: 1\n```\n\n```\nno: yaml\n```\n\n```yaml\n---\nb: 2\nc: 3\n```\n"
+    assert list(snippets(page)) == [(4, "a: 1\n"), (12, "---\nb: 2\nc: 3\n")]
+
+
+def test_every_yaml_block_of_the_documentation_is_looked_at() -> None:
+    """A block that is fenced otherwise would be overlooked."""
+    blocks = {page.name: len(list(snippets(page.read_text()))) for page in PAGES}
+    fences = {
+        page.name: page.read_text().count("```yaml") + page.read_text().count("```yml") for page in PAGES
+    }
+    assert blocks == fences
+    assert blocks["README.md"] >= 1
+    assert blocks["clusters.md"] >= 7

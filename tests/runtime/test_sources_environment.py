@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
+from hub_builders import COMMIT, Hub, Repo, running_hub
 
 from stoker_runtime.errors import ConfigError
 from stoker_runtime.sources import fetch, resolve
@@ -21,7 +25,7 @@ from stoker_runtime import sources
 from stoker_runtime.sources import hub
 hub.ATTEMPTS = 1
 try:
-    sources.fetch("hf://org/name", pathlib.Path(sys.argv[1]))
+    print(sources.fetch("hf://org/name", pathlib.Path(sys.argv[1])))
 except StokerError as error:
     print(error)
 """
@@ -54,6 +58,38 @@ def test_the_variable_at_fault_is_named(name: str, value: str, said: str, tmp_pa
         check=True,
     )
     assert said in told.stdout
+
+
+@pytest.fixture
+def private_hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub whose certificate no public authority has signed; authority.pem holds the one that has."""
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    with running_hub({"org/name": Repo({COMMIT: files})}, tls=tls) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_hub_of_a_private_authority_needs_ssl_cert_file(
+    is_trusted: bool, private_hub: Hub, tmp_path: Path
+) -> None:
+    kept = {key: text for key, text in os.environ.items() if "proxy" not in key.lower() and key[:3] != "HF_"}
+    kept.pop("SSL_CERT_FILE", None)
+    certificates = {"SSL_CERT_FILE": str(tmp_path / "authority.pem")} if is_trusted else {}
+    told = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(tmp_path / "cache")],
+        env={**kept, **certificates, "HF_ENDPOINT": private_hub.url, "PYTHONPATH": "runtime"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if is_trusted:
+        assert (Path(told.stdout.strip()) / "model.safetensors").read_bytes() == b"weights"
+    else:
+        assert "the hub's certificate is not trusted" in told.stdout
+        assert "set SSL_CERT_FILE to its authority's" in told.stdout
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])

@@ -23,12 +23,87 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- default (ternary (include "stoker.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{- /* The name of an image: of the registry that global.imageRegistry puts in the place of its own, by digest or tag. */ -}}
+{{- define "stoker.imageReference" -}}
+{{- $registry := dig "imageRegistry" "" (default dict .context.Values.global) -}}
+{{- $repository := .image.repository -}}
+{{- if $registry -}}
+{{- /* The first part of a name is a registry when it could be a host, as container engines have it. */ -}}
+{{- $path := regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "" -}}
+{{- $repository = printf "%s/%s" $registry $path -}}
+{{- end -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default .context.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "stoker.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- include "stoker.imageReference" (dict "image" .Values.image "context" .) -}}
 {{- end -}}
 
 {{- define "stoker.runtimeImage" -}}
-{{- printf "%s:%s" .Values.runtimeImage.repository (default .Chart.AppVersion .Values.runtimeImage.tag) -}}
+{{- include "stoker.imageReference" (dict "image" .Values.runtimeImage "context" .) -}}
+{{- end -}}
+
+{{- define "stoker.runtimePullSecrets" -}}
+{{- range $i, $secret := .Values.runtimePods.imagePullSecrets }}{{ if $i }},{{ end }}{{ $secret.name }}{{ end -}}
+{{- end -}}
+
+{{- /* The ConfigMap and key of the authorities that downloads trust, empty where there is none. */ -}}
+{{- define "stoker.caBundle" -}}
+{{- with .Values.runtimePods.caBundle -}}
+{{- if .configMap -}}
+{{- if hasKey $.Values.runtimePods.env "SSL_CERT_FILE" -}}
+{{- fail "runtimePods.env sets SSL_CERT_FILE, and so does runtimePods.caBundle: remove one" -}}
+{{- end -}}
+{{- printf "%s/%s" .configMap .key -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether the platform gives pods their user and groups: "true" or "false". */ -}}
+{{- define "stoker.assignedUser" -}}
+{{- if eq (toString .Values.assignedUser) "auto" -}}
+{{- .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- else -}}
+{{- .Values.assignedUser -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "stoker.podSecurityContext" -}}
+runAsNonRoot: true
+{{- if ne (include "stoker.assignedUser" .) "true" }}
+runAsUser: 65532
+runAsGroup: 65532
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "stoker.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* Of `helm test`: the name of everything it makes, and where its model is served. */ -}}
+{{- define "stoker.testName" -}}
+{{- printf "%s-test" (include "stoker.fullname" . | trunc 41 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- /* Not the operator's: its Deployment and monitors select those. */ -}}
+{{- define "stoker.testLabels" -}}
+app.kubernetes.io/name: stoker-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/part-of: stoker
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "stoker.testNamespace" -}}
+{{- first (concat .Values.namespaces (list .Release.Namespace)) -}}
 {{- end -}}
 
 {{- /* What the operator does in a namespace that it watches; it never writes a ModelDeployment's spec. */ -}}

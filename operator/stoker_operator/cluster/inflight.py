@@ -13,6 +13,12 @@ logger = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 1 << 20
 
 
+def pod_url(address: str, port: int, path: str) -> str:
+    """Return the URL of a page of a pod; an IPv6 address gets its brackets."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}{path}"
+
+
 class InFlightReader(Protocol):
     """Reads a page from each of several pods."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
@@ -14,6 +15,8 @@ from stoker_operator.profiles import EngineProfile, profile_of
 USER_ID = 10001
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  a mount point inside the pod
 SCRATCH = "/tmp"  # noqa: S108  a mount point inside the pod
+CA_DIR = "/etc/stoker/ca"
+CA_FILE = "ca.crt"
 
 # Loading may take long: weights of hundreds of GB come from a network disk. A day, then the kubelet restarts.
 _STARTUP_PROBE = {"periodSeconds": 1, "failureThreshold": 86_400, "timeoutSeconds": 2}
@@ -35,14 +38,7 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
         "enableServiceLinks": False,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": spec.pod.termination_grace_period_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _identity(config),
         "containers": [container],
         "volumes": [
             mounted.volume,
@@ -52,7 +48,8 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
     }
     if mounted.is_fetched:
         pod_spec["initContainers"] = [_fetch_container(model, config, profile, mounted)]
-    pod_spec |= _placement(model)
+        pod_spec["volumes"] += _ca_volume(config)
+    pod_spec |= _placement(model, config)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -107,7 +104,7 @@ def _engine_container(
         **_image(model, config),
         "name": labels.ENGINE_CONTAINER,
         "args": profile.serve_args(model, mounted.path),
-        "env": _env(model, own),
+        "env": _env(model, config.pod_defaults.env, own),
         "ports": [{"name": labels.HTTP_PORT, "containerPort": profile.port, "protocol": "TCP"}],
         "startupProbe": _probe(profile.ready_path, _STARTUP_PROBE),
         "readinessProbe": _probe(profile.ready_path, _READINESS_PROBE),
@@ -129,26 +126,64 @@ def _fetch_container(
     if secret is not None:
         reference = {"secretKeyRef": {"name": secret, "key": "token"}}
         own.append({"name": "HF_TOKEN", "valueFrom": reference})
+    defaults = dict(config.pod_defaults.env)
+    mounts = [mounted.mount, {"name": "tmp", "mountPath": SCRATCH}]
+    if config.pod_defaults.ca_bundle is not None:
+        # Read by all that downloads: Python's ssl, and the Rust library that moves large files.
+        defaults["SSL_CERT_FILE"] = f"{CA_DIR}/{CA_FILE}"
+        mounts.append({"name": "ca-bundle", "mountPath": CA_DIR, "readOnly": True})
     return {
         **_image(model, config),
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
-        "env": _env(model, own),
-        "volumeMounts": [mounted.mount, {"name": "tmp", "mountPath": SCRATCH}],
+        "env": _env(model, defaults, own),
+        "volumeMounts": mounts,
         **_hardening(),
     }
 
 
-def _env(model: ModelDeployment, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the user's variables, less those that we have to set, then ours."""
-    names = {variable["name"] for variable in own}
-    return [_plain(variable) for variable in model.spec.pod.env or () if variable.name not in names] + own
+def _env(
+    model: ModelDeployment, defaults: Mapping[str, str], own: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the operator's defaults, the user's variables and those that we have to set; later ones win."""
+    variables = [
+        *({"name": name, "value": value} for name, value in defaults.items()),
+        *(_plain(variable) for variable in model.spec.pod.env or ()),
+        *own,
+    ]
+    last = {variable["name"]: number for number, variable in enumerate(variables)}
+    return [variable for number, variable in enumerate(variables) if last[variable["name"]] == number]
 
 
 def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
-    policy = model.spec.pod.image_pull_policy
-    image = {"image": model.spec.pod.image or config.runtime_image}
+    pod = model.spec.pod
+    policy = pod.image_pull_policy or (None if pod.image else config.pod_defaults.image_pull_policy)
+    image = {"image": pod.image or config.runtime_image}
     return image if policy is None else {**image, "imagePullPolicy": policy}
+
+
+def _identity(config: OperatorConfig) -> dict[str, Any]:
+    """Return who the containers run as; the images name a user of their own where the platform gives none."""
+    ids = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
+    return {
+        "runAsNonRoot": True,
+        **({} if config.pod_defaults.has_assigned_user else ids),
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _ca_volume(config: OperatorConfig) -> list[dict[str, Any]]:
+    """Return the volume of the certificates.
+
+    Not an optional one: a pod that is made before the ConfigMap reaches its namespace waits for it, and the
+    kubelet says what it waits for; an optional one would let the download start and fail.
+    """
+    bundle = config.pod_defaults.ca_bundle
+    if bundle is None:
+        return []
+    items = [{"key": bundle.key, "path": CA_FILE}]
+    return [{"name": "ca-bundle", "configMap": {"name": bundle.config_map, "items": items}}]
 
 
 def _hardening() -> dict[str, Any]:
@@ -179,8 +214,11 @@ def _resources(model: ModelDeployment) -> dict[str, Any]:
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
-def _placement(model: ModelDeployment) -> dict[str, Any]:
+def _placement(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
     scheduling, pod = model.spec.scheduling, model.spec.pod
+    own_secrets = (secret.name for secret in pod.image_pull_secrets or ())
+    # All are tried, so that a model's own registry and the default image's may be different ones.
+    secrets = dict.fromkeys([*own_secrets, *config.pod_defaults.image_pull_secrets])
     wanted = {
         "nodeSelector": scheduling.node_selector,
         "tolerations": [_plain(toleration) for toleration in scheduling.tolerations or ()],
@@ -188,7 +226,7 @@ def _placement(model: ModelDeployment) -> dict[str, Any]:
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
-        "imagePullSecrets": [_plain(secret) for secret in pod.image_pull_secrets or ()],
+        "imagePullSecrets": [{"name": name} for name in secrets],
     }
     return {key: value for key, value in wanted.items() if value}
 

@@ -10,7 +10,7 @@ from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder
-from stoker_operator.cluster.inflight import InFlightReader
+from stoker_operator.cluster.inflight import InFlightReader, pod_url
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
@@ -138,8 +138,7 @@ class Reconciler:
         for pod in observed.pods:
             uid, address = pod["metadata"]["uid"], (pod.get("status") or {}).get("podIP")
             if uid in uids and address:
-                host = f"[{address}]" if ":" in address else address
-                urls[uid] = f"http://{host}:{profile.port}{profile.in_flight_path}"
+                urls[uid] = pod_url(address, profile.port, profile.in_flight_path)
         bodies = await self._in_flight.read(urls)
         readings = {uid: Reading(None) for uid in uids}
         for uid, body in bodies.items():

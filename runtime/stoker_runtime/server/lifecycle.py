@@ -210,8 +210,8 @@ def cause_of_death(client: EngineClient) -> StokerError:
 
 
 def _listen(config: ServerConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    takes_both = config.host == "::" and socket.has_dualstack_ipv6()
+    takes_both = config.host in ("", "::") and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if takes_both or ":" in config.host else socket.AF_INET
     try:
         listener = socket.create_server(
             (config.host, config.port), family=family, backlog=_BACKLOG, dualstack_ipv6=takes_both

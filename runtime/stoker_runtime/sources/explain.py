@@ -7,7 +7,8 @@ library wraps connection errors in file-not-found errors; so the whole chain of 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -51,7 +52,7 @@ def explain(error: BaseException, model: str, environ: Mapping[str, str]) -> Mod
         return ModelError(f"{model}: no such branch, tag or commit in the repository", reason="ModelNotFound")
     if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
         return ModelError(f"{model}: the hub has no such repository", reason="ModelNotFound")
-    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    numbers = _numbers(chain)
     if numbers & _NO_ROOM:
         return ModelError(
             f"{model}: the disk filled up during the download; use a larger cache volume", "DiskFull"
@@ -65,12 +66,12 @@ def explain(error: BaseException, model: str, environ: Mapping[str, str]) -> Mod
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same call may succeed a moment later."""
     chain = list(_causes(error))
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+    if any(isinstance(cause, OfflineModeIsEnabled | ssl.SSLCertVerificationError) for cause in chain):
         return False
     statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
     if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
         return False
-    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    numbers = _numbers(chain)
     return not numbers & (_NO_ROOM | _NOT_WRITABLE)
 
 
@@ -85,6 +86,13 @@ def gibibytes(num_bytes: int) -> str:
     if num_bytes < 2**30 / 100:
         return f"{num_bytes / 2**20:.2f} MiB"
     return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _numbers(chain: Sequence[BaseException]) -> set[int | None]:
+    """Return the error numbers of the system; those of TLS errors count something else."""
+    return {
+        cause.errno for cause in chain if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)
+    }
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

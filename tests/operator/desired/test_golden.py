@@ -12,12 +12,24 @@ import yaml
 from operator_builders import make_model
 
 from stoker_operator.api import parse
-from stoker_operator.config import OperatorConfig
+from stoker_operator.config import CaBundle, OperatorConfig, PodDefaults
 from stoker_operator.desired import desired
 from stoker_operator.desired.pod import named_pod
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CONFIG = OperatorConfig(runtime_image="registry.example/stoker-runtime:1", allow_file_sources=True)
+# Of a cluster behind a proxy, with a registry, a hub and a certificate authority of its own.
+AIR_GAPPED = OperatorConfig(
+    runtime_image="registry.example/stoker-runtime:1",
+    pod_defaults=PodDefaults(
+        image_pull_policy="Always",
+        image_pull_secrets=("pull",),
+        env={"HF_ENDPOINT": "https://hub.example", "NO_PROXY": ".svc"},
+        ca_bundle=CaBundle(config_map="trusted", key="bundle.pem"),
+        has_assigned_user=True,
+    ),
+)
+CONFIGS = {"air-gapped": AIR_GAPPED}
 
 CASES: dict[str, dict[str, Any]] = {
     "hub": {"model": {"source": "hf://Qwen/Qwen3-8B@main", "secretName": "hf-token"}, "accelerator": {}},
@@ -31,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "claim": {"model": {"source": "pvc://models/qwen3/8b"}},
     "node-folder": {"model": {"source": "file:///srv/models/qwen3.gguf"}},
     "suspended": {"suspend": True},
+    "air-gapped": {"model": {"source": "hf://Qwen/Qwen3-8B"}},
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
         "engine": {
@@ -77,8 +90,8 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
-def manifests(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    wanted = desired(parse(make_model(**spec)), CONFIG)
+def manifests(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> list[dict[str, Any]]:
+    wanted = desired(parse(make_model(**spec)), config)
     pod = named_pod(wanted.pod, f"{wanted.model.name}-{wanted.revision}-0", wanted.revision)
     budget = wanted.budget()
     return [pod, wanted.service, *([budget] if budget else [])]
@@ -86,7 +99,8 @@ def manifests(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_children_are_as_the_golden_file_says(name: str) -> None:
-    text = yaml.dump_all(manifests(CASES[name]), Dumper=Dumper, sort_keys=False, width=110)
+    found = manifests(CASES[name], CONFIGS.get(name, CONFIG))
+    text = yaml.dump_all(found, Dumper=Dumper, sort_keys=False, width=110)
     file = GOLDEN / f"{name}.yaml"
     if os.environ.get("STOKER_WRITE_GOLDEN"):
         file.write_text(text)
@@ -103,5 +117,5 @@ def test_every_golden_file_has_its_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_children_fit_the_schema_of_kubernetes(name: str) -> None:
-    for manifest in manifests(CASES[name]):
+    for manifest in manifests(CASES[name], CONFIGS.get(name, CONFIG)):
         kubernetes_validate.validate(manifest, "1.37", strict=True)
