@@ -124,11 +124,18 @@ def install_chart(
         command += ["--set-string" if name.startswith("podAnnotations") else "--set", f"{name}={value}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        pods = cluster.kubectl("get", "pods,events", NAMESPACE_FLAG)
         raise ClusterError(
             f"helm could not install the chart:\n{done.stdout[-2000:]}\n{operator_log(cluster)}",
-            next_step=f"see what its pods say, `{shlex.join(pods)}`, then `{{again}}`.",
+            next_step=after_helm(done.stdout, cluster),
         )
+
+
+def after_helm(said: str, cluster: Cluster) -> str:
+    """What to do after helm failed."""
+    if "another operation" in said:  # a helm that was killed leaves its release in that state for good
+        return "let the other helm end; if there is none, `make demo-down`. Then `{again}`."
+    pods = cluster.kubectl("get", "pods,events", NAMESPACE_FLAG)
+    return f"see what its pods say, `{shlex.join(pods)}`, then `{{again}}`."
 
 
 def restrict_namespace(cluster: Cluster) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import demo
+import product
 from cluster.api import ClusterError
+from cluster.kind import KindCluster
 from demo import Progress, changes, progress_of
 
 
@@ -60,6 +62,14 @@ def test_progress_is_read_from_conditions_of_this_generation(
     object_: dict[str, Any], wanted: Progress
 ) -> None:
     assert progress_of(object_) == wanted
+
+
+def test_a_release_that_a_killed_helm_left_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KindCluster, "tool", lambda self, name: name)
+    cluster = KindCluster("demo")
+    said = "Error: UPGRADE FAILED: another operation (install/upgrade/rollback) is in progress"
+    assert "`make demo-down`. Then `{again}`" in product.after_helm(said, cluster)
+    assert "get pods,events --namespace=stoker-system`, then" in product.after_helm("timed out", cluster)
 
 
 LOADING = Progress(False, False, "LoadingModel", "pod a")
