@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service_accounts import wait_for_account
 
 from check_manifests import RENDERINGS, documents, helm, render
 from scenarios.files import GOLDEN
 from scenarios.kube import Kube, Object, Refused, path
 from scenarios.manifests import namespace_manifest
-from scenarios.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -24,8 +24,7 @@ def restricted(kube: Kube) -> str:
     """A namespace that refuses other pods, with the account that pods run under."""
     name = "restricted"
     kube.apply(namespace_manifest(name))
-    accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
-    eventually("the account exists", lambda: kube.request("GET", accounts)["items"], 30)
+    wait_for_account(kube, name)
     return name
 
 
