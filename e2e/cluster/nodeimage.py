@@ -146,6 +146,7 @@ def make(image: NodeImage, archive: Path, base_tag: str) -> None:
         shutil.copy(images.pause_archive(build.ensure("e2e")), folder / "pause.tar")
         shutil.copy(RECIPE / "control-plane.Dockerfile", pods / "Dockerfile")
         place([binaries[name] for name in (*COMPONENTS, "etcd")], pods / "bin")
+        readable(pods)
         buildah.build(image.control_plane, pods, base, folder / "control-plane.tar")
         shutil.copy(RECIPE / "coredns.Dockerfile", pods / "Dockerfile")
         place([binaries["coredns"]], pods)
@@ -156,6 +157,7 @@ def make(image: NodeImage, archive: Path, base_tag: str) -> None:
         (root / "kind/version").write_text(image.kubernetes)
         shutil.copytree(kind_files(), context / "kind", copy_function=shutil.copyfile)
         shutil.copy(RECIPE / "Dockerfile", context / "Dockerfile")
+        readable(context)
         buildah.build(image.tag, context, base, archive)
 
 
@@ -168,6 +170,14 @@ def place(programs: Iterable[Path], folder: Path) -> None:
             shutil.copy(real, folder)
         if real.name != program.name:
             (folder / program.name).symlink_to(real.name)
+
+
+def readable(folder: Path) -> None:
+    """Give folders and files the modes that they shall have in an image, whatever the umask is here."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            is_open = path.is_dir() or path.stat().st_mode & 0o100
+            path.chmod(0o755 if is_open else 0o644)
 
 
 def kind_files() -> Path:
