@@ -89,7 +89,8 @@ def planned() -> NodeImage | None:
     names = {tool.name: tool for stage in ("e2e", "kind", "kind-node") for tool in tools_of(stage, tools)}
     del names["helm"]
     files = {str(path.relative_to(RECIPE)): path.read_bytes() for path in RECIPE.rglob("*") if path.is_file()}
-    return plan(names.values(), files, base.key)
+    layout = {"//layout": repr((COMPONENTS, sorted(FOLDERS.items()))).encode()}
+    return plan(names.values(), {**files, **layout}, base.key)
 
 
 def loaded() -> NodeImage | None:
