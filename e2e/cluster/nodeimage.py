@@ -147,7 +147,6 @@ def make(image: NodeImage, archive: Path, base_tag: str) -> None:
         shutil.copy(images.pause_archive(build.ensure("e2e")), folder / "pause.tar")
         shutil.copy(RECIPE / "control-plane.Dockerfile", pods / "Dockerfile")
         place([binaries[name] for name in (*COMPONENTS, "etcd")], pods / "bin")
-        readable(pods)
         buildah.build(image.control_plane, pods, base, folder / "control-plane.tar")
         shutil.copy(RECIPE / "coredns.Dockerfile", pods / "Dockerfile")
         place([binaries["coredns"]], pods)
@@ -171,6 +170,7 @@ def place(programs: Iterable[Path], folder: Path) -> None:
             shutil.copy(real, folder)
         if real.name != program.name:
             (folder / program.name).symlink_to(real.name)
+    readable(folder)
 
 
 def readable(folder: Path) -> None:
