@@ -88,7 +88,8 @@ def planned() -> NodeImage | None:
     tools = load_tools()
     names = {tool.name: tool for stage in ("e2e", "kind", "kind-node") for tool in tools_of(stage, tools)}
     files = {str(path.relative_to(RECIPE)): path.read_bytes() for path in RECIPE.rglob("*") if path.is_file()}
-    return plan(names.values(), files, base.key)
+    layout = {"//layout": repr((COMPONENTS, sorted(FOLDERS.items()))).encode()}
+    return plan(names.values(), {**files, **layout}, base.key)
 
 
 def loaded() -> NodeImage | None:
@@ -155,6 +156,7 @@ def make(image: NodeImage, archive: Path, base_tag: str) -> None:
         (root / "kind/version").write_text(image.kubernetes)
         shutil.copytree(kind_files(), context / "kind", copy_function=shutil.copyfile)
         shutil.copy(RECIPE / "Dockerfile", context / "Dockerfile")
+        readable(context)
         buildah.build(image.tag, context, base, archive)
 
 
@@ -167,6 +169,15 @@ def place(programs: Iterable[Path], folder: Path) -> None:
             shutil.copy(real, folder)
         if real.name != program.name:
             (folder / program.name).symlink_to(real.name)
+    readable(folder)
+
+
+def readable(folder: Path) -> None:
+    """Give folders and files the modes that they shall have in an image, whatever the umask is here."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            is_open = path.is_dir() or path.stat().st_mode & 0o100
+            path.chmod(0o755 if is_open else 0o644)
 
 
 def kind_files() -> Path:

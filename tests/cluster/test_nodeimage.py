@@ -97,3 +97,14 @@ def test_images_of_earlier_pins_leave_the_engine(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(host, "succeeds", succeeds)
     nodeimage.forget_older(image)
     assert removed == [f"{nodeimage.NODE}:v1.0.0-old"]
+
+
+def test_modes_do_not_come_from_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir(mode=0o700)
+    for name, mode in (("program", 0o700), ("file", 0o600)):
+        (tmp_path / "bin" / name).write_text("")
+        (tmp_path / "bin" / name).chmod(mode)
+    (tmp_path / "bin" / "link").symlink_to("absent")
+    nodeimage.readable(tmp_path)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("[!l]*")}
+    assert modes == {"bin": "0o755", "program": "0o755", "file": "0o644"}
