@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 KIND, NATIVE, ANY, NONE = "kind", "native", "any", "none"
 NEEDED = {
-    KIND: "Docker, kind, kubectl, helm",
+    KIND: "Docker; kind, kubectl, helm or Go",
     NATIVE: "root, Go 1.26, Debian or Ubuntu",
     ANY: "either of the two",
     NONE: "Python 3.11",
@@ -40,11 +40,13 @@ class Need:
 
 
 NEEDS = (
-    Need("make install", NONE, 3, 1, 3, 1),
-    Need("make test-fast", NONE, 8, 300, 3, 4),
-    Need("make demo", KIND, 8, 60, 10, 4),
+    Need("make install", NONE, 3, 1, 4, 1),
+    Need("make test-fast", NONE, 8, 300, 4, 4),
+    Need("make demo", KIND, 8, 60, 12, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
-    Need("make test", ANY, 70, 1800, 25, 8),
+    Need("make test", ANY, 60, 1800, 26, 8),
+    Need("make test-long", NONE, 15, 720, 4, 4),
+    Need("make test-kind", ANY, 40, 1500, 20, 8),
 )
 # What a first run with pip's default, the CUDA build of torch, takes more.
 CUDA_GIB = 20
