@@ -32,6 +32,12 @@ CONTROLLER_FLAGS = {
     "node-monitor-grace-period": "16s",
     "horizontal-pod-autoscaler-sync-period": "2s",
 }
+# By default a Service leads to a pod up to a second after that is ready; scenarios ask at once.
+PROXY_PATCH = {
+    "kind": "KubeProxyConfiguration",
+    "iptables": {"minSyncPeriod": "100ms"},
+    "nftables": {"minSyncPeriod": "100ms"},
+}
 
 
 def kind_config(
@@ -53,7 +59,7 @@ def kind_config(
             network of its own.
     """
     patches = [_cluster_patch(version, own) for version in KUBEADM_VERSIONS]
-    patches.append(_kubelet_patch(is_cgroup_v1=is_cgroup_v1))
+    patches += [_kubelet_patch(is_cgroup_v1=is_cgroup_v1), PROXY_PATCH]
     if num_nodes > 1:
         # Every node takes pods, as in the native back end. A lone node's taint is removed by kind itself.
         patches.append({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}})

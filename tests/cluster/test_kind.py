@@ -111,6 +111,11 @@ def test_kubelets_run_on_cgroup_v1_where_there_is_no_other(*, is_cgroup_v1: bool
     assert patch.get("failCgroupV1") == (False if is_cgroup_v1 else None)
 
 
+def test_services_lead_to_new_pods_as_soon_as_in_the_native_back_end() -> None:
+    (patch,) = patches_of(config_of(), "KubeProxyConfiguration").values()
+    assert {patch[mode]["minSyncPeriod"] for mode in ("iptables", "nftables")} == {"100ms"}
+
+
 def test_every_node_takes_pods() -> None:
     (patch,) = patches_of(config_of(2), "InitConfiguration").values()
     assert patch["nodeRegistration"] == {"taints": []}
