@@ -175,7 +175,7 @@ def up() -> None:
     say("Stoker's demo")
     leftovers.sweep()
     forecast.announce(look_ahead(cluster))
-    archives = product.build_images()
+    archives = product.prepare(cluster)
     cluster.up()
     with step("load the images into the nodes"):
         for archive in archives.values():

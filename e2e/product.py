@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import leftovers, shell
@@ -93,6 +94,22 @@ def build_images() -> dict[str, Path]:
         ClusterError: a prerequisite is missing or a build failed, with the end of its output.
     """
     return {image.tag: build(image) for image in images()}
+
+
+def prepare(cluster: Cluster) -> dict[str, Path]:
+    """Build the images beside what the cluster is made of: each waits for downloads now and then.
+
+    Returns:
+        The archive of each image by its tag.
+
+    Raises:
+        ClusterError: one of them failed; the other one has come to its end.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        prepared = pool.submit(cluster.prepare)
+        archives = build_images()
+    prepared.result()
+    return archives
 
 
 def install_chart(

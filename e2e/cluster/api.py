@@ -32,6 +32,13 @@ class Cluster(Protocol):
     kubeconfig: Path
     audit_log: Path
 
+    def prepare(self) -> None:
+        """Do what `up` would do first where nothing is built yet and what may go on beside an image's build.
+
+        Raises:
+            ClusterError: a prerequisite is missing, or a compile failed.
+        """
+
     def up(self, *, num_nodes: int = 2, gpus_per_node: int = 4) -> None:
         """Bring the cluster up: every node Ready, DNS answering, `nvidia.com/gpu` in each node's capacity.
 

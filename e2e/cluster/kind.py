@@ -49,6 +49,10 @@ class KindCluster:
         running = host.run(["docker", "ps", "--format", "{{.Names}}"]).split()
         return sorted((name for name in names if name in running), key=lambda name: ("worker" in name, name))
 
+    def prepare(self) -> None:
+        for name in CLIENTS:
+            self.tool(name)
+
     def up(self, *, num_nodes: int = 2, gpus_per_node: int = 4) -> None:
         if self.name in self.kind("get", "clusters").split():
             if len(self.node_names()) == num_nodes and self._answers():

@@ -74,10 +74,14 @@ class NativeCluster:
 
     # Changing it.
 
+    def prepare(self) -> None:
+        packages.ensure(packages.CLUSTER_PROGRAMS)
+        build.ensure("e2e")
+
     def up(self, *, num_nodes: int = 2, gpus_per_node: int = 4) -> None:
         if not 1 <= num_nodes <= MAX_NODES:
             raise ClusterError(f"{num_nodes} nodes: a native cluster has 1 to {MAX_NODES}.")
-        packages.ensure(packages.CLUSTER_PROGRAMS)
+        self.prepare()
         binaries = build.ensure("e2e")
         pause = images.pause_archive(binaries)
         with self.locked():

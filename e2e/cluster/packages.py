@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterable, Sequence
 
 from cluster import aptlock
@@ -28,6 +29,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 APT_TIMEOUT_S = 1800.0
 
 
+# Threads of one process would wait for apt's locks and say that it is themselves who hold them.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def find(program: str) -> str | None:
     """Path of a program, looked up in the administrator's folders too."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
@@ -47,6 +52,11 @@ def ensure(programs: dict[str, str]) -> None:
     Raises:
         ClusterError: something is missing and cannot be installed from here; the text has the command.
     """
+    with _ONE_AT_A_TIME:
+        _install(programs)
+
+
+def _install(programs: dict[str, str]) -> None:
     absent = missing(programs)
     if not absent:
         return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import threading
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import demo
 import product
-from cluster.api import ClusterError
+from cluster.api import Cluster, ClusterError
 from cluster.kind import KindCluster
 from demo import Progress, changes, progress_of
 
@@ -96,3 +98,35 @@ def test_giving_up_names_the_cause(progress: Progress, limit_s: float) -> None:
     with pytest.raises(ClusterError, match=f"{progress.reason}: {progress.message}"):
         next(told)
     assert next(seconds) == pytest.approx(limit_s, abs=2.0)
+
+
+class Preparing:
+    """A cluster that is prepared only while images are built, and images that are built only meanwhile."""
+
+    def __init__(self, problem: ClusterError | None = None) -> None:
+        self.is_preparing, self.is_building = threading.Event(), threading.Event()
+        self.problem = problem
+
+    def prepare(self) -> None:
+        self.is_preparing.set()
+        assert self.is_building.wait(10)
+        if self.problem:
+            raise self.problem
+
+    def build_images(self) -> dict[str, Path]:
+        self.is_building.set()
+        assert self.is_preparing.wait(10)
+        return {"localhost/a:1": Path("a.tar")}
+
+
+def test_images_are_built_beside_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Preparing()
+    monkeypatch.setattr(product, "build_images", cluster.build_images)
+    assert product.prepare(cast(Cluster, cluster)) == {"localhost/a:1": Path("a.tar")}
+
+
+def test_a_cluster_that_cannot_be_prepared_is_told_after_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Preparing(ClusterError("no Go"))
+    monkeypatch.setattr(product, "build_images", cluster.build_images)
+    with pytest.raises(ClusterError, match="no Go"):
+        product.prepare(cast(Cluster, cluster))
