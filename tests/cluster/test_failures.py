@@ -131,8 +131,16 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert "`ss -ltnp`" in last_line(capsys)
 
 
+@pytest.fixture
+def at_a_terminal() -> Iterator[None]:
+    """Ctrl-C interrupts, also where these tests are a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_and_a_termination_are_told_apart_from_failures(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], at_a_terminal: None
 ) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
 
