@@ -51,7 +51,7 @@ class Ledger:
     @property
     def other_s(self) -> float:
         """What no step accounts for, in seconds; steps side by side count once."""
-        return max(0.0, self.total_s - covered_s(entry for entry in self.entries if entry.depth == 0))
+        return max(0.0, self.total_s - covered_s(self.entries))
 
 
 def covered_s(entries: Iterable[Entry]) -> float:

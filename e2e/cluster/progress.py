@@ -35,7 +35,7 @@ class Entry:
 
 
 class Record:
-    """The steps of this process. A thread's steps are part of those that the main thread is in."""
+    """The steps of this process. What threads do side by side is part of nothing but their own steps."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
@@ -49,10 +49,10 @@ class Record:
 
     def begin(self) -> int:
         """Note that a step of this thread begins; return how many others it is part of."""
-        this, main = threading.get_ident(), threading.main_thread().ident
+        this = threading.get_ident()
         with self._lock:
-            outer = sum(self._open.get(thread, 0) for thread in {this, main} if thread is not None)
-            self._open[this] = self._open.get(this, 0) + 1
+            outer = self._open.get(this, 0)
+            self._open[this] = outer + 1
         return outer
 
     def end(self, entry: Entry) -> None:
