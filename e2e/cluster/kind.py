@@ -65,7 +65,7 @@ class KindCluster:
         (self.folder / "audit-policy.yaml").write_text(render.audit_policy())
         # The API server would make a file that only root can read.
         self.audit_log.touch()
-        with step(f"kind cluster {self.name} with {num_nodes} nodes"):
+        with step(f"kind cluster {self.name}, nodes: {num_nodes}"):
             self._create(num_nodes)
             self._finish(gpus_per_node)
 

@@ -95,7 +95,7 @@ class NativeCluster:
                 say(f"cluster {self.name} already runs.")
                 return
             teardown.remove_everything(self.plan)
-            with step(f"cluster {self.name} with {num_nodes} nodes"):
+            with step(f"cluster {self.name}, nodes: {num_nodes}"):
                 self._bring_up(binaries, pause, num_nodes, gpus_per_node)
 
     def down(self) -> None:
