@@ -1,7 +1,9 @@
 """What each command needs and how long it takes: the one table of `make help`, `make preflight` and README.
 
 `make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.8.
-Times are measured on 2 quiet cores; disk space is what a first run adds, with the CPU build of torch.
+Times are for 2 quiet cores without AVX-512. Only those of the demo without Docker were measured so; the
+others are estimates from parts that were measured beside other load. Disk space is what a first run adds,
+with the CPU build of torch.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ NEEDS = (
     Need("make test-fast", NONE, 8, 300, 4, 4),
     Need("make demo", KIND, 8, 60, 12, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
-    Need("make test", ANY, 60, 1800, 26, 8),
+    Need("make test", ANY, 65, 3120, 26, 8),
     Need("make test-long", NONE, 15, 720, 4, 4),
     Need("make test-kind", ANY, 40, 1500, 20, 8),
 )

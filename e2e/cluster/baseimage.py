@@ -90,7 +90,7 @@ def planned() -> BaseImage | None:
 
 
 def ensure() -> BaseImage:
-    """Make the base image if this machine has none yet (about half a minute).
+    """Make the base image if this machine has none yet (about a minute).
 
     Raises:
         ClusterError: not root, not Debian or Ubuntu, or no mirror answers.
