@@ -124,10 +124,13 @@ tools: preflight $(VENV)/.demo ## build what the local cluster is made of
 test: PREFLIGHT := --for test
 test: tools clients ## everything but `gpu` and `long`; what CI runs
 	$(BIN)/pytest -m "not gpu and not e2e and not long" -n auto --dist worksteal
-	$(BIN)/pytest -m "e2e and not gpu"
+	$(BIN)/pytest -m "e2e and not gpu and not long"
+	$(BIN)/python e2e/kind_check.py --few
 
-test-long: install ## the tests that `make test` leaves out for their time: GPU kernels on more models, interpreted
-	$(BIN)/pytest -m "long and not gpu" -n auto --dist worksteal --timeout 900
+test-long: PREFLIGHT := --for test
+test-long: tools install ## what `make test` leaves out for its time: more models, requests and kills of the operator
+	$(BIN)/pytest -m "long and not gpu and not e2e" -n auto --dist worksteal --timeout 900
+	$(BIN)/pytest -m "long and e2e and not gpu"
 
 # With the Docker engine that answers, else with one that is started for it (root, Debian or Ubuntu); without a way to
 # have one it says so. KIND_TESTS chooses what runs.

@@ -79,6 +79,7 @@ def test_it_serves_where_the_operator_watches_and_pods_take_the_users_that_image
         assert_nothing_is_left(kube, ours)
 
 
+@pytest.mark.long  # minutes, most of them waited out: tests/operator/test_selftest.py has it on a fake API
 def test_a_model_that_cannot_be_served_fails_with_its_conditions(platform: Platform) -> None:
     platform.upgrade_chart({**SERVED, "test.modelSource": "oci://localhost/no-such-model:1"})
     try:

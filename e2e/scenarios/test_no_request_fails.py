@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ from scenarios.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_only=True)]
 
-MIN_REQUESTS = 2000
-MIN_LONG_STREAMS = 50
 LONG_S = 5.0
 NUM_SHORT_CLIENTS = 8
 SHORT = ("--concurrency", f"{NUM_SHORT_CLIENTS}", "--prompt-tokens", "4", "--output-tokens", "2")
@@ -38,6 +37,26 @@ NUM_ROLLS = 3
 MAX_MORE_ROLLS = 15  # where the machine needs more time for the amounts above
 MAX_MODEL_LEN = 8192
 STOKER = "app.kubernetes.io/name in (stoker-operator,stoker-runtime)"
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What must have been asked at least, between the first change and the end of the last drain.
+
+    Attributes:
+        requests: short ones and streams together.
+        long_streams: those that took over LONG_S.
+    """
+
+    requests: int
+    long_streams: int
+
+
+# What all changes once take anyway, and the bar.
+AMOUNTS = (
+    pytest.param(Amounts(500, 12), id="once"),
+    pytest.param(Amounts(2000, 50), id="bar", marks=pytest.mark.long),
+)
 
 
 @pytest.fixture
@@ -103,10 +122,11 @@ def drain_each_node(platform: Platform, model: Model) -> None:
     drain(platform, model, last)
 
 
-def is_enough(loads: list[RunningLoad], num_before: int) -> bool:
+def is_enough(amounts: Amounts, loads: list[RunningLoad], num_before: int) -> bool:
     """Whether the amounts have been reached; a failure is enough, too.
 
     Args:
+        amounts: which.
         loads: short requests, then streams.
         num_before: requests that had been started when what counts began.
     """
@@ -114,10 +134,12 @@ def is_enough(loads: list[RunningLoad], num_before: int) -> bool:
     num_ended = sum(len(found["e2e_s"]) for found in so_far) - num_before
     num_long = sum(duration > LONG_S for duration in so_far[-1]["e2e_s"])
     has_failed = any(found["failed"] for found in so_far)
-    return has_failed or (num_ended >= MIN_REQUESTS and num_long >= MIN_LONG_STREAMS)
+    return has_failed or (num_ended >= amounts.requests and num_long >= amounts.long_streams)
 
 
-def disturb(platform: Platform, model: Model, loads: list[RunningLoad], num_before: int) -> None:
+def disturb(
+    amounts: Amounts, platform: Platform, model: Model, loads: list[RunningLoad], num_before: int
+) -> None:
     """Everything that must not fail a request; a few more rolls where the clients are slow."""
     settings = itertools.count(63, -1)
     for max_num_seqs in itertools.islice(settings, NUM_ROLLS):
@@ -125,14 +147,15 @@ def disturb(platform: Platform, model: Model, loads: list[RunningLoad], num_befo
     scale(platform.kube, model, 3)
     scale(platform.kube, model, 1)
     for max_num_seqs in itertools.islice(settings, MAX_MORE_ROLLS):
-        if is_enough(loads, num_before):
+        if is_enough(amounts, loads, num_before):
             break
         roll(model, max_num_seqs)
     drain_each_node(platform, model)
 
 
+@pytest.mark.parametrize("amounts", AMOUNTS)
 def test_no_request_fails_in_rollouts_scaling_and_drains(
-    model: Model, platform: Platform, clients: ClientPod, figures: list[str]
+    amounts: Amounts, model: Model, platform: Platform, clients: ClientPod, figures: list[str]
 ) -> None:
     url = model.status()["url"]
     loads = [clients.start_load(url, model.name, *SHORT)]
@@ -143,7 +166,7 @@ def test_no_request_fails_in_rollouts_scaling_and_drains(
         begun = [load.look() for load in loads]
         begun_s = [found["now_s"] for found in begun]
         num_before = sum(len(found["e2e_s"]) for found in begun) + NUM_SHORT_CLIENTS + NUM_STREAM_CLIENTS
-        disturb(platform, model, loads, num_before)
+        disturb(amounts, platform, model, loads, num_before)
         ended_s = [load.look()["now_s"] for load in loads]
     finally:
         reports = [load.stop() for load in loads]
@@ -156,8 +179,8 @@ def test_no_request_fails_in_rollouts_scaling_and_drains(
     num_long = sum(outcome["e2e_s"] > LONG_S for outcome in streams)
     num_requests = len(short) + len(streams)
     figures.append(f"0 of {num_requests} requests failed; {num_long} streams ({tokens} tokens) took over 5 s")
-    assert num_requests >= MIN_REQUESTS
-    assert num_long >= MIN_LONG_STREAMS
+    assert num_requests >= amounts.requests
+    assert num_long >= amounts.long_streams
 
 
 def keep(reports: list[Object]) -> None:

@@ -127,13 +127,49 @@ def test_where_kind_cannot_run_its_tests_say_so_and_succeed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dockerd, "lacks", lambda: "starting one takes Linux and root")
-    assert kind_check.run([]) == 0
+    kind_check.main([], standalone_mode=False)
     assert capsys.readouterr().err == (
         "kind was not tested: no Docker engine answers, and starting one takes Linux and root.\n"
     )
     monkeypatch.setattr(dockerd, "lacks", lambda: None)
     monkeypatch.setattr(prerequisites, "no_client", lambda: "there is no kind on PATH")
     assert kind_check.why_not() == "there is no kind on PATH"
+
+
+@pytest.mark.usefixtures("host_without_engine")
+def test_a_few_tests_are_left_out_where_no_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> str:
+        raise ClusterError("dockerd ended.")
+
+    monkeypatch.delenv("STOKER_CLUSTER_BACKEND", raising=False)
+    down: list[bool] = []
+    monkeypatch.setattr(dockerd, "up", fail)
+    monkeypatch.setattr(dockerd, "down", lambda: down.append(True))
+    assert kind_check.run_few() == 0
+    assert down == [True]
+    assert capsys.readouterr().err == (
+        "kind was not tested: no Docker engine answers, and none could be started. dockerd ended.\n"
+    )
+
+
+@pytest.mark.parametrize("has_engine", [True, False])
+@pytest.mark.parametrize("backend", ["", "kind", "native"])
+def test_a_few_tests_run_where_kind_had_none_and_may_run(
+    backend: str, has_engine: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dockerd, "answers", lambda address=None: has_engine)
+    monkeypatch.setattr(dockerd, "up", lambda: dockerd.ADDRESS)
+    monkeypatch.setattr(kind_check, "run", {kind_check.FEW: 7}.__getitem__)
+    monkeypatch.setenv("STOKER_CLUSTER_BACKEND", backend)
+    status, words = kind_check.run_few(), capsys.readouterr().err
+    if backend == "native":
+        assert (status, words) == (0, "kind was not tested: STOKER_CLUSTER_BACKEND is native.\n")
+    elif has_engine:
+        assert (status, words) == (0, "kind had all scenarios already.\n")
+    else:
+        assert (status, words) == (7, "")
 
 
 def test_the_engine_that_answers_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
