@@ -33,6 +33,13 @@ CASES: dict[str, dict[str, Any]] = {
     "node-folder": {"model": {"source": "file:///srv/models/qwen3.gguf"}},
     "suspended": {"suspend": True},
     "air-gapped": {"model": {"source": "hf://Qwen/Qwen3-8B"}},
+    "guaranteed": {
+        "model": {
+            "source": "hf://Qwen/Qwen3-8B",
+            "fetch": {"resources": {"limits": {"cpu": 2, "memory": "8Gi"}}},
+        },
+        "pod": {"resources": {"limits": {"cpu": 8, "memory": "32Gi"}}},
+    },
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
         "engine": {

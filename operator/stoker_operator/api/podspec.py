@@ -46,11 +46,17 @@ class Scheduling(ApiModel):
     ] = None
 
 
-_QUANTITY_RULES = rules(
+_QUANTITIES = "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))"
+_QUANTITY_RULES = rules((_QUANTITIES, "spec.pod.resources must hold quantities such as 500m or 16Gi"))
+# What a quota counts for every container, and what a download uses.
+FETCH_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+_FETCH_RULES = rules(
+    (_QUANTITIES, "spec.model.fetch.resources must hold quantities such as 500m or 16Gi"),
     (
-        "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))",
-        "spec.pod.resources must hold quantities such as 500m or 16Gi",
-    )
+        f"self.all(key, key in {list(FETCH_RESOURCES)})",
+        "spec.model.fetch.resources must hold cpu, memory or ephemeral-storage only: "
+        "a download uses nothing else",
+    ),
 )
 
 
@@ -64,6 +70,19 @@ class Resources(ApiModel):
     limits: Annotated[
         dict[str, Quantity] | None,
         Field(max_length=16, description="What is allowed.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
+
+
+class FetchResources(ApiModel):
+    """CPU, memory and disk of the init container that downloads the model."""
+
+    requests: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is reserved.", json_schema_extra=_FETCH_RULES),
+    ] = None
+    limits: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is allowed.", json_schema_extra=_FETCH_RULES),
     ] = None
 
 

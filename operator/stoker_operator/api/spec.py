@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stoker_operator.api.podspec import Pod, Scheduling
+from stoker_operator.api.podspec import FetchResources, Pod, Scheduling
 from stoker_operator.api.schema import ApiModel, IntOrPercent, StringMap, checked, no_own_keys, rules
 
 _SOURCE_RULES = rules(
@@ -52,6 +52,18 @@ class Cache(ApiModel):
     ]
 
 
+class Fetch(ApiModel):
+    """The init container that downloads the model."""
+
+    resources: Annotated[
+        FetchResources | None,
+        Field(
+            description="CPU, memory and disk of the download, in place of those of spec.pod.resources, "
+            "which it has otherwise."
+        ),
+    ] = None
+
+
 class Model(ApiModel):
     """Which model is served, and under which name."""
 
@@ -63,6 +75,10 @@ class Model(ApiModel):
         (
             "!has(self.cache) || self.source.startsWith('hf://')",
             "spec.model.cache is only used with hf:// sources: remove it",
+        ),
+        (
+            "!has(self.fetch) || self.source.startsWith('hf://')",
+            "spec.model.fetch is only used with hf:// sources: remove it",
         ),
     )
 
@@ -98,6 +114,7 @@ class Model(ApiModel):
         Cache | None,
         Field(description="Keeps downloads across pods. Without it every pod downloads its own copy."),
     ] = None
+    fetch: Annotated[Fetch | None, Field(description="How the init container downloads the model.")] = None
 
 
 class Engine(ApiModel):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.api.podspec import FETCH_RESOURCES
 from stoker_operator.api.schema import ApiModel
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired.metadata import common_labels, owner_reference
@@ -132,7 +133,7 @@ def _fetch_container(
         # Read by all that downloads: Python's ssl, and the Rust library that moves large files.
         defaults["SSL_CERT_FILE"] = f"{CA_DIR}/{CA_FILE}"
         mounts.append({"name": "ca-bundle", "mountPath": CA_DIR, "readOnly": True})
-    return {
+    container = {
         **_image(model, config),
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
@@ -140,6 +141,10 @@ def _fetch_container(
         "volumeMounts": mounts,
         **_hardening(),
     }
+    resources = _fetch_resources(model)
+    if resources:
+        container["resources"] = resources
+    return container
 
 
 def _env(
@@ -212,6 +217,24 @@ def _resources(model: ModelDeployment) -> dict[str, Any]:
     if accelerator.per_pod:
         requests[accelerator.resource] = limits[accelerator.resource] = str(accelerator.per_pod)
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _fetch_resources(model: ModelDeployment) -> dict[str, Any]:
+    """Return what the download may use: the engine's CPU, memory and disk, unless the spec says otherwise.
+
+    It ends before the engine starts, and a pod reserves the larger of the two: this costs nothing. With none
+    at all, a quota that counts limits would refuse the pod, and no pod could be of the Guaranteed class.
+    """
+    fetch, engine = model.spec.model.fetch, model.spec.pod.resources
+    asked = engine if fetch is None or fetch.resources is None else fetch.resources
+    if asked is None:
+        return {}
+    kinds = {"requests": asked.requests or {}, "limits": asked.limits or {}}
+    own = {
+        kind: {name: amounts[name] for name in FETCH_RESOURCES if name in amounts}
+        for kind, amounts in kinds.items()
+    }
+    return {kind: amounts for kind, amounts in own.items() if amounts}
 
 
 def _placement(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
