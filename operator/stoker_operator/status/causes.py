@@ -8,12 +8,15 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest, Node
+from stoker_operator.plan.admitted import IMAGE_VOLUMES_OFF, has_model_volume
 from stoker_operator.profiles import Cause, EngineProfile
 
 # Causes that time does not heal. They come first and make a ModelDeployment Stalled.
 STALLING = frozenset(
     {
         "ImagePullFailed",
+        "ImageVolumesOff",
+        "ChangedByAdmission",
         "ModelNotFound",
         "ModelAccessDenied",
         "DownloadFailed",
@@ -109,6 +112,8 @@ _URGENCY = {
 
 def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile, warning: str | None) -> Cause:
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    if not has_model_volume(pod):
+        return Cause("ImageVolumesOff", f"pod {name} has no volume of its model: {IMAGE_VOLUMES_OFF}")
     if scheduled.get("status") == "False":
         return Cause("Unschedulable", f"pod {name}: {scheduled.get('message', 'no node fits')}")
     for container in _containers(status):

@@ -143,6 +143,10 @@ def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
         return Cause("NameConflict", f"{conflict}: delete it or rename one of them")
     if observed.refusals:
         refusal = observed.refusals[0]
+        if refusal.reason != "Refused":
+            return Cause(
+                refusal.reason, f"{refusal.what} came back changed and was deleted: {refusal.message}"
+            )
         return Cause("Refused", f"the API server refuses {refusal.what}: {refusal.message}")
     return None
 
