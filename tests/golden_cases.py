@@ -40,6 +40,48 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "pod": {"resources": {"limits": {"cpu": 8, "memory": "32Gi"}}},
     },
+    "platform": {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "scheduling": {
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "topology.kubernetes.io/zone",
+                    "whenUnsatisfiable": "DoNotSchedule",
+                    "minDomains": 2,
+                },
+                {
+                    "maxSkew": 2,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": {"team": "search"}},
+                },
+            ]
+        },
+        "pod": {
+            "labels": {"team": "search"},
+            "serviceAccountName": "models",
+            "securityContext": {"runAsUser": 2000, "fsGroup": 3000, "supplementalGroups": [4000]},
+            "volumes": [
+                {
+                    "name": "trust",
+                    "configMap": {"name": "trusted", "items": [{"key": "ca", "path": "ca.crt"}]},
+                },
+                {"name": "netrc", "secret": {"secretName": "netrc", "optional": True}},
+                {"name": "adapters", "persistentVolumeClaim": {"claimName": "adapters", "readOnly": True}},
+                {"name": "scratch", "emptyDir": {"sizeLimit": "10Gi"}},
+                {"name": "plugins", "image": {"reference": "registry.example/plugins:1"}},
+            ],
+            "volumeMounts": [
+                {"name": "trust", "mountPath": "/etc/team/trust", "readOnly": True},
+                {"name": "netrc", "mountPath": "/etc/team/netrc", "subPath": "netrc"},
+                {"name": "adapters", "mountPath": "/adapters"},
+                {"name": "scratch", "mountPath": "/scratch"},
+                {"name": "plugins", "mountPath": "/plugins"},
+            ],
+        },
+        "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+    },
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
         "engine": {

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stoker_operator.api.schema import AnyObject, ApiModel, Quantity, StringMap, checked, no_own_keys, rules
+from stoker_operator.api.volumes import Volume, VolumeMount
 
 
 class Toleration(ApiModel):
@@ -26,6 +27,55 @@ class Toleration(ApiModel):
     ] = None
 
 
+class TopologySpreadConstraint(ApiModel):
+    """How replicas spread over zones, nodes or other domains, in the form that a pod's spec has it."""
+
+    model_config = checked(
+        (
+            "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
+            "spec.scheduling.topologySpreadConstraints with minDomains must have whenUnsatisfiable "
+            "DoNotSchedule: change it, or remove minDomains",
+        )
+    )
+
+    max_skew: Annotated[
+        int, Field(ge=1, le=1000, description="Most pods that a domain may have more than another.")
+    ]
+    topology_key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=316,
+            description="Label of nodes whose value is the domain, such as topology.kubernetes.io/zone.",
+        ),
+    ]
+    when_unsatisfiable: Annotated[
+        Literal["DoNotSchedule", "ScheduleAnyway"],
+        Field(description="Whether a pod waits that would be too many in its domain."),
+    ]
+    label_selector: Annotated[
+        AnyObject | None,
+        Field(description="Which pods count; the replicas of the same revision by default."),
+    ] = None
+    match_label_keys: Annotated[
+        list[Annotated[str, Field(max_length=316)]] | None,
+        Field(
+            max_length=8, description="Labels whose values a pod that counts has in common with the new one."
+        ),
+    ] = None
+    min_domains: Annotated[
+        int | None, Field(ge=1, le=1000, description="Fewer domains than this count as having no pod.")
+    ] = None
+    node_affinity_policy: Annotated[
+        Literal["Honor", "Ignore"] | None,
+        Field(description="Whether nodes count that affinity and nodeSelector leave out."),
+    ] = None
+    node_taints_policy: Annotated[
+        Literal["Honor", "Ignore"] | None,
+        Field(description="Whether nodes count whose taints are not tolerated."),
+    ] = None
+
+
 class Scheduling(ApiModel):
     """Where pods may run."""
 
@@ -37,6 +87,17 @@ class Scheduling(ApiModel):
     ] = None
     affinity: Annotated[
         AnyObject | None, Field(description="Affinity, in the form that a pod's spec has it.")
+    ] = None
+    topology_spread_constraints: Annotated[
+        list[TopologySpreadConstraint] | None,
+        Field(
+            max_length=8,
+            description="How replicas spread over zones, nodes or other domains.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["topologyKey", "whenUnsatisfiable"],
+            },
+        ),
     ] = None
     priority_class_name: Annotated[
         str | None, Field(max_length=253, description="PriorityClass of the pods.")
@@ -122,8 +183,47 @@ class LocalReference(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]
 
 
+_Id = Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+
+class SecurityContext(ApiModel):
+    """Who the containers run as. The rest of the restricted pod security standard they always have."""
+
+    run_as_user: Annotated[
+        int | None,
+        Field(ge=1, le=2_147_483_647, description="User, not root; 10001, or what the platform assigns."),
+    ] = None
+    run_as_group: Annotated[
+        int | None,
+        Field(ge=0, le=2_147_483_647, description="Group; 10001, or what the platform assigns."),
+    ] = None
+    fs_group: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=2_147_483_647,
+            description="Group that owns the files of volumes; 10001, or what the platform assigns.",
+        ),
+    ] = None
+    fs_group_change_policy: Annotated[
+        Literal["OnRootMismatch", "Always"] | None,
+        Field(description="When the owner of a volume's files is changed; OnRootMismatch by default."),
+    ] = None
+    supplemental_groups: Annotated[
+        list[_Id] | None, Field(max_length=32, description="Further groups, such as those of shared storage.")
+    ] = None
+
+
 class Pod(ApiModel):
     """Details of the pods."""
+
+    model_config = checked(
+        (
+            "!has(self.volumeMounts) || self.volumeMounts.all(mount, "
+            "has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))",
+            "spec.pod.volumeMounts must name volumes of spec.pod.volumes: add one, or correct the name",
+        )
+    )
 
     image: Annotated[
         str | None,
@@ -166,6 +266,41 @@ class Pod(ApiModel):
     ] = None
     runtime_class_name: Annotated[
         str | None, Field(max_length=253, description="RuntimeClass of the pods.")
+    ] = None
+    service_account_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="ServiceAccount of the pods, for identities of a cloud and for security policies. No "
+            "token of it is mounted.",
+            json_schema_extra=rules(
+                (
+                    "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+                    "spec.pod.serviceAccountName must be the name of a ServiceAccount: lower-case letters, "
+                    "digits, dashes and dots",
+                )
+            ),
+        ),
+    ] = None
+    security_context: Annotated[SecurityContext | None, Field(description="Who the containers run as.")] = (
+        None
+    )
+    volumes: Annotated[
+        list[Volume] | None,
+        Field(
+            max_length=32,
+            description="More volumes of the pods.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = None
+    volume_mounts: Annotated[
+        list[VolumeMount] | None,
+        Field(
+            max_length=32,
+            description="Where the containers, the engine's and the download's, have those volumes.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
+        ),
     ] = None
     termination_grace_period_seconds: Annotated[
         int,

@@ -239,6 +239,15 @@ class Rollout(ApiModel):
 class Service(ApiModel):
     """The Service that clients call. It has the ModelDeployment's name."""
 
+    model_config = checked(
+        (
+            "!has(self.ipFamilies) || size(self.ipFamilies) < 2 || !has(self.ipFamilyPolicy) || "
+            "self.ipFamilyPolicy != 'SingleStack'",
+            "spec.service.ipFamilies must hold one family with ipFamilyPolicy SingleStack: remove one, "
+            "or use PreferDualStack or RequireDualStack",
+        )
+    )
+
     port: Annotated[int, Field(ge=1, le=65_535, description="Port of the Service.")] = 80
     type: Annotated[
         Literal["ClusterIP", "NodePort", "LoadBalancer"], Field(description="Type of the Service.")
@@ -249,6 +258,29 @@ class Service(ApiModel):
             max_length=64,
             description="Annotations of the Service.",
             json_schema_extra=no_own_keys("spec.service.annotations keys"),
+        ),
+    ] = None
+    ip_family_policy: Annotated[
+        Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None,
+        Field(
+            description="Whether the Service has addresses of one family or of two; the cluster's default."
+        ),
+    ] = None
+    ip_families: Annotated[
+        list[Literal["IPv4", "IPv6"]] | None,
+        Field(
+            min_length=1,
+            max_length=2,
+            description="Families of the Service, the first of which never changes; the cluster's default.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                **rules(
+                    (
+                        "size(self) < 2 || self[0] != self[1]",
+                        "spec.service.ipFamilies must not name a family twice: remove one",
+                    )
+                ),
+            },
         ),
     ] = None
 

@@ -10,6 +10,7 @@ from stoker_operator.api.podspec import FETCH_RESOURCES
 from stoker_operator.api.schema import ApiModel
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired.metadata import common_labels, owner_reference
+from stoker_operator.desired.revision import revision_of
 from stoker_operator.desired.source import CACHE_DIR, MountedModel, mounted_model
 from stoker_operator.profiles import EngineProfile, profile_of
 
@@ -39,12 +40,13 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
         "enableServiceLinks": False,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": spec.pod.termination_grace_period_seconds,
-        "securityContext": _identity(config),
+        "securityContext": _identity(model, config),
         "containers": [container],
         "volumes": [
             mounted.volume,
             {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            *map(_plain, spec.pod.volumes or ()),
         ],
     }
     if mounted.is_fetched:
@@ -110,7 +112,7 @@ def _engine_container(
         "startupProbe": _probe(profile.ready_path, _STARTUP_PROBE),
         "readinessProbe": _probe(profile.ready_path, _READINESS_PROBE),
         "livenessProbe": _probe(profile.live_path, _LIVENESS_PROBE),
-        "volumeMounts": [mounted.mount, *_scratch_mounts()],
+        "volumeMounts": [mounted.mount, *_scratch_mounts(), *map(_plain, model.spec.pod.volume_mounts or ())],
         **_hardening(),
     }
     resources = _resources(model)
@@ -138,7 +140,7 @@ def _fetch_container(
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
         "env": _env(model, defaults, own),
-        "volumeMounts": mounts,
+        "volumeMounts": [*mounts, *map(_plain, model.spec.pod.volume_mounts or ())],
         **_hardening(),
     }
     resources = _fetch_resources(model)
@@ -167,14 +169,16 @@ def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
     return image if policy is None else {**image, "imagePullPolicy": policy}
 
 
-def _identity(config: OperatorConfig) -> dict[str, Any]:
-    """Return who the containers run as; the images name a user of their own where the platform gives none."""
+def _identity(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
+    """Return who the containers run as; the images name a user of their own where nobody gives one."""
     ids = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
+    asked = model.spec.pod.security_context
     return {
         "runAsNonRoot": True,
         **({} if config.pod_defaults.has_assigned_user else ids),
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
+        **({} if asked is None else _plain(asked)),
     }
 
 
@@ -246,12 +250,28 @@ def _placement(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]
         "nodeSelector": scheduling.node_selector,
         "tolerations": [_plain(toleration) for toleration in scheduling.tolerations or ()],
         "affinity": scheduling.affinity,
+        "topologySpreadConstraints": _spread(model),
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
+        "serviceAccountName": pod.service_account_name,
         "imagePullSecrets": [{"name": name} for name in secrets],
     }
     return {key: value for key, value in wanted.items() if value}
+
+
+def _spread(model: ModelDeployment) -> list[dict[str, Any]]:
+    """Return how replicas spread; where nothing says which pods count, those of the same revision do.
+
+    Pods of an older one would push the new ones away from where they are themselves about to leave.
+    """
+    constraints = []
+    for asked in model.spec.scheduling.topology_spread_constraints or ():
+        selector = labels.leader_selector(model.name)
+        if not asked.match_label_keys:
+            selector[labels.REVISION] = revision_of(model)
+        constraints.append({"labelSelector": {"matchLabels": selector}, **_plain(asked)})
+    return constraints
 
 
 def _plain(value: ApiModel) -> dict[str, Any]:

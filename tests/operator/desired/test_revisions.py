@@ -19,7 +19,7 @@ from operator_builders import make_model
 import stoker_operator
 from stoker_operator.api import parse
 from stoker_operator.api.crd import crd
-from stoker_operator.desired.wanted import revision_of
+from stoker_operator.desired.revision import revision_of
 
 FILES = Path(__file__).parent.parent / "revisions"
 CURRENT = FILES / f"{stoker_operator.__version__}.yaml"
@@ -44,7 +44,7 @@ def stored_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def revision(spec: dict[str, Any]) -> str:
-    return revision_of(parse(make_model(**spec)).spec)
+    return revision_of(parse(make_model(**spec)))
 
 
 def entries() -> list[Any]:
