@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "pod": {
             "labels": {"team": "search"},
-            "serviceAccountName": "models",
+            "serviceAccountName": "default",
             "securityContext": {"runAsUser": 2000, "fsGroup": 3000, "supplementalGroups": [4000]},
             "volumes": [
                 {
@@ -80,7 +80,7 @@ CASES: dict[str, dict[str, Any]] = {
                 {"name": "plugins", "mountPath": "/plugins"},
             ],
         },
-        "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+        "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4"]},
     },
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
