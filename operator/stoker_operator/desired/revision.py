@@ -16,4 +16,6 @@ def revision_of(model: ModelDeployment) -> str:
     asked = model.spec.model_dump(
         mode="json", by_alias=True, include=POD_SHAPING, exclude_defaults=True, exclude_none=True
     )
+    if model.restarted_at:
+        asked["restartedAt"] = model.restarted_at
     return json_hash(asked, _REVISION_LENGTH)

@@ -96,6 +96,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         "conditions": _dated(aspects, observed.model, model.generation, now),
         "url": _url(wanted, observed, config),
         "revision": wanted.revision,
+        "restartedAt": model.restarted_at,
         "replicas": len(live),
         "readyReplicas": sum(group.is_available for group in live),
         "updatedReplicas": len(updated),
