@@ -211,7 +211,16 @@ def _is_leaving(pod: Object) -> bool:
 
 
 _VOLATILE = frozenset(
-    {"uid", "resourceVersion", "creationTimestamp", "lastTransitionTime", "clusterIP", "podIP", "generation"}
+    {
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "lastTransitionTime",
+        "clusterIP",
+        "podIP",
+        "podIPs",
+        "generation",
+    }
 )
 
 
