@@ -60,12 +60,10 @@ def _lost_labels(asked: Manifest, created: Manifest) -> Iterator[str]:
 
 
 def _lost_owners(asked: Manifest, created: Manifest) -> Iterator[str]:
-    found = {
-        (owner["uid"], bool(owner.get("controller")))
-        for owner in created["metadata"].get("ownerReferences") or ()
-    }
+    owners = created["metadata"].get("ownerReferences") or ()
+    found = {owner["uid"] for owner in owners if owner.get("controller")}
     for owner in asked["metadata"]["ownerReferences"]:
-        if (owner["uid"], True) not in found:
+        if owner.get("controller") and owner["uid"] not in found:
             yield f"metadata.ownerReferences[{owner['kind']} {owner['name']}]"
 
 

@@ -101,6 +101,10 @@ class Actor:
                 refusals.append(refusal)
         return Outcome(tuple(done), tuple(refusals), wait_s=min(filter(None, waits), default=None))
 
+    def forget(self, key: Key) -> None:
+        """The ModelDeployment is gone: another of its name begins anew."""
+        self._taken_back.forget(key)
+
     async def look_again(self, key: Key) -> Outcome:
         """Read what was in the way of earlier passes live; it may be gone by now."""
         for plural, name in self._caches.in_the_way(key):

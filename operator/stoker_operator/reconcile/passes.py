@@ -94,6 +94,7 @@ class Reconciler:
             # The garbage collector deletes the children: what they need for that are our owner references.
             self._caches.forget(key)
             self._slow_pods.forget(key)
+            self._actor.forget(key)
             self._memories.pop(key, None)
             return None
         wanted = self._wanted(key, model)

@@ -50,7 +50,7 @@ class TakenBack:
         self._last[key] = _Last(revision, count, now, refusal)
 
     def forget(self, key: Key) -> None:
-        """A created pod is as it should be."""
+        """A created pod is as it should be, or nobody wants one any more."""
         self._last.pop(key, None)
 
 

@@ -15,6 +15,7 @@ from virtual_time import pass_time, until
 
 from stoker_operator.api import labels
 
+METADATA = {"namespace": "default"}
 Mutation = Callable[[Object], None]
 
 
@@ -182,6 +183,37 @@ def test_an_edit_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.condition("Stalled")["reason"] == "ImageVolumesOff"
         world.apply(model={"source": "pvc://models/smol"})
         await world.ready(deadline_s=5.0)
+
+    play(scenario)
+
+
+def test_another_of_that_name_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        mutate_pods(world, monkeypatch, drop_image_volumes)
+        world.apply()
+        await pass_time(300.0)
+        world.delete()
+        await until(lambda: not world.picture(), 10.0)
+        monkeypatch.undo()
+        world.apply()
+        await world.ready(deadline_s=5.0)
+
+    play(scenario)
+
+
+def test_a_held_revision_keeps_the_owners_that_others_added() -> None:
+    """Its pods are made after one that lives, with all that others wrote into it."""
+
+    async def scenario(world: World) -> None:
+        world.apply()
+        await world.ready()
+        (pod,) = world.pods()
+        theirs = {"apiVersion": "v1", "kind": "Batch", "name": "b", "uid": "u-b"}
+        owners = [*pod["metadata"]["ownerReferences"], theirs]
+        metadata = {**METADATA, "name": pod["metadata"]["name"], "ownerReferences": owners}
+        put(world.api, "pods", {"metadata": metadata})
+        world.apply(rollout={"paused": True}, engine={"maxNumSeqs": 8}, replicas=2)
+        await until(lambda: world.status()["readyReplicas"] == 2, 30.0)
 
     play(scenario)
 

@@ -60,7 +60,7 @@ def test_addresses_of_a_pod(status: dict[str, Any], addresses: list[str]) -> Non
 
 @pytest.mark.parametrize("name", CASES)
 def test_manifests_leave_families_to_the_cluster(name: str) -> None:
-    """A probe without a host goes to the pod's own address, and the engine listens on those of both families."""
+    """A probe without a host goes to the pod's own address, whatever its family."""
     wanted = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CONFIG))
     (engine,) = wanted.pod["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
