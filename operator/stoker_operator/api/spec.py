@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stoker_operator.api.podspec import FetchResources, Pod, Scheduling
+from stoker_operator.api.podspec import FetchResources, Pod
+from stoker_operator.api.scheduling import Scheduling
 from stoker_operator.api.schema import ApiModel, IntOrPercent, StringMap, checked, no_own_keys, rules
 
 _SOURCE_RULES = rules(
