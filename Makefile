@@ -158,8 +158,8 @@ docs: install ## regenerate the API reference
 picture: install ## record README's picture anew, on the cluster of make demo
 	$(BIN)/python e2e/record.py
 
-golden: install ## rewrite the golden manifests that tests compare with
-	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py -q
+golden: install ## rewrite the golden manifests that tests compare with, and record the revisions of new cases
+	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py tests/operator/desired/test_revisions.py -q
 
 chart: install ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
 	$(BIN)/python e2e/package_chart.py

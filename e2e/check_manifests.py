@@ -33,11 +33,17 @@ PAGES = tuple(sorted(path for pattern in ("*.md", "docs/**/*.md") for path in RE
 # What a block of the chart's values begins with.
 VALUES = "# values.yaml\n"
 # Kinds of other projects' CRDs, for which no schema is at hand.
-FOREIGN_KINDS = frozenset({"PodMonitor", "ServiceMonitor"})
+FOREIGN_KINDS = frozenset({"PodMonitor", "PrometheusRule", "ServiceMonitor"})
 RENDERINGS: Mapping[str, tuple[str, ...]] = {
     "defaults": (),
     "two namespaces": ("namespaces={team-a,team-b}", "allowFileSources=true"),
-    "monitored": ("monitoring.podMonitor.enabled=true", "monitoring.podMonitor.labels.team=ml"),
+    "monitored": (
+        "monitoring.podMonitor.enabled=true",
+        "monitoring.podMonitor.labels.team=ml",
+        "monitoring.alerts.enabled=true",
+        "monitoring.alerts.labels.team=ml",
+        "monitoring.dashboard.enabled=true",
+    ),
     "monitored by Service": (
         "monitoring.serviceMonitor.enabled=true",
         "monitoring.serviceMonitor.labels.team=ml",

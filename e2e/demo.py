@@ -142,9 +142,9 @@ def next_steps(cluster: Cluster) -> str:
 Try next:
 
   export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))} PATH={tools}:"$PATH"
-  kubectl get modeldeployments                        # also as: kubectl get mdep
+  kubectl get mdep
   kubectl describe mdep {MODEL}
-  kubectl explain modeldeployment.spec
+  kubectl explain mdep.spec
 
   kubectl port-forward service/{MODEL} 8000:80 &       # then, from this machine:
   curl -N http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\

@@ -60,6 +60,7 @@ class World:
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
         self.controller: Controller | None = None
+        self.metrics = Metrics()
         self.num_serving: list[int] = []
         self.num_pods: list[int] = []
         self._may_run = asyncio.Event()
@@ -109,8 +110,9 @@ class World:
             self.num_starts += 1
             self._link = Link(self.api)
             rng = random.Random(self.num_starts)
+            self.metrics = Metrics()
             self.controller = Controller(
-                KubeClient(self._link), CONFIG, self.kubelet, Metrics(), self.clock, rng, "test"
+                KubeClient(self._link), CONFIG, self.kubelet, self.metrics, self.clock, rng, "test"
             )
             self._task = asyncio.create_task(self.controller.run())
             try:
@@ -211,7 +213,16 @@ def _is_leaving(pod: Object) -> bool:
 
 
 _VOLATILE = frozenset(
-    {"uid", "resourceVersion", "creationTimestamp", "lastTransitionTime", "clusterIP", "podIP", "generation"}
+    {
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "lastTransitionTime",
+        "clusterIP",
+        "podIP",
+        "podIPs",
+        "generation",
+    }
 )
 
 

@@ -36,10 +36,12 @@ class Refusal:
     Args:
         what: kind and name of the child, as in "pod smol-1a2b3c4d-0".
         message: the server's words: a quota, an admission policy, the schema.
+        reason: for a condition, CamelCase.
     """
 
     what: str
     message: str
+    reason: str = "Refused"
 
 
 @dataclass(frozen=True, slots=True)

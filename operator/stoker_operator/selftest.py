@@ -193,7 +193,7 @@ class _Run:
                     self._say("deleted")
         except (TimeoutError, ApiError) as error:
             self._say(
-                f"not deleted ({error or 'no answer'}): kubectl delete modeldeployment "
+                f"not deleted ({error or 'no answer'}): kubectl delete mdep "
                 f"--namespace {self._trial.namespace} {self._trial.name}"
             )
 

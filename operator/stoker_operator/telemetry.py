@@ -20,7 +20,9 @@ def app(registry: CollectorRegistry, unsynced: Callable[[], list[str]]) -> web.A
 
     async def metrics(request: web.Request) -> web.Response:
         del request
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # With thousands of ModelDeployments it takes long enough for passes to wait behind it.
+        page = await asyncio.to_thread(generate_latest, registry)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def readyz(request: web.Request) -> web.Response:
         del request

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
-from fakeapi.fields import FieldConflict, apply, merge, own
+from fakeapi.fields import FieldConflict, apply, merge, own, without
 from fakeapi.kinds import Target, matches, resolve
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time
@@ -51,6 +51,8 @@ class FakeApi:
         self.calls: list[Call] = []
         self.injector: Injector = no_fault
         self.on_crash: Callable[[], None] | None = None
+        # Paths of fields that this server does not know: strict writes are refused, others lose them.
+        self.unknown_fields: tuple[str, ...] = ()
         self.watch_lag_s = 0.0
         self.hang: Callable[[], Awaitable[None]] = lambda: pass_time(5.0)
         self._latency_s = latency_s
@@ -137,7 +139,7 @@ class FakeApi:
         if method == "GET" and target.name is None:
             return self._list(target, params)
         if method == "POST" and target.name is None:
-            return self._create(target, body, params.get("fieldManager", "unknown"))
+            return self._create(target, self._known(body, params), params.get("fieldManager", "unknown"))
         if target.subresource == "scale":
             return self._scale(method, target, body)
         if method == "GET":
@@ -149,6 +151,15 @@ class FakeApi:
         if method == "PATCH":
             return self._patch(target, body, params)
         raise Refused(405, "MethodNotAllowed", method)
+
+    def _known(self, body: Object, params: Mapping[str, str]) -> Object:
+        """What this server knows of a new object."""
+        for path in self.unknown_fields:
+            left = without(body, path.split("."))
+            if left != body and params.get("fieldValidation") == "Strict":
+                raise Refused(400, "BadRequest", f'strict decoding error: unknown field "{path}"')
+            body = left
+        return body
 
     def _live(self, target: Target) -> Object:
         stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))

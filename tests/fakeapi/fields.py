@@ -168,3 +168,13 @@ def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(item) for item in value]
     return value
+
+
+def without(obj: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The object without the field at a path."""
+    name, *rest = path
+    if name not in obj:
+        return obj
+    if rest:
+        return {**obj, name: without(obj[name], rest)}
+    return {key: value for key, value in obj.items() if key != name}

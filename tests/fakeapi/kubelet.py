@@ -3,12 +3,15 @@
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from fakeapi.client import delete, everything, get, put
 from fakeapi.core import FakeApi
 from virtual_time import pass_time
 
 Object = dict[str, Any]
+
+IPV4, IPV6 = "10.244.0.", "fd00:10:244::"
 
 
 class Kubelet:
@@ -18,6 +21,8 @@ class Kubelet:
         api: where pods are.
         is_broken: pods that crash instead of becoming ready.
         in_flight: requests that a pod (by name) reports; none by default.
+        families: what the addresses of pods begin with, one for each family of the cluster, its first first.
+        is_reachable: addresses that the operator's network leads to.
     """
 
     def __init__(
@@ -29,6 +34,8 @@ class Kubelet:
         self.api = api
         self.is_broken = is_broken
         self.in_flight = in_flight
+        self.families: tuple[str, ...] = (IPV4,)
+        self.is_reachable: Callable[[str], bool] = lambda address: True
         self._addresses = itertools.count(1)
 
     def add_node(self, name: str, unschedulable: bool = False, ready: bool = True) -> None:
@@ -111,9 +118,9 @@ class Kubelet:
         """Answer as the pods would; see ``cluster.inflight.InFlightReader``."""
         result = {}
         for key, url in urls.items():
-            host = url.split("/")[2].split(":")[0]
-            for pod in everything(self.api, "pods"):
-                if pod["status"].get("podIP") == host and is_ready(pod):
+            host = urlsplit(url).hostname or ""
+            for pod in everything(self.api, "pods") if self.is_reachable(host) else ():
+                if {"ip": host} in pod["status"].get("podIPs", ()) and is_ready(pod):
                     result[key] = b'{"in_flight": %d}' % self.in_flight(pod["metadata"]["name"])
         return result
 
@@ -122,13 +129,22 @@ class Kubelet:
         assert pod is not None
         container = {"name": "engine", "ready": ready, "started": ready, "restartCount": 0}
         container["state"] = {"running": {}}
+        addresses = pod["status"].get("podIPs") or self._new_addresses()
         status = {
             "phase": "Running",
-            "podIP": pod["status"].get("podIP") or f"10.244.0.{next(self._addresses)}",
+            "podIP": addresses[0]["ip"],
+            "podIPs": addresses,
             "containerStatuses": [container],
             "conditions": _conditions(ready),
         }
         self._set(name, namespace, status)
+
+    def _new_addresses(self) -> list[Object]:
+        number = next(self._addresses)
+        return [
+            {"ip": f"{family}{number:x}" if ":" in family else f"{family}{number}"}
+            for family in self.families
+        ]
 
     def _set(self, name: str, namespace: str, status: Object, spec: Object | None = None) -> None:
         body: Object = {"metadata": {"name": name, "namespace": namespace}, "status": status}

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from scenarios.files import CRD_FILE
-from scenarios.kube import Kube, Object, condition, path
+from scenarios.kube import Kube, Object, condition, is_true, path
 from scenarios.manifests import modeldeployment
+from scenarios.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -81,3 +82,29 @@ def test_defaults_are_filled_in_by_the_server(kube: Kube) -> None:
     assert spec["service"]["port"] == 80
     assert spec["suspend"] is False
     json.dumps(spec)
+
+
+def test_another_projects_kind_of_that_name_stands_beside_ours(kube: Kube) -> None:
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"kind": "ModelDeployment", "plural": "modeldeployments", "singular": "modeldeployment"}
+    other: Object = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "modeldeployments.aaa.example"},
+        "spec": {"group": "aaa.example", "scope": "Namespaced", "names": names, "versions": [version]},
+    }
+    where = ("beside", "--namespace", NAMESPACE, "--output=name")
+    try:
+        kube.apply(other)
+        eventually(
+            "the other kind is served",
+            lambda: is_true(kube.get("CustomResourceDefinition", other["metadata"]["name"]), "Established"),
+            30,
+        )
+        kube.apply(modeldeployment("beside", NAMESPACE))
+        for name in ("mdep", "modeldeployments.stoker.dev"):
+            assert kube.kubectl("get", name, *where).strip() == "modeldeployment.stoker.dev/beside"
+    finally:
+        kube.delete("ModelDeployment", "beside", NAMESPACE)
+        kube.delete("CustomResourceDefinition", other["metadata"]["name"])

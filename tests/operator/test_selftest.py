@@ -212,7 +212,7 @@ def test_what_cannot_be_deleted_is_told_with_the_command() -> None:
         world.api.injector = injector
         lines: list[str] = []
         await tried(world, lines)
-        assert "kubectl delete modeldeployment --namespace default stoker-test" in lines[-1]
+        assert "kubectl delete mdep --namespace default stoker-test" in lines[-1]
         world.api.injector = faults.no_fault
         await pass_time(1.0)
 

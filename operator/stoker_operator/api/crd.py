@@ -67,6 +67,8 @@ def _structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str
         result["items"] = _structural(schema["items"], definitions)
     if isinstance(schema.get("additionalProperties"), dict):
         result["additionalProperties"] = _structural(schema["additionalProperties"], definitions)
+    if "const" in result:  # a CRD's schema has no such word
+        result["enum"] = [result.pop("const")]
     if result.get("default", ...) is None:
         del result["default"]
     elif isinstance(result.get("default"), dict):

@@ -56,7 +56,8 @@ def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "items" in field:
-        return f"list of {_type(field['items'])}s"
+        item = _type(field["items"])
+        return f"list of {item}s" if item.isalpha() else f"list of {item}"
     if "additionalProperties" in field:
         return f"map to {_type(field['additionalProperties'])}"
     limits = [str(field[key]) for key in ("minimum", "maximum") if key in field]

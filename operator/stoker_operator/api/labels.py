@@ -18,6 +18,7 @@ SERVING = f"{GROUP}/serving"  # "true" while the Service may send requests to th
 
 APPLIED_HASH = f"{GROUP}/applied-hash"  # hash of the manifest that was applied last
 DRAINING_SINCE = f"{GROUP}/draining-since"  # RFC 3339, UTC
+RESTARTED_AT = f"{GROUP}/restarted-at"  # on a ModelDeployment, RFC 3339: a newer one replaces its pods
 RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
 
 ENGINE_CONTAINER = "engine"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stoker_operator.api import restart
 from stoker_operator.api.spec import Spec
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -43,6 +44,7 @@ class ModelDeployment:
         is_deleting: it is on its way out.
         spec: what is wanted.
         unread: fields of the spec whose text could not be read, so that defaults stand there; see `salvage`.
+        restarted_at: when new pods were last asked for, beside the spec; "" if never. See `restart`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ModelDeployment:
     is_deleting: bool
     spec: Spec
     unread: frozenset[str] = frozenset()
+    restarted_at: str = ""
 
     @property
     def num_wanted(self) -> int:
@@ -89,7 +92,10 @@ def parse(obj: Mapping[str, Any]) -> ModelDeployment:
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidSpec(".".join(("spec", *map(str, first["loc"]))), first["msg"]) from error
-    return _model(obj, spec)
+    try:
+        return _model(obj, spec, restarted_at=restart.restarted_at(obj))
+    except ValueError as error:
+        raise InvalidSpec(restart.PATH, restart.ADVICE) from error
 
 
 def salvage(obj: Mapping[str, Any], num_replicas: int) -> ModelDeployment:
@@ -106,7 +112,7 @@ def salvage(obj: Mapping[str, Any], num_replicas: int) -> ModelDeployment:
     spec = Spec.model_validate({**_SOME_MODEL, **readable})
     if "replicas" in unread:
         spec = spec.model_copy(update={"replicas": num_replicas})
-    return _model(obj, spec, unread)
+    return _model(obj, spec, restart.kept_restart(obj), unread)
 
 
 def _is_valid(name: str, value: Any) -> bool:
@@ -117,7 +123,9 @@ def _is_valid(name: str, value: Any) -> bool:
     return True
 
 
-def _model(obj: Mapping[str, Any], spec: Spec, unread: frozenset[str] = frozenset()) -> ModelDeployment:
+def _model(
+    obj: Mapping[str, Any], spec: Spec, restarted_at: str, unread: frozenset[str] = frozenset()
+) -> ModelDeployment:
     metadata = obj["metadata"]
     return ModelDeployment(
         name=metadata["name"],
@@ -127,6 +135,7 @@ def _model(obj: Mapping[str, Any], spec: Spec, unread: frozenset[str] = frozense
         is_deleting="deletionTimestamp" in metadata,
         spec=spec,
         unread=unread,
+        restarted_at=restarted_at,
     )
 
 

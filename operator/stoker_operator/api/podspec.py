@@ -1,4 +1,4 @@
-"""The parts of ``spec`` that shape pods beyond the engine: where they run, and details of their manifests."""
+"""``spec.pod``, and the resources of downloads: details of the pods' manifests."""
 
 from __future__ import annotations
 
@@ -7,50 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stoker_operator.api.schema import AnyObject, ApiModel, Quantity, StringMap, checked, no_own_keys, rules
+from stoker_operator.api.volumes import Volume, VolumeMount
 
-
-class Toleration(ApiModel):
-    """A taint that the pods tolerate."""
-
-    key: Annotated[str | None, Field(max_length=316, description="Taint key; empty matches all.")] = None
-    operator: Annotated[
-        Literal["Exists", "Equal"] | None, Field(description="How the value is compared.")
-    ] = None
-    value: Annotated[str | None, Field(max_length=253, description="Taint value for Equal.")] = None
-    effect: Annotated[
-        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
-        Field(description="Taint effect; empty matches all."),
-    ] = None
-    toleration_seconds: Annotated[
-        int | None, Field(description="How long NoExecute is tolerated, in seconds.")
-    ] = None
-
-
-class Scheduling(ApiModel):
-    """Where pods may run."""
-
-    node_selector: Annotated[
-        StringMap | None, Field(max_length=64, description="Labels that a node must have.")
-    ] = None
-    tolerations: Annotated[
-        list[Toleration] | None, Field(max_length=64, description="Taints that the pods tolerate.")
-    ] = None
-    affinity: Annotated[
-        AnyObject | None, Field(description="Affinity, in the form that a pod's spec has it.")
-    ] = None
-    priority_class_name: Annotated[
-        str | None, Field(max_length=253, description="PriorityClass of the pods.")
-    ] = None
-    scheduler_name: Annotated[
-        str | None, Field(max_length=253, description="Scheduler that places the pods.")
-    ] = None
-
-
-_QUANTITY_RULES = rules(
+_QUANTITIES = "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))"
+_QUANTITY_RULES = rules((_QUANTITIES, "spec.pod.resources must hold quantities such as 500m or 16Gi"))
+# What a quota counts for every container, and what a download uses.
+FETCH_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+_FETCH_RULES = rules(
+    (_QUANTITIES, "spec.model.fetch.resources must hold quantities such as 500m or 16Gi"),
     (
-        "self.all(key, type(self[key]) == int ? self[key] >= 0 : isQuantity(self[key]))",
-        "spec.pod.resources must hold quantities such as 500m or 16Gi",
-    )
+        f"self.all(key, key in {list(FETCH_RESOURCES)})",
+        "spec.model.fetch.resources must hold cpu, memory or ephemeral-storage only: "
+        "a download uses nothing else",
+    ),
 )
 
 
@@ -64,6 +33,19 @@ class Resources(ApiModel):
     limits: Annotated[
         dict[str, Quantity] | None,
         Field(max_length=16, description="What is allowed.", json_schema_extra=_QUANTITY_RULES),
+    ] = None
+
+
+class FetchResources(ApiModel):
+    """CPU, memory and disk of the init container that downloads the model."""
+
+    requests: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is reserved.", json_schema_extra=_FETCH_RULES),
+    ] = None
+    limits: Annotated[
+        dict[str, Quantity] | None,
+        Field(max_length=16, description="What is allowed.", json_schema_extra=_FETCH_RULES),
     ] = None
 
 
@@ -103,8 +85,47 @@ class LocalReference(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]
 
 
+_Id = Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+
+class SecurityContext(ApiModel):
+    """Who the containers run as. The rest of the restricted pod security standard they always have."""
+
+    run_as_user: Annotated[
+        int | None,
+        Field(ge=1, le=2_147_483_647, description="User, not root; 10001, or what the platform assigns."),
+    ] = None
+    run_as_group: Annotated[
+        int | None,
+        Field(ge=0, le=2_147_483_647, description="Group; 10001, or what the platform assigns."),
+    ] = None
+    fs_group: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=2_147_483_647,
+            description="Group that owns the files of volumes; 10001, or what the platform assigns.",
+        ),
+    ] = None
+    fs_group_change_policy: Annotated[
+        Literal["OnRootMismatch", "Always"] | None,
+        Field(description="When the owner of a volume's files is changed; OnRootMismatch by default."),
+    ] = None
+    supplemental_groups: Annotated[
+        list[_Id] | None, Field(max_length=32, description="Further groups, such as those of shared storage.")
+    ] = None
+
+
 class Pod(ApiModel):
     """Details of the pods."""
+
+    model_config = checked(
+        (
+            "!has(self.volumeMounts) || self.volumeMounts.all(mount, "
+            "has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))",
+            "spec.pod.volumeMounts must name volumes of spec.pod.volumes: add one, or correct the name",
+        )
+    )
 
     image: Annotated[
         str | None,
@@ -147,6 +168,41 @@ class Pod(ApiModel):
     ] = None
     runtime_class_name: Annotated[
         str | None, Field(max_length=253, description="RuntimeClass of the pods.")
+    ] = None
+    service_account_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="ServiceAccount of the pods, for identities of a cloud and for security policies. No "
+            "token of it is mounted.",
+            json_schema_extra=rules(
+                (
+                    "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+                    "spec.pod.serviceAccountName must be the name of a ServiceAccount: lower-case letters, "
+                    "digits, dashes and dots",
+                )
+            ),
+        ),
+    ] = None
+    security_context: Annotated[SecurityContext | None, Field(description="Who the containers run as.")] = (
+        None
+    )
+    volumes: Annotated[
+        list[Volume] | None,
+        Field(
+            max_length=32,
+            description="More volumes of the pods.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = None
+    volume_mounts: Annotated[
+        list[VolumeMount] | None,
+        Field(
+            max_length=32,
+            description="Where the containers, the engine's and the download's, have those volumes.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
+        ),
     ] = None
     termination_grace_period_seconds: Annotated[
         int,

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stoker_operator.api.podspec import Pod, Scheduling
+from stoker_operator.api.podspec import FetchResources, Pod
+from stoker_operator.api.scheduling import Scheduling
 from stoker_operator.api.schema import ApiModel, IntOrPercent, StringMap, checked, no_own_keys, rules
 
 _SOURCE_RULES = rules(
@@ -52,6 +53,18 @@ class Cache(ApiModel):
     ]
 
 
+class Fetch(ApiModel):
+    """The init container that downloads the model."""
+
+    resources: Annotated[
+        FetchResources | None,
+        Field(
+            description="CPU, memory and disk of the download, in place of those of spec.pod.resources, "
+            "which it has otherwise."
+        ),
+    ] = None
+
+
 class Model(ApiModel):
     """Which model is served, and under which name."""
 
@@ -63,6 +76,10 @@ class Model(ApiModel):
         (
             "!has(self.cache) || self.source.startsWith('hf://')",
             "spec.model.cache is only used with hf:// sources: remove it",
+        ),
+        (
+            "!has(self.fetch) || self.source.startsWith('hf://')",
+            "spec.model.fetch is only used with hf:// sources: remove it",
         ),
     )
 
@@ -98,6 +115,7 @@ class Model(ApiModel):
         Cache | None,
         Field(description="Keeps downloads across pods. Without it every pod downloads its own copy."),
     ] = None
+    fetch: Annotated[Fetch | None, Field(description="How the init container downloads the model.")] = None
 
 
 class Engine(ApiModel):
@@ -222,6 +240,15 @@ class Rollout(ApiModel):
 class Service(ApiModel):
     """The Service that clients call. It has the ModelDeployment's name."""
 
+    model_config = checked(
+        (
+            "!has(self.ipFamilies) || size(self.ipFamilies) < 2 || !has(self.ipFamilyPolicy) || "
+            "self.ipFamilyPolicy != 'SingleStack'",
+            "spec.service.ipFamilies must hold one family with ipFamilyPolicy SingleStack: remove one, "
+            "or use PreferDualStack or RequireDualStack",
+        )
+    )
+
     port: Annotated[int, Field(ge=1, le=65_535, description="Port of the Service.")] = 80
     type: Annotated[
         Literal["ClusterIP", "NodePort", "LoadBalancer"], Field(description="Type of the Service.")
@@ -232,6 +259,29 @@ class Service(ApiModel):
             max_length=64,
             description="Annotations of the Service.",
             json_schema_extra=no_own_keys("spec.service.annotations keys"),
+        ),
+    ] = None
+    ip_family_policy: Annotated[
+        Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None,
+        Field(
+            description="Whether the Service has addresses of one family or of two; the cluster's default."
+        ),
+    ] = None
+    ip_families: Annotated[
+        list[Literal["IPv4", "IPv6"]] | None,
+        Field(
+            min_length=1,
+            max_length=2,
+            description="Families of the Service, the first of which never changes; the cluster's default.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                **rules(
+                    (
+                        "size(self) < 2 || self[0] != self[1]",
+                        "spec.service.ipFamilies must not name a family twice: remove one",
+                    )
+                ),
+            },
         ),
     ] = None
 

@@ -41,6 +41,10 @@ class Status(ApiModel):
     revision: Annotated[
         str | None, Field(description="Hash of what the current generation asks of its pods.")
     ] = None
+    restarted_at: Annotated[
+        str | None,
+        Field(description="Newest `stoker.dev/restarted-at` so far; pods of the revision are newer."),
+    ] = None
     replicas: Annotated[int | None, Field(description="Replicas that exist.")] = None
     ready_replicas: Annotated[int | None, Field(description="Replicas of any revision that answer.")] = None
     updated_replicas: Annotated[int | None, Field(description="Replicas of the current revision.")] = None

@@ -19,6 +19,8 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 # JSON is a subset of the YAML this content type promises.
 APPLY_PATCH = "application/apply-patch+yaml"
+# https://kubernetes.io/docs/reference/using-api/api-concepts/#field-validation
+_STRICTLY = {"fieldValidation": "Strict"}
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,23 @@ class KubeClient:
         return await self._call("GET", resource.url(namespace, name))
 
     async def create(self, resource: Resource, manifest: Object) -> Object:
-        """Create; raises ``AlreadyExists`` when the name is taken."""
-        return await self._call(
-            "POST", resource.url(manifest["metadata"]["namespace"]), self._as_manager(), manifest
-        )
+        """Create; raises ``AlreadyExists`` when the name is taken.
+
+        A field that the API server does not know is refused by its name, instead of left out in silence.
+        """
+        path = resource.url(manifest["metadata"]["namespace"])
+        return await self._call("POST", path, self._as_manager(**_STRICTLY), manifest)
 
     async def apply(self, resource: Resource, manifest: Object, subresource: str | None = None) -> Object:
         """Server-side apply of exactly these fields; those we applied before and left out now are removed.
 
         ``metadata.uid`` in the manifest makes it fail with ``Conflict`` on another object of that name.
+        Unknown fields are refused, but for those of a status, which must also reach an older CRD.
         """
         metadata = manifest["metadata"]
         path = resource.url(metadata.get("namespace"), metadata["name"], subresource)
-        return await self._call("PATCH", path, self._as_manager(force="true"), manifest, APPLY_PATCH)
+        how = {"force": "true", **({} if subresource else _STRICTLY)}
+        return await self._call("PATCH", path, self._as_manager(**how), manifest, APPLY_PATCH)
 
     async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
         """Set single fields of an object that exists; ``metadata.uid`` in the patch is a precondition."""

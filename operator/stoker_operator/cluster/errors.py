@@ -1,7 +1,8 @@
 """What an API call can end with, one class per thing a caller decides on.
 
 Tree: ``ApiError`` > ``NotFound``, ``AlreadyExists``, ``Conflict``, ``Gone``, ``Forbidden``, ``Unauthorized``,
-``Throttled``; ``ApiUnreachable`` when no answer came, so nobody knows whether the call was carried out.
+``Throttled``, ``Altered``; ``ApiUnreachable`` when no answer came, so nobody knows whether the call was
+carried out.
 """
 
 from typing import Any
@@ -53,6 +54,18 @@ class Unauthorized(ApiError):
 
 class Throttled(ApiError):
     """The server is busy (429, 503 with Retry-After): wait at least ``retry_after_s``."""
+
+
+class Altered(ApiError):
+    """The object was created, but what came back cannot do what it was made for; it was deleted again.
+
+    Args:
+        reason: CamelCase, for a condition.
+        message: what is missing and what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(422, reason, message)
 
 
 class ApiUnreachable(RetryLater):

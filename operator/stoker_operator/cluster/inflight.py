@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -17,6 +17,16 @@ def pod_url(address: str, port: int, path: str) -> str:
     """Return the URL of a page of a pod; an IPv6 address gets its brackets."""
     host = f"[{address}]" if ":" in address else address
     return f"http://{host}:{port}{path}"
+
+
+def pod_addresses(pod: Mapping[str, Any]) -> list[str]:
+    """Return a pod's addresses, one of each family that it has, its first family's first.
+
+    We may have another first family than the pod, or only one of its two (on the network of a node).
+    """
+    status = pod.get("status") or {}
+    found = [entry.get("ip") for entry in status.get("podIPs") or ()]
+    return list(dict.fromkeys(address for address in (status.get("podIP"), *found) if address))
 
 
 class InFlightReader(Protocol):

@@ -12,12 +12,15 @@ from stoker_operator.desired.metadata import common_labels, owner_reference
 def service(model: ModelDeployment) -> dict[str, Any]:
     """Return the Service of a ModelDeployment: its leaders, less those that drain."""
     spec = model.spec.service
+    families = {"ipFamilyPolicy": spec.ip_family_policy, "ipFamilies": spec.ip_families}
     manifest = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(model, dict(spec.annotations or {})),
         "spec": {
             "type": spec.type,
+            # What is left out is the cluster's to choose.
+            **{name: value for name, value in families.items() if value},
             "selector": labels.serving_selector(model.name),
             "ports": [
                 {

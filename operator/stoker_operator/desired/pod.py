@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.api.podspec import FETCH_RESOURCES
 from stoker_operator.api.schema import ApiModel
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired.metadata import common_labels, owner_reference
+from stoker_operator.desired.revision import revision_of
 from stoker_operator.desired.source import CACHE_DIR, MountedModel, mounted_model
 from stoker_operator.profiles import EngineProfile, profile_of
 
@@ -38,12 +40,13 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
         "enableServiceLinks": False,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": spec.pod.termination_grace_period_seconds,
-        "securityContext": _identity(config),
+        "securityContext": _identity(model, config),
         "containers": [container],
         "volumes": [
             mounted.volume,
             {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            *map(_plain, spec.pod.volumes or ()),
         ],
     }
     if mounted.is_fetched:
@@ -109,7 +112,7 @@ def _engine_container(
         "startupProbe": _probe(profile.ready_path, _STARTUP_PROBE),
         "readinessProbe": _probe(profile.ready_path, _READINESS_PROBE),
         "livenessProbe": _probe(profile.live_path, _LIVENESS_PROBE),
-        "volumeMounts": [mounted.mount, *_scratch_mounts()],
+        "volumeMounts": [mounted.mount, *_scratch_mounts(), *map(_plain, model.spec.pod.volume_mounts or ())],
         **_hardening(),
     }
     resources = _resources(model)
@@ -132,14 +135,18 @@ def _fetch_container(
         # Read by all that downloads: Python's ssl, and the Rust library that moves large files.
         defaults["SSL_CERT_FILE"] = f"{CA_DIR}/{CA_FILE}"
         mounts.append({"name": "ca-bundle", "mountPath": CA_DIR, "readOnly": True})
-    return {
+    container = {
         **_image(model, config),
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
         "env": _env(model, defaults, own),
-        "volumeMounts": mounts,
+        "volumeMounts": [*mounts, *map(_plain, model.spec.pod.volume_mounts or ())],
         **_hardening(),
     }
+    resources = _fetch_resources(model)
+    if resources:
+        container["resources"] = resources
+    return container
 
 
 def _env(
@@ -162,14 +169,16 @@ def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
     return image if policy is None else {**image, "imagePullPolicy": policy}
 
 
-def _identity(config: OperatorConfig) -> dict[str, Any]:
-    """Return who the containers run as; the images name a user of their own where the platform gives none."""
+def _identity(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
+    """Return who the containers run as; the images name a user of their own where nobody gives one."""
     ids = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
+    asked = model.spec.pod.security_context
     return {
         "runAsNonRoot": True,
         **({} if config.pod_defaults.has_assigned_user else ids),
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
+        **({} if asked is None else _plain(asked)),
     }
 
 
@@ -214,6 +223,24 @@ def _resources(model: ModelDeployment) -> dict[str, Any]:
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
+def _fetch_resources(model: ModelDeployment) -> dict[str, Any]:
+    """Return what the download may use: the engine's CPU, memory and disk, unless the spec says otherwise.
+
+    It ends before the engine starts, and a pod reserves the larger of the two: this costs nothing. With none
+    at all, a quota that counts limits would refuse the pod, and no pod could be of the Guaranteed class.
+    """
+    fetch, engine = model.spec.model.fetch, model.spec.pod.resources
+    asked = engine if fetch is None or fetch.resources is None else fetch.resources
+    if asked is None:
+        return {}
+    kinds = {"requests": asked.requests or {}, "limits": asked.limits or {}}
+    own = {
+        kind: {name: amounts[name] for name in FETCH_RESOURCES if name in amounts}
+        for kind, amounts in kinds.items()
+    }
+    return {kind: amounts for kind, amounts in own.items() if amounts}
+
+
 def _placement(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
     scheduling, pod = model.spec.scheduling, model.spec.pod
     own_secrets = (secret.name for secret in pod.image_pull_secrets or ())
@@ -223,12 +250,28 @@ def _placement(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]
         "nodeSelector": scheduling.node_selector,
         "tolerations": [_plain(toleration) for toleration in scheduling.tolerations or ()],
         "affinity": scheduling.affinity,
+        "topologySpreadConstraints": _spread(model),
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
         "runtimeClassName": pod.runtime_class_name,
+        "serviceAccountName": pod.service_account_name,
         "imagePullSecrets": [{"name": name} for name in secrets],
     }
     return {key: value for key, value in wanted.items() if value}
+
+
+def _spread(model: ModelDeployment) -> list[dict[str, Any]]:
+    """Return how replicas spread; where nothing says which pods count, those of the same revision do.
+
+    Pods of an older one would push the new ones away from where they are themselves about to leave.
+    """
+    constraints = []
+    for asked in model.spec.scheduling.topology_spread_constraints or ():
+        selector = labels.leader_selector(model.name)
+        if not asked.match_label_keys:
+            selector[labels.REVISION] = revision_of(model)
+        constraints.append({"labelSelector": {"matchLabels": selector}, **_plain(asked)})
+    return constraints
 
 
 def _plain(value: ApiModel) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from stoker_operator.config import OperatorConfig
 
 MODEL_DIR = "/model"
 CACHE_DIR = "/cache"
+# Names of the volumes, one of which every pod has.
+MODEL_VOLUME = "model"
+CACHE_VOLUME = "cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,13 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
     scheme, _, rest = model.spec.model.source.partition("://")
     if scheme == "hf":
         return _fetched(model)
-    mount = {"name": "model", "mountPath": MODEL_DIR, "readOnly": True}
+    mount = {"name": MODEL_VOLUME, "mountPath": MODEL_DIR, "readOnly": True}
     if scheme == "oci":
-        volume = {"name": "model", "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}
+        volume = {"name": MODEL_VOLUME, "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}
         return MountedModel(MODEL_DIR, volume, mount)
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
-        volume = {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        volume = {"name": MODEL_VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         return MountedModel(f"{MODEL_DIR}/{path}".rstrip("/"), volume, mount)
     if scheme == "file":
         if not config.allow_file_sources:
@@ -55,17 +58,17 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
             )
         # A .gguf file is mounted with its folder, so that one kind of volume serves both.
         folder, name = rest.rsplit("/", 1) if rest.endswith(".gguf") else (rest, "")
-        volume = {"name": "model", "hostPath": {"path": folder or "/", "type": "Directory"}}
+        volume = {"name": MODEL_VOLUME, "hostPath": {"path": folder or "/", "type": "Directory"}}
         return MountedModel(f"{MODEL_DIR}/{name}".rstrip("/"), volume, mount)
     raise InvalidSpec("spec.model.source", "must begin with hf://, pvc://, oci:// or file://")
 
 
 def _fetched(model: ModelDeployment) -> MountedModel:
     cache = model.spec.model.cache
-    volume: dict[str, Any] = {"name": "cache"}
+    volume: dict[str, Any] = {"name": CACHE_VOLUME}
     if cache is None:
         volume["emptyDir"] = {}
     else:
         volume["persistentVolumeClaim"] = {"claimName": cache.claim_name}
-    mount = {"name": "cache", "mountPath": CACHE_DIR}
+    mount = {"name": CACHE_VOLUME, "mountPath": CACHE_DIR}
     return MountedModel(model.spec.model.source, volume, mount, is_fetched=True)

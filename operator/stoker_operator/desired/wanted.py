@@ -8,16 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stoker_operator.api import InvalidSpec, ModelDeployment, Spec
+from stoker_operator.api import InvalidSpec, ModelDeployment
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired.hashing import json_hash
 from stoker_operator.desired.network import budget, service
 from stoker_operator.desired.pod import pod_template
-
-# The parts of a spec that shape its pods. Defaults are left out, so that an operator whose CRD has more
-# fields than the last one's computes the same revision.
-_POD_SHAPING = {"model", "engine", "accelerator", "scheduling", "pod"}
-_REVISION_LENGTH = 8
+from stoker_operator.desired.revision import POD_SHAPING, revision_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +44,6 @@ class Wanted:
         return budget(self.model, num_draining)
 
 
-def revision_of(spec: Spec) -> str:
-    """Return the hash of what a spec asks of its pods."""
-    asked = spec.model_dump(
-        mode="json", by_alias=True, include=_POD_SHAPING, exclude_defaults=True, exclude_none=True
-    )
-    return json_hash(asked, _REVISION_LENGTH)
-
-
 def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
     """Return what should exist for a ModelDeployment.
 
@@ -65,7 +52,7 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
     """
     return Wanted(
         model=model,
-        revision=revision_of(model.spec),
+        revision=revision_of(model),
         pod=pod_template(model, config),
         service=service(model),
     )
@@ -80,7 +67,7 @@ def held(model: ModelDeployment, error: InvalidSpec) -> Wanted:
     """
     return Wanted(
         model=model,
-        revision="" if model.unread & _POD_SHAPING else revision_of(model.spec),
+        revision="" if model.unread & POD_SHAPING else revision_of(model),
         pod={},
         service={} if "service" in model.unread else service(model),
         invalid=error,

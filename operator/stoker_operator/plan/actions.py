@@ -9,11 +9,15 @@ from stoker_operator.observed import Manifest
 
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create a pod under a name that no pod has. If one has it after all, change nothing."""
+    """Create a pod under a name that no pod has. If one has it after all, change nothing.
+
+    `changed`, once it is done: what admission made otherwise, for a person.
+    """
 
     name: str
     manifest: Manifest
     reason: str
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from datetime import datetime
 from stoker_operator.api import labels
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
+from stoker_operator.plan.admitted import has_model_volume
 
 _MAX_DIGITS = 9  # of a count; longer ones are nobody's count
 
@@ -42,7 +43,7 @@ class Group:
         was_started: its engine answered at least once since it last (re)started; one that never did has no
             requests.
         is_serving: its Service may send requests to it.
-        is_failed: a pod ended for good.
+        is_failed: a pod ended for good, or was admitted without the volume of its model.
         is_lost: a pod's node does not report, so nobody knows whether it still works.
         is_leaving: its node is cordoned.
         is_terminating: all its pods have been deleted already.
@@ -151,7 +152,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         was_started=_was_started(leader),
         is_serving=own.get(labels.SERVING) == "true",
-        is_failed=any(_has_ended(pod) for pod in staying),
+        is_failed=any(_has_ended(pod) or not has_model_volume(pod) for pod in staying),
         is_lost=any(not _node(pod, observed.nodes).is_ready for pod in staying),
         is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
         is_terminating=not staying,

@@ -1,14 +1,16 @@
 """Carries out a plan: each action is one API call, and the server's copy goes into the caches at once."""
 
 import asyncio
+import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT, DRAINING_SINCE, SERVING
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import (
     AlreadyExists,
+    Altered,
     ApiError,
     ApiUnreachable,
     Conflict,
@@ -18,9 +20,11 @@ from stoker_operator.cluster.errors import (
 from stoker_operator.cluster.resources import BY_KIND, PDBS, PODS, Resource
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Failure, Refusal
+from stoker_operator.plan import admitted
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.pace import Pace
+from stoker_operator.reconcile.taken_back import TakenBack
 from stoker_operator.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -64,19 +68,26 @@ class Actor:
         self._client = client
         self._caches = caches
         self._pace = Pace(ACT_AGAIN, lambda: asyncio.get_running_loop().time())
+        self._taken_back = TakenBack(lambda: asyncio.get_running_loop().time())
 
     async def act(self, key: Key, model: Object, actions: tuple[Action, ...]) -> Outcome:
         """Carry out actions in their order, up to the first that fails but may work later."""
         refusals: list[Refusal] = []
         done: list[Action] = []
         waits = [self._pace.wait_s(key[0], action) for action in actions]
-        for action, wait_s in zip(actions, waits, strict=True):
+        for action, wait_s in zip(actions, tuple(waits), strict=True):
             if wait_s:
+                continue
+            held = self._taken_back.held(key, action) if isinstance(action, CreatePod) else None
+            if held is not None:
+                waits.append(held[0])
+                refusals.append(held[1])
                 continue
             logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
             try:
-                if await self._one(key, model, action):
-                    done.append(action)
+                carried_out = await self._one(key, model, action)
+                if carried_out is not None:
+                    done.append(carried_out)
                     self._pace.done(key[0], action)
             except (ApiError, ApiUnreachable) as error:
                 refusal = _refusal(action, error)
@@ -85,8 +96,14 @@ class Actor:
                     failure = Failure(describe(action), str(error))
                     return Outcome(tuple(done), tuple(refusals), failure, error)
                 logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
+                if isinstance(action, CreatePod) and isinstance(error, Altered):
+                    self._taken_back.note(key, action, refusal)
                 refusals.append(refusal)
         return Outcome(tuple(done), tuple(refusals), wait_s=min(filter(None, waits), default=None))
+
+    def forget(self, key: Key) -> None:
+        """The ModelDeployment is gone: another of its name begins anew."""
+        self._taken_back.forget(key)
 
     async def look_again(self, key: Key) -> Outcome:
         """Read what was in the way of earlier passes live; it may be gone by now."""
@@ -99,8 +116,8 @@ class Actor:
                 return Outcome(failure=failure, error=error)
         return Outcome()
 
-    async def _one(self, key: Key, model: Object, action: Action) -> bool:
-        """Carry out one action; returns whether it was done: not when an object is in the way."""
+    async def _one(self, key: Key, model: Object, action: Action) -> Action | None:
+        """Carry out one action; returns it as it was done: None when an object is in the way."""
         match action:
             case CreatePod():
                 return await self._create_pod(key, action)
@@ -111,18 +128,32 @@ class Actor:
             case DeleteBudget():
                 await self._delete(PDBS, key[0], action.name, action.uid)
             case Apply():
-                return await self._apply(key, model, action)
-        return True
+                return action if await self._apply(key, model, action) else None
+        return action
 
-    async def _create_pod(self, key: Key, action: CreatePod) -> bool:
+    async def _create_pod(self, key: Key, action: CreatePod) -> CreatePod | None:
         try:
             created = await self._client.create(PODS, dict(action.manifest))
         except AlreadyExists:
             # Either our cache is behind, which this read mends, or the pod is somebody else's.
             await self._take_live(key, PODS, action.name)
-            return False
+            return None
+        problem = admitted.unusable(action.manifest, created)
+        if problem is not None:
+            await self._take_back(key, created)
+            raise Altered(problem.reason, problem.message)
+        self._taken_back.forget(key)
         self._caches.stores[PODS].put(created)
-        return True
+        return replace(action, changed=admitted.changed(action.manifest, created))
+
+    async def _take_back(self, key: Key, created: Object) -> None:
+        """Delete a pod that cannot serve; no pass should see it."""
+        metadata = created["metadata"]
+        with contextlib.suppress(NotFound):
+            await self._client.delete(PODS, metadata["namespace"], metadata["name"], metadata["uid"])
+        # Of one without our label no watch will say that it is gone: the cache need not remember it.
+        if (metadata.get("labels") or {}).get(DEPLOYMENT) == key[1]:
+            self._caches.stores[PODS].forget_deleted(created)
 
     async def _stop_serving(self, namespace: str, action: StopServing) -> None:
         labels, annotations = {SERVING: "false"}, {DRAINING_SINCE: action.since}
@@ -226,6 +257,8 @@ def _target(action: Action) -> str:
 
 
 def _refusal(action: Action, error: ApiError | ApiUnreachable) -> Refusal | None:
+    if isinstance(error, Altered):
+        return Refusal(_target(action), error.message, error.reason)
     if isinstance(error, Forbidden) or (isinstance(error, ApiError) and error.code in REFUSED_CODES):
         return Refusal(_target(action), error.message)
     return None

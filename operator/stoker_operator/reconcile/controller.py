@@ -10,8 +10,10 @@ from typing import Any
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.inflight import InFlightReader
+from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.metrics import Metrics
+from stoker_operator.model_metrics import watch_models
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.passes import Reconciler
 from stoker_operator.workqueue import WorkQueue
@@ -58,6 +60,7 @@ class Controller:
         metrics.watch_queue(lambda: len(self.queue), lambda: self.queue.num_delayed)
         stores = {kind.plural: store for kind, store in self.caches.stores.items()}
         metrics.watch_stores({plural: store.__len__ for plural, store in stores.items()})
+        watch_models(metrics.registry, lambda: self.caches.stores[MODEL_DEPLOYMENTS])
 
     async def run(self) -> None:
         """Follow the cluster and reconcile until cancelled; a task that dies takes all others with it."""

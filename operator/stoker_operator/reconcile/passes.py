@@ -10,7 +10,7 @@ from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder
-from stoker_operator.cluster.inflight import InFlightReader, pod_url
+from stoker_operator.cluster.inflight import InFlightReader, pod_addresses, pod_url
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
@@ -94,6 +94,7 @@ class Reconciler:
             # The garbage collector deletes the children: what they need for that are our owner references.
             self._caches.forget(key)
             self._slow_pods.forget(key)
+            self._actor.forget(key)
             self._memories.pop(key, None)
             return None
         wanted = self._wanted(key, model)
@@ -136,12 +137,13 @@ class Reconciler:
         profile = profile_of(wanted.model.spec)
         urls = {}
         for pod in observed.pods:
-            uid, address = pod["metadata"]["uid"], (pod.get("status") or {}).get("podIP")
-            if uid in uids and address:
-                urls[uid] = pod_url(address, profile.port, profile.in_flight_path)
+            uid = pod["metadata"]["uid"]
+            for address in pod_addresses(pod) if uid in uids else ():
+                urls[f"{uid} {address}"] = pod_url(address, profile.port, profile.in_flight_path)
         bodies = await self._in_flight.read(urls)
         readings = {uid: Reading(None) for uid in uids}
-        for uid, body in bodies.items():
+        for key, body in bodies.items():
+            uid = key.partition(" ")[0]
             try:
                 readings[uid] = Reading(profile.read_in_flight(body))
             except ValueError as error:

@@ -8,12 +8,15 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest, Node
+from stoker_operator.plan.admitted import IMAGE_VOLUMES_OFF, has_model_volume
 from stoker_operator.profiles import Cause, EngineProfile
 
 # Causes that time does not heal. They come first and make a ModelDeployment Stalled.
 STALLING = frozenset(
     {
         "ImagePullFailed",
+        "ImageVolumesOff",
+        "ChangedByAdmission",
         "ModelNotFound",
         "ModelAccessDenied",
         "DownloadFailed",
@@ -30,6 +33,7 @@ STALLING = frozenset(
 _CRASHES = frozenset({"ContainerCrashed", "EngineCrashed"})
 _MIN_CRASHES = 2
 _HEALTHY = Node()
+_MEMORY_LIMITS = {labels.FETCH_CONTAINER: "spec.model.fetch.resources.limits.memory"}
 
 _PULL_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -108,6 +112,8 @@ _URGENCY = {
 
 def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile, warning: str | None) -> Cause:
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    if not has_model_volume(pod):
+        return Cause("ImageVolumesOff", f"pod {name} has no volume of its model: {IMAGE_VOLUMES_OFF}")
     if scheduled.get("status") == "False":
         return Cause("Unschedulable", f"pod {name}: {scheduled.get('message', 'no node fits')}")
     for container in _containers(status):
@@ -141,13 +147,13 @@ def _container_cause(pod_name: str, container: Manifest, profile: EngineProfile)
     # An engine has no reason to end, whatever status it ends with; an init container has.
     if not ended or (ended.get("exitCode") == 0 and container["name"] != labels.ENGINE_CONTAINER):
         return None
-    return _ended_cause(where, ended, profile)
+    return _ended_cause(where, container["name"], ended, profile)
 
 
-def _ended_cause(where: str, ended: dict[str, Any], profile: EngineProfile) -> Cause:
+def _ended_cause(where: str, container_name: str, ended: dict[str, Any], profile: EngineProfile) -> Cause:
     if ended.get("reason") == "OOMKilled":
-        text = "it used more memory than its limit: raise spec.pod.resources.limits.memory"
-        return Cause("OutOfMemory", f"{where}: {text}")
+        field = _MEMORY_LIMITS.get(container_name, "spec.pod.resources.limits.memory")
+        return Cause("OutOfMemory", f"{where}: it used more memory than its limit: raise {field}")
     message = ended.get("message", "")
     told = profile.read_termination(message)
     if told is not None:

@@ -96,6 +96,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         "conditions": _dated(aspects, observed.model, model.generation, now),
         "url": _url(wanted, observed, config),
         "revision": wanted.revision,
+        "restartedAt": model.restarted_at,
         "replicas": len(live),
         "readyReplicas": sum(group.is_available for group in live),
         "updatedReplicas": len(updated),
@@ -143,6 +144,10 @@ def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
         return Cause("NameConflict", f"{conflict}: delete it or rename one of them")
     if observed.refusals:
         refusal = observed.refusals[0]
+        if refusal.reason != "Refused":
+            return Cause(
+                refusal.reason, f"{refusal.what} came back changed and was deleted: {refusal.message}"
+            )
         return Cause("Refused", f"the API server refuses {refusal.what}: {refusal.message}")
     return None
 

@@ -41,6 +41,9 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
     for action in actions:
         if isinstance(action, CreatePod):
             yield Event("Normal", "PodCreated", "CreatePod", f"created pod {action.name} ({action.reason})")
+            if action.changed:
+                note = f"admission changed pod {action.name}: {'; '.join(action.changed)}"
+                yield Event("Warning", "PodChanged", "CreatePod", note)
         elif isinstance(action, StopServing):
             note = f"pod {action.name} serves no new requests ({action.reason})"
             yield Event("Normal", "PodDraining", "DrainPod", note)

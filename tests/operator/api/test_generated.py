@@ -50,6 +50,34 @@ def test_rules_stand_on_bounded_values(path: str, field: dict[str, Any]) -> None
         assert bounds[field["type"]] in field, path
 
 
+def test_the_schema_has_only_words_that_a_crd_knows() -> None:
+    """JSONSchemaProps of apiextensions.k8s.io/v1; others are refused or dropped, with what they say."""
+    known = {
+        "type",
+        "description",
+        "enum",
+        "default",
+        "properties",
+        "items",
+        "additionalProperties",
+        "required",
+    }
+    known |= {
+        "format",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "maxProperties",
+    }
+    unknown = {path: set(field) - known for path, field in FIELDS}
+    assert {
+        path: words for path, words in unknown.items() if any(w[:13] != "x-kubernetes-" for w in words)
+    } == {}
+
+
 def test_rules_say_what_to_do() -> None:
     rules = [rule for _, field in FIELDS for rule in field.get("x-kubernetes-validations", ())]
     assert len(rules) >= 15

@@ -211,3 +211,25 @@ def test_an_answer_that_is_no_json_is_shown() -> None:
 
     with pytest.raises(ApiError, match="bad gateway"):
         run_virtual(KubeClient(Proxy()).get(PODS, "default", "p"))
+
+
+def test_unknown_fields_are_refused_in_all_but_a_status() -> None:
+    """In silence they would be dropped: a typing error in an affinity, a field of another version."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Listening(FakeApi):
+        async def request(self, method: str, path: str, params: Any, *rest: Any) -> Reply:
+            asked.append((path.rsplit("/", 1)[1], params.get("fieldValidation")))
+            return await super().request(method, path, params, *rest)
+
+    async def scenario() -> None:
+        api = Listening()
+        put(api, "modeldeployments", {"metadata": {"name": "m", "namespace": "default"}, "spec": {}})
+        client = KubeClient(api)
+        await client.create(PODS, pod())
+        await client.apply(SERVICES, service())
+        status = {"metadata": {"name": "m", "namespace": "default"}, "status": {"replicas": 1}}
+        await client.apply(MODEL_DEPLOYMENTS, status, "status")
+
+    run_virtual(scenario())
+    assert asked == [("pods", "Strict"), ("s", "Strict"), ("status", None)]

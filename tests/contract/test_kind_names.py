@@ -1,0 +1,67 @@
+"""Other projects own a kind named ModelDeployment, too: what people type must say whose they mean.
+
+`kubectl get modeldeployments` shows those of one of the groups, and nothing says of which; `mdep` and
+`modeldeployments.stoker.dev` are ours alone.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_VERBS = "get|describe|explain|edit|delete|scale|wait|annotate|label|patch|events|rollout"
+_NAME = r"modeldeployments?(?![\w-]|\.stoker\.dev)"
+# The name among a command's words, in lower case; in any case right after the verb.
+BARE = re.compile(
+    rf"kubectl(?: -\S+| (?!{_VERBS})\S+)* (?:{_VERBS}) (?:(?i:{_NAME})|[^`|;&#\n]*(?<=[ ,]){_NAME})", re.ASCII
+)
+# What people read or are told: pages, manifests, and the texts of programs.
+PATTERNS = ("*.md", "*.txt", "*.yaml", "*.yml", "*.py", "*.sh", "Makefile")
+NOT_YET = {Path(__file__), REPOSITORY / "README.md"}
+
+
+def told() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PATTERNS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = [REPOSITORY / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and path not in NOT_YET]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_bare"),
+    [
+        ("kubectl get modeldeployments --watch", True),
+        ("kubectl -n team describe modeldeployment/qwen3", True),
+        ("kubectl get ModelDeployment", True),
+        ("kubectl get pods,modeldeployments", True),
+        ("kubectl explain modeldeployment.spec", True),
+        ("kubectl get mdep", False),
+        ("kubectl get modeldeployments.stoker.dev", False),
+        ("kubectl explain modeldeployments.stoker.dev", False),
+        ("kubectl delete crd modeldeployments.stoker.dev", False),
+        ("kubectl apply --filename crds/modeldeployments.yaml", False),
+        ("kubectl get pods   # of all modeldeployments", False),
+        ("`kubectl get pods` shows those of a ModelDeployment", False),
+    ],
+)
+def test_the_pattern_finds_bare_names_in_commands(text: str, is_bare: bool) -> None:
+    assert bool(BARE.search(text)) is is_bare
+
+
+def test_no_page_or_message_tells_people_to_type_the_bare_name() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for path in told()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if BARE.search(line)
+    ]
+    assert found == [], "write mdep, or modeldeployments.stoker.dev"
