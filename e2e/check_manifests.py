@@ -73,6 +73,12 @@ RENDERINGS: Mapping[str, tuple[str, ...]] = {
         "runtimePods.caBundle.configMap=trusted",
         "test.modelSource=oci://registry.example:5000/smollm2:1",
     ),
+    "guarded": (
+        "networkPolicy.enabled=true",
+        "networkPolicy.namespaces={team-a,team-b}",
+        "networkPolicy.clients[0].namespaceSelector.matchLabels.team=apps",
+        "networkPolicy.clients[1].ipBlock.cidr=10.0.0.0/8",
+    ),
     "user assigned by the platform": ("assignedUser=true", "namespaces={team-a,team-b}"),
 }
 

@@ -317,6 +317,7 @@ async def listening(stack: HasServing, **settings: object) -> AsyncIterator[str]
         for name, value in settings.items():
             setattr(config, name, value)
         server = HttpServer(config)
+        stack.serving.on_drain = server.close_idle
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)
         try:

@@ -67,6 +67,28 @@ def _engine(arguments: list[str]) -> int:
     return main(load, arguments)
 
 
+def make_model_folder(folder: Path) -> Path:
+    """Write the text side of a model as a Hugging Face directory."""
+    from server_builders import make_byte_level_tokenizer
+
+    folder.mkdir()
+    make_byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 257}))
+    return folder
+
+
+async def until_status(http: httpx2.AsyncClient, path: str, status: int) -> httpx2.Response:
+    """Ask until an answer has this status."""
+    pause = asyncio.Event()
+    async with asyncio.timeout(DEADLINE_S):
+        while (response := await http.get(path)).status_code != status:
+            try:
+                await asyncio.wait_for(pause.wait(), 0.02)
+            except TimeoutError:
+                continue
+    return response
+
+
 @dataclass
 class ServerProcess:
     """A running server process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 Manifest = Mapping[str, Any]
@@ -24,9 +25,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How many requests a pod said it has in flight; None when it could not be asked."""
+    """What a draining pod said.
+
+    Args:
+        num_in_flight: its requests; None when it could not be asked.
+        trouble: why it could not.
+        silent_since: since when it cannot be asked.
+    """
 
     num_in_flight: int | None
+    trouble: str = ""
+    silent_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

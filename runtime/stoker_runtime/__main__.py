@@ -192,6 +192,10 @@ def cli() -> None:
     help="File with such keys, one a line.",
 )
 @_option(
+    "--drain-key",
+    help="Key for POST /drain; without one nobody may. Anyone on the machine sees a flag: use the variable.",
+)
+@_option(
     "--allowed-origins",
     multiple=True,
     help="Origin whose pages may ask from a browser, * for all; may be repeated or a JSON list.",
@@ -282,7 +286,8 @@ _SERVER_FLAGS = (
     *("host", "port", "max_queue", "max_request_bytes"),
     *("step_timeout_s", "shutdown_delay_s", "drain_timeout_s"),
     *("keep_alive_timeout_s", "sse_keep_alive_s"),
-    *("root_path", "api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
+    *("root_path", "api_keys", "drain_key"),
+    *("allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
     *("chat_template", "sanitize_control_tokens"),
 )
 

@@ -235,6 +235,7 @@ class ServerConfig:
     keep_alive_timeout_s: int = KEEP_ALIVE_TIMEOUT_S  # of a connection between two requests
     root_path: str = ""  # under which a proxy offers the server: "" or like "/llm", see root_path_of
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # any will do; none: nobody needs one
+    drain_key: str | None = field(default=None, repr=False)  # who has it may drain the server; None: nobody
     allowed_origins: tuple[str, ...] = ()  # whose pages may ask from a browser, "*" for all; none: no CORS
     allowed_methods: tuple[str, ...] = ("*",)  # that they may use
     allowed_headers: tuple[str, ...] = ("*",)  # that they may send
@@ -266,6 +267,10 @@ class ServerConfig:
             raise ConfigError(
                 "--api-key, or a line of --api-key-file, is empty or holds what no header can; "
                 "use ASCII without spaces"
+            )
+        if self.drain_key is not None and not _API_KEY.fullmatch(self.drain_key):
+            raise ConfigError(
+                "--drain-key is empty or holds what no header can; use ASCII without spaces, or leave it out"
             )
         self._check_cors()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from cluster.api import ClusterError
 from stoker_operator.__main__ import main
 from stoker_operator.api import labels, parse
 from stoker_operator.config import CaBundle, OperatorConfig, PodDefaults
+from stoker_operator.desired.metadata import common_labels
+from stoker_operator.profiles import STOKER
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "stoker"
@@ -165,6 +168,8 @@ def test_no_user_is_named_where_the_platform_gives_one(
         ("assignedUser=perhaps", "/assignedUser"),
         ("test.modelSource=HuggingFaceTB/SmolLM2-135M-Instruct", "/test/modelSource"),
         ("test.timeoutSeconds=0", "/test/timeoutSeconds"),
+        ("networkPolicy.clients[0].podSelektor.a=b", "/networkPolicy/clients/0"),
+        ("networkPolicy.enabled=true", "networkPolicy.enabled needs networkPolicy.namespaces"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(setting: str, field: str) -> None:
@@ -196,6 +201,40 @@ def test_the_helm_test_runs_where_the_operator_watches_and_may_do_no_more() -> N
     options = main.commands[command].make_context(command, args).params
     assert (options["namespace"], options["name"]) == ("team-a", kinds["Pod"]["metadata"]["name"])
     assert options["source"] == "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def policies(*settings: str) -> list[dict[str, Any]]:
+    manifests = documents(render(helm(), ("networkPolicy.enabled=true", *settings)))
+    return [manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
+
+
+def test_policy_is_for_the_port_and_the_pods_that_the_operator_makes() -> None:
+    text = (CHART / "templates" / "networkpolicies.yaml").read_text()
+    ports = re.findall(r"\{port: (\d+), protocol: TCP\}", text)
+    assert ports == [str(STOKER.port)] * 2
+    made = common_labels("m")
+    for key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by"):
+        assert f"      {key}: {made[key]}\n" in text
+
+
+@pytest.mark.integration
+def test_a_policy_lets_the_operator_and_named_clients_in() -> None:
+    selector = "networkPolicy.clients[0].namespaceSelector.matchLabels.team=apps"
+    first, second = policies("namespaces={team-a,team-b}", selector)
+    assert [one["metadata"]["namespace"] for one in (first, second)] == ["team-a", "team-b"]
+    operators, clients = first["spec"]["ingress"]
+    (peer,) = operators["from"]
+    (deployment,) = [found for found in documents(render(helm(), ())) if found["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["metadata"]["labels"]
+    assert peer["podSelector"]["matchLabels"].items() <= pod.items()
+    assert clients["from"] == [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}]
+
+
+@pytest.mark.integration
+def test_a_policy_without_clients_lets_everybody_in() -> None:
+    (policy,) = policies("networkPolicy.namespaces={team-a}")
+    assert "from" not in policy["spec"]["ingress"][1]
+    assert [found for found in documents(render(helm(), ())) if found["kind"] == "NetworkPolicy"] == []
 
 
 @pytest.mark.parametrize("file", ["podmonitors.yaml", "servicemonitors.yaml"])

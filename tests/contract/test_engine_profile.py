@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_engine import listening, make_server_config, running_stack
 
 from stoker_operator.api import ModelDeployment, parse
+from stoker_operator.cluster.inflight import HttpInFlightReader
+from stoker_operator.observed import Reading
 from stoker_operator.profiles import STOKER
+from stoker_operator.reconcile.drains import Drains
 from stoker_runtime import __main__ as runtime
 from stoker_runtime import termination
 from stoker_runtime.config import QUANTIZATIONS, EngineConfig, ServerConfig
@@ -133,9 +139,36 @@ def test_in_flight_answer_is_understood() -> None:
     assert STOKER.read_in_flight(json.dumps({"in_flight": 3, "draining": False}).encode()) == 3
 
 
+def test_drain_key_is_a_setting_of_the_runtime() -> None:
+    assert STOKER.drain is not None
+    command = runtime.cli.commands["serve"]
+    arguments = STOKER.serve_args(modeldeployment(), "/model")[1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STOKER.drain.key_variable, "uid-1")
+        server, _ = configured(dict(command.make_context("serve", arguments).params))
+    assert server.drain_key == "uid-1"
+
+
+async def test_operator_tells_the_runtime_to_drain_and_reads_its_answer() -> None:
+    pod = {"metadata": {"uid": "uid-1"}, "status": {"podIP": "127.0.0.1"}}
+    async with running_stack(config=make_server_config(drain_key="uid-1")) as stack, listening(stack) as url:
+        profile = replace(STOKER, port=int(url.rpartition(":")[2]))
+        reader = HttpInFlightReader(answer_within_s=10)
+        drains = Drains(reader, lambda: datetime.now(UTC))
+        try:
+            other = {**pod, "metadata": {"uid": "another pod, which had the address before"}}
+            assert await drains.readings(("n", "m"), {"x": other}, profile) == {"x": Reading(0)}
+            assert not stack.serving.is_draining
+            assert await drains.readings(("n", "m"), {"x": pod}, profile) == {"x": Reading(0)}
+            assert stack.serving.is_draining
+        finally:
+            await reader.close()
+
+
 def test_paths_the_operator_probes_exist() -> None:
     from stoker_runtime.server import app as server_app
 
     source = Path(server_app.__file__).read_text()
-    for path in (STOKER.ready_path, STOKER.live_path, STOKER.in_flight_path):
+    assert STOKER.drain is not None
+    for path in (STOKER.ready_path, STOKER.live_path, STOKER.in_flight_path, STOKER.drain.path):
         assert f'"{path}"' in source

@@ -9,6 +9,8 @@ from fakeapi.client import delete, everything, get, put
 from fakeapi.core import FakeApi
 from virtual_time import pass_time
 
+from stoker_operator.cluster.inflight import PodAnswer, Question
+
 Object = dict[str, Any]
 
 IPV4, IPV6 = "10.244.0.", "fd00:10:244::"
@@ -23,6 +25,11 @@ class Kubelet:
         in_flight: requests that a pod (by name) reports; none by default.
         families: what the addresses of pods begin with, one for each family of the cluster, its first first.
         is_reachable: addresses that the operator's network leads to.
+
+    Attributes:
+        unreachable: why a pod (by name) does not answer the operator; "" when it does.
+        is_older: pods (by name) whose engine cannot be told to drain.
+        told: names of the pods that were told to drain, each time. They are not ready from then on.
     """
 
     def __init__(
@@ -36,6 +43,10 @@ class Kubelet:
         self.in_flight = in_flight
         self.families: tuple[str, ...] = (IPV4,)
         self.is_reachable: Callable[[str], bool] = lambda address: True
+        self.unreachable: Callable[[str], str] = lambda name: ""
+        self.is_older: Callable[[str], bool] = lambda name: False
+        self.told: list[str] = []
+        self._drained: set[str] = set()
         self._addresses = itertools.count(1)
 
     def add_node(self, name: str, unschedulable: bool = False, ready: bool = True) -> None:
@@ -75,6 +86,9 @@ class Kubelet:
             self.start(name, namespace)
         elif self.is_broken(pod):
             self.crash(name, namespace)
+        elif pod["metadata"]["uid"] in self._drained:
+            if is_ready(pod):
+                self.make_unready(name, namespace)
         elif not is_ready(pod):
             self.make_ready(name, namespace)
 
@@ -96,6 +110,10 @@ class Kubelet:
         """Let the readiness probe succeed."""
         self._run(name, namespace, ready=True)
 
+    def make_unready(self, name: str, namespace: str = "default") -> None:
+        """Let the readiness probe fail while the engine works on, as that of a draining one does."""
+        self._set(name, namespace, {"conditions": _conditions(False)})
+
     def crash(self, name: str, namespace: str = "default", reason: str = "Error", message: str = "") -> None:
         """Let the engine die; the kubelet waits before it starts it again."""
         terminated = {"exitCode": 1, "reason": reason, "message": message}
@@ -114,15 +132,25 @@ class Kubelet:
         """End the pod as a whole, as an eviction does."""
         self._set(name, namespace, {"phase": "Failed", "reason": reason, "conditions": _conditions(False)})
 
-    async def read(self, urls: Mapping[str, str]) -> dict[str, bytes]:
+    async def read(self, questions: Mapping[str, Question]) -> dict[str, PodAnswer]:
         """Answer as the pods would; see ``cluster.inflight.InFlightReader``."""
-        result = {}
-        for key, url in urls.items():
-            host = urlsplit(url).hostname or ""
-            for pod in everything(self.api, "pods") if self.is_reachable(host) else ():
-                if {"ip": host} in pod["status"].get("podIPs", ()) and is_ready(pod):
-                    result[key] = b'{"in_flight": %d}' % self.in_flight(pod["metadata"]["name"])
-        return result
+        return {key: self._answer(question) for key, question in questions.items()}
+
+    def _answer(self, question: Question) -> PodAnswer:
+        host = urlsplit(question.load_url).hostname or ""
+        for pod in everything(self.api, "pods") if self.is_reachable(host) else ():
+            if {"ip": host} not in pod["status"].get("podIPs", ()) or not _is_started(pod):
+                continue
+            name = pod["metadata"]["name"]
+            trouble = self.unreachable(name)
+            if trouble:
+                return PodAnswer(None, trouble)
+            can_drain = not self.is_older(name) and question.drain_key == pod["metadata"]["uid"]
+            if question.drain_url is not None and can_drain:
+                self.told.append(name)
+                self._drained.add(pod["metadata"]["uid"])
+            return PodAnswer(b'{"in_flight": %d}' % self.in_flight(name))
+        return PodAnswer(None, "Connection refused")
 
     def _run(self, name: str, namespace: str, ready: bool) -> None:
         pod = get(self.api, "pods", name, namespace)
@@ -157,6 +185,11 @@ def is_ready(pod: Object) -> bool:
     """Whether the Ready condition holds."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _is_started(pod: Object) -> bool:
+    """Whether the engine has answered since it (re)started."""
+    return any(status.get("started") for status in (pod.get("status") or {}).get("containerStatuses") or [])
 
 
 def is_serving(pod: Object) -> bool:

@@ -24,17 +24,17 @@ NOBODY_LISTENS = 9
 # Runs inside the network: the pages of probes, and what the operator asks a pod that drains.
 _ASK = """
 import asyncio, json, sys, urllib.request
-from stoker_operator.cluster.inflight import HttpInFlightReader, pod_url
+from stoker_operator.cluster.inflight import HttpInFlightReader, Question, pod_url
 address, port, *paths = sys.argv[1:]
 for path in paths:
     with urllib.request.urlopen(pod_url(address, int(port), path), timeout=5) as answer:
         answer.read()
 async def load():
     reader = HttpInFlightReader()
-    found = await reader.read({"pod": pod_url(address, int(port), "/load")})
+    found = await reader.read({"pod": Question(pod_url(address, int(port), "/load"))})
     await reader.close()
     return found
-print(json.dumps({name: body.decode() for name, body in asyncio.run(load()).items()}))
+print(json.dumps({name: answer.body.decode() for name, answer in asyncio.run(load()).items() if answer.body}))
 """
 
 

@@ -284,6 +284,16 @@ class Service(ApiModel):
             },
         ),
     ] = None
+    drain_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3600,
+            description="Seconds from when a pod leaves the Service until it may be deleted, at the "
+            "earliest. Raise it for load balancers that send requests to pods themselves and learn late "
+            "which are gone.",
+        ),
+    ] = 3
 
 
 class Spec(ApiModel):

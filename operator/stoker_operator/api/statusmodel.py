@@ -33,7 +33,8 @@ class Status(ApiModel):
     conditions: Annotated[
         list[Condition] | None,
         Field(
-            description="Ready, Reconciling, Stalled, Scheduled and ModelLoaded.",
+            description="Ready, Reconciling, Stalled, Scheduled and ModelLoaded; DrainUnobserved only while "
+            "it holds.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = None

@@ -1,8 +1,14 @@
-"""Asks pods how many requests they have in flight: the one call that goes to a pod, not to the API server."""
+"""Asks pods how many requests they have in flight: the one call that goes to a pod, not to the API server.
+
+A pod that drains is told so with the same call, each time it is asked: whoever asks needs no memory of what
+was said before.
+"""
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -11,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # An answer is one short JSON object, or a page of metrics for engines that have nothing smaller.
 MAX_ANSWER_BYTES = 1 << 20
+# A draining server may close connections at any time: none is kept for the next pass.
+_CLOSE = {"Connection": "close"}
 
 
 def pod_url(address: str, port: int, path: str) -> str:
@@ -29,22 +37,50 @@ def pod_addresses(pod: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(address for address in (status.get("podIP"), *found) if address))
 
 
-class InFlightReader(Protocol):
-    """Reads a page from each of several pods."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask a pod at one of its addresses.
 
-    async def read(self, urls: Mapping[str, str]) -> dict[str, bytes]:
-        """The body of each URL that answered 200 in time, under its key."""
+    Args:
+        load_url: page that tells its requests in flight.
+        drain_url: where it is told to drain, which answers as well; None asks only.
+        drain_key: shows that we may.
+    """
+
+    load_url: str
+    drain_url: str | None = None
+    drain_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PodAnswer:
+    """What a pod said.
+
+    Args:
+        body: of its 200; None when there was none.
+        trouble: why there was none, in words that stay the same while the reason does.
+    """
+
+    body: bytes | None
+    trouble: str = ""
+
+
+class InFlightReader(Protocol):
+    """Asks several pods."""
+
+    async def read(self, questions: Mapping[str, Question]) -> dict[str, PodAnswer]:
+        """What each pod said, under its key."""
 
 
 class HttpInFlightReader:
-    """Reads over HTTP, all pods at once.
+    """Asks over HTTP, all pods at once.
 
     Args:
         answer_within_s: a pod that takes longer has no reading in this pass.
     """
 
     def __init__(self, answer_within_s: float = 1.0) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=answer_within_s)
+        self._within_s = answer_within_s
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -52,25 +88,50 @@ class HttpInFlightReader:
         if self._session is not None:
             await self._session.close()
 
-    async def read(self, urls: Mapping[str, str]) -> dict[str, bytes]:
+    async def read(self, questions: Mapping[str, Question]) -> dict[str, PodAnswer]:
         """See ``InFlightReader``; no answer is an answer too: the drain goes on to its deadline."""
-        if not urls:
+        if not questions:
             return {}
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
-        bodies = await asyncio.gather(*(self._get(self._session, url) for url in urls.values()))
-        return {key: body for key, body in zip(urls, bodies, strict=True) if body is not None}
+            self._session = aiohttp.ClientSession()
+        answers = await asyncio.gather(*(self._ask(self._session, one) for one in questions.values()))
+        return dict(zip(questions, answers, strict=True))
 
-    async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes | None:
+    async def _ask(self, session: aiohttp.ClientSession, question: Question) -> PodAnswer:
         try:
-            # A draining server may close connections at any time: none is kept for the next pass.
-            async with session.get(url, headers={"Connection": "close"}) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        return None
-                return bytes(body) if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            logger.debug("no in-flight reading from %s: %r", url, error)
-            return None
+            async with asyncio.timeout(self._within_s):
+                if question.drain_url is not None:
+                    headers = {**_CLOSE, "Authorization": f"Bearer {question.drain_key}"}
+                    answer = await self._body(session, "POST", question.drain_url, headers)
+                    if answer.body is not None:
+                        return answer
+                    # An engine from before, or one that was not given the key: it can still be asked.
+                    logger.debug("%s: %s", question.drain_url, answer.trouble)
+                return await self._body(session, "GET", question.load_url, _CLOSE)
+        except TimeoutError:
+            return PodAnswer(None, f"no answer within {self._within_s:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            logger.debug("no in-flight reading from %s: %r", question.load_url, error)
+            return PodAnswer(None, _in_words(error))
+
+    async def _body(
+        self, session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str]
+    ) -> PodAnswer:
+        async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    return PodAnswer(None, f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+            if response.status != 200:
+                return PodAnswer(None, f"it answers with status {response.status}")
+            return PodAnswer(bytes(body))
+
+
+def _in_words(error: Exception) -> str:
+    """An error without what differs from one time to the next, such as the number of a port of ours."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed"
+    return type(error).__name__

@@ -99,10 +99,14 @@ def named_pod(template: dict[str, Any], name: str, revision: str, num_restarts: 
 def _engine_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:
-    own = []
+    own: list[dict[str, Any]] = []
     if mounted.is_fetched:
         # The init container has it; nothing may depend on the hub once it is there.
-        own = [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+        own += [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    if profile.drain is not None:
+        # A variable and not an argument: an older engine ignores it, and would not start with a new flag.
+        uid = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}}
+        own.append({"name": profile.drain.key_variable, "valueFrom": uid})
     container: dict[str, Any] = {
         **_image(model, config),
         "name": labels.ENGINE_CONTAINER,

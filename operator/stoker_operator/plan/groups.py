@@ -144,6 +144,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
     created_at = parse_time(metadata["creationTimestamp"])
     reading = observed.readings.get(metadata["uid"])
     staying = [pod for pod in pods if not is_terminating(pod)]
+    draining_since = _noted_time(notes.get(labels.DRAINING_SINCE, ""))
     return Group(
         name=name,
         revision=own.get(labels.REVISION, ""),
@@ -151,7 +152,8 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         is_ready=is_pod_ready(leader),
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         was_started=_was_started(leader),
-        is_serving=own.get(labels.SERVING) == "true",
+        # A drain is not taken back: an engine that was told is not ready any more, whatever its label says.
+        is_serving=own.get(labels.SERVING) == "true" and draining_since is None,
         is_failed=any(_has_ended(pod) or not has_model_volume(pod) for pod in staying),
         is_lost=any(not _node(pod, observed.nodes).is_ready for pod in staying),
         is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
@@ -159,7 +161,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         created_at=created_at,
         failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
         num_restarts=_noted_count(notes.get(labels.RESTARTS, "")),
-        draining_since=_noted_time(notes.get(labels.DRAINING_SINCE, "")),
+        draining_since=draining_since,
         grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
     )

@@ -22,9 +22,6 @@ from stoker_operator.plan.groups import Group, groups
 from stoker_operator.plan.revisions import Revision, target_revision
 from stoker_operator.plan.rollout import Decision, Limits, decide
 
-# After a pod stops serving, nodes may send it requests until they all know; only then does an empty engine
-# mean that nothing more comes. Endpoint changes reach nodes within a second or two as a rule.
-SETTLE_S = 3.0
 DRAIN_POLL_S = 1.0
 # A pod that cannot be asked is asked less often: an answer is no longer what its drain is likely to end with.
 SILENT_POLL_S = 5.0
@@ -53,7 +50,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     draining = [
         group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
     ]
-    finished, drain_waits = _finished(draining, now)
+    finished, drain_waits = _finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
     stops = list(_stops(leaving, now))
     actions: list[Action] = [
@@ -125,26 +122,39 @@ def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServ
                 yield DeletePod(ref.name, ref.uid, reason)
 
 
-def _finished(draining: list[Group], now: datetime) -> tuple[list[DeletePod], float | None]:
-    """Return the deletions of groups that have drained, and when to look at the others again."""
+def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[list[DeletePod], float | None]:
+    """Return the deletions of groups that have drained, and when to look at the others again.
+
+    After a pod stops serving, nodes and load balancers may send it requests until they all know; only then
+    does an empty engine mean that nothing more comes.
+    """
     deletions: list[DeletePod] = []
     waits: list[float] = []
     for group in draining:
         since = group.draining_since
         if since is None:
             continue
-        wait_s = (since + timedelta(seconds=SETTLE_S) - now).total_seconds()
-        is_late = (now - since).total_seconds() >= group.grace_s
-        if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.was_started):
-            reason = "DrainDeadline" if is_late and group.num_in_flight else "Drained"
+        wait_s = (since + timedelta(seconds=settle_s) - now).total_seconds()
+        left_s = (since + timedelta(seconds=group.grace_s) - now).total_seconds()
+        reason = _why_finished(group, left_s)
+        if wait_s > 0:
+            waits.append(min(wait_s, SILENT_POLL_S))
+        elif reason is not None:
             deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
-        elif wait_s > 0:
-            waits.append(wait_s)
         elif group.num_in_flight is None:
-            waits.append(min(SILENT_POLL_S, group.grace_s - (now - since).total_seconds()))
+            waits.append(min(SILENT_POLL_S, left_s))
         else:
             waits.append(DRAIN_POLL_S)
     return deletions, min(waits, default=None)
+
+
+def _why_finished(group: Group, left_s: float) -> str | None:
+    """Return why a draining group may be deleted: it was seen empty, cannot have requests, or is late."""
+    if group.num_in_flight == 0:
+        return "Drained"
+    if not group.was_started:
+        return "EngineNotRunning"
+    return "DrainDeadline" if left_s <= 0 else None
 
 
 def name_conflict(wanted: Wanted, observed: Observed) -> str | None:

@@ -17,6 +17,19 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """How an engine is told to drain: a POST with a key, answered like its page of requests in flight.
+
+    Args:
+        path: of the POST.
+        key_variable: environment variable that gives the engine its key: the uid of its pod.
+    """
+
+    path: str
+    key_variable: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineProfile:
     """One kind of engine.
 
@@ -29,6 +42,7 @@ class EngineProfile:
         live_path: answers 200 while the engine works; a pod that stops answering is restarted.
         in_flight_path: tells how many requests are not fully answered.
         read_in_flight: reads that answer's body. Raises ValueError when it is not understood.
+        drain: how it is told to drain; None where it is only asked until nothing is in flight.
         read_termination: reads a container's termination message; None when it says nothing known.
         running_metric: gauge of the requests in the engine.
         waiting_metric: gauge of the requests waiting for it.
@@ -42,6 +56,7 @@ class EngineProfile:
     live_path: str
     in_flight_path: str
     read_in_flight: Callable[[bytes], int]
+    drain: Drain | None
     read_termination: Callable[[str], Cause | None]
     running_metric: str
     waiting_metric: str

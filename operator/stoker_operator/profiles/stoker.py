@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from stoker_operator.api import ModelDeployment
-from stoker_operator.profiles.profile import Cause, EngineProfile
+from stoker_operator.profiles.profile import Cause, Drain, EngineProfile
 
 SHUTDOWN_DELAY_S = 5  # new connections are still answered this long, until every node forgot the pod
 EXIT_MARGIN_S = 5  # what an engine needs to end once nothing is in flight
@@ -44,7 +44,7 @@ def fetch_args(model: ModelDeployment, destination: str) -> list[str]:
 
 
 def read_in_flight(body: bytes) -> int:
-    """Read the answer of ``/load``.
+    """Read the answer of ``/load``, or of ``/drain``.
 
     Raises:
         ValueError: it is something else.
@@ -80,6 +80,7 @@ STOKER = EngineProfile(
     live_path="/health",
     in_flight_path="/load",
     read_in_flight=read_in_flight,
+    drain=Drain(path="/drain", key_variable="STOKER_DRAIN_KEY"),
     read_termination=read_termination,
     running_metric="vllm:num_requests_running",
     waiting_metric="vllm:num_requests_waiting",

@@ -10,15 +10,16 @@ from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder
-from stoker_operator.cluster.inflight import InFlightReader, pod_addresses, pod_url
+from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
-from stoker_operator.observed import Failure, Observed, Reading, Refusal
+from stoker_operator.observed import Failure, Observed, Refusal
 from stoker_operator.plan import Action, Plan, groups, plan
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import ACT_AGAIN, Actor, Outcome
 from stoker_operator.reconcile.caches import Caches, Key
+from stoker_operator.reconcile.drains import Drains
 from stoker_operator.reconcile.slow import SlowPods
 from stoker_operator.retry import Backoff
 from stoker_operator.status import events, status
@@ -56,7 +57,7 @@ class Reconciler:
         client: the API.
         caches: what is known of the cluster.
         config: the operator's settings.
-        in_flight: asks draining pods for their requests.
+        in_flight: tells pods to drain and asks them for their requests.
         recorder: writes Events.
         clock: the time, for everything that plans and statuses say.
     """
@@ -73,7 +74,7 @@ class Reconciler:
         self._client = client
         self._caches = caches
         self._config = config
-        self._in_flight = in_flight
+        self._drains = Drains(in_flight, clock)
         self._recorder = recorder
         self._clock = clock
         self._actor = Actor(client, caches)
@@ -95,6 +96,7 @@ class Reconciler:
             self._caches.forget(key)
             self._slow_pods.forget(key)
             self._actor.forget(key)
+            self._drains.forget(key)
             self._memories.pop(key, None)
             return None
         wanted = self._wanted(key, model)
@@ -124,31 +126,16 @@ class Reconciler:
             return held(parsed, error)
 
     async def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
-        """Plan; when pods drain, ask them for their requests in flight and plan with that."""
+        """Plan; when pods drain, tell them, ask for their requests in flight and plan with that."""
         observed = self._caches.observe(key, model)
         todo = plan(wanted, observed, self._clock())
-        if todo.draining:
-            readings = await self._readings(wanted, observed, todo.draining)
-            observed = self._caches.observe(key, model, readings)
-            todo = plan(wanted, observed, self._clock())
-        return todo, observed
-
-    async def _readings(self, wanted: Wanted, observed: Observed, uids: frozenset[str]) -> dict[str, Reading]:
-        profile = profile_of(wanted.model.spec)
-        urls = {}
-        for pod in observed.pods:
-            uid = pod["metadata"]["uid"]
-            for address in pod_addresses(pod) if uid in uids else ():
-                urls[f"{uid} {address}"] = pod_url(address, profile.port, profile.in_flight_path)
-        bodies = await self._in_flight.read(urls)
-        readings = {uid: Reading(None) for uid in uids}
-        for key, body in bodies.items():
-            uid = key.partition(" ")[0]
-            try:
-                readings[uid] = Reading(profile.read_in_flight(body))
-            except ValueError as error:
-                logger.warning("pod %s: %s", uid, error)
-        return readings
+        if not todo.draining:
+            self._drains.forget(key)
+            return todo, observed
+        pods = {uid: pod for pod in observed.pods if (uid := pod["metadata"]["uid"]) in todo.draining}
+        readings = await self._drains.readings(key, pods, profile_of(wanted.model.spec))
+        observed = self._caches.observe(key, model, readings)
+        return plan(wanted, observed, self._clock()), observed
 
     async def _report(self, model: Object, wanted: Object, done: tuple[Action, ...]) -> None:
         """Write the status if it changed, then what happened as Events."""

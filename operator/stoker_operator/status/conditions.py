@@ -20,6 +20,7 @@ from stoker_operator.plan import name_conflict
 from stoker_operator.plan.groups import Group, groups, is_terminating, replica_pods
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
+from stoker_operator.status.drains import unobserved
 
 _MAX_MESSAGE_LENGTH = 2048
 
@@ -90,6 +91,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
+        *_drains(wanted, observed, now),
     ]
     result = {
         "observedGeneration": model.generation,
@@ -117,7 +119,7 @@ def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
 
 def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
     profile = profile_of(wanted.model.spec)
-    owned = [pod for pod in replica_pods(observed) if not is_terminating(pod)]
+    owned = [pod for pod in replica_pods(observed) if not (is_terminating(pod) or _is_draining(pod))]
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
     nodes = observed.nodes
     return [
@@ -129,6 +131,12 @@ def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
         )
         for pod in updated or owned
     ]
+
+
+def _is_draining(pod: Manifest) -> bool:
+    """Tell whether a pod is on its way out: that it is not ready any more then is no news."""
+    serving: str | None = pod["metadata"]["labels"].get(labels.SERVING)
+    return serving != "true"
 
 
 def _num_leftover(observed: Observed, live: list[Group]) -> int:
@@ -254,6 +262,12 @@ def _loaded(view: _View) -> _Aspect:
     return _Aspect(
         "ModelLoaded", "False", first_cause(view.states) or Cause("LoadingModel", "no pod has it yet")
     )
+
+
+def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[_Aspect]:
+    """Say only that drains cannot be watched: that they can is nothing to tell."""
+    cause = unobserved(observed, profile_of(wanted.model.spec), now)
+    return [] if cause is None else [_Aspect("DrainUnobserved", "True", cause)]
 
 
 def _dated(aspects: list[_Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:

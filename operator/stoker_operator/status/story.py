@@ -64,6 +64,8 @@ def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:
     old = {condition["type"]: condition for condition in before.get("conditions", ())}
     new = {condition["type"]: condition for condition in after.get("conditions", ())}
     ready, stalled = new.get("Ready", {}), new.get("Stalled", {})
+    for unobserved in new.keys() & {"DrainUnobserved"} - old.keys():
+        yield Event("Warning", new[unobserved]["reason"], "DrainPod", new[unobserved]["message"])
     if stalled.get("status") == "True" and _changed(old.get("Stalled", {}), stalled):
         yield Event("Warning", stalled["reason"], "Reconcile", stalled["message"])
     elif _changed(old.get("Ready", {}), ready):

@@ -18,6 +18,7 @@ from stoker_runtime.errors import RequestError
 from stoker_runtime.server import inference, openapi
 from stoker_runtime.server.body import read_body
 from stoker_runtime.server.entry import Entry
+from stoker_runtime.server.keys import DrainKey
 from stoker_runtime.server.paths import Paths
 from stoker_runtime.server.problems import client_gone, error_response
 from stoker_runtime.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -190,6 +191,7 @@ def _token_routes(serving: Serving) -> APIRouter:
 def _operations_routes(serving: Serving) -> APIRouter:
     """Return what kubelets, scrapers and the operator ask for."""
     router = APIRouter()
+    drain_key = DrainKey(serving.config.drain_key)
     scraped = openapi.text(_METRICS_TYPE.partition(";")[0], "The metrics.")
 
     @router.get("/health", responses={503: {"description": "The engine is dead or silent."}})
@@ -211,8 +213,16 @@ def _operations_routes(serving: Serving) -> APIRouter:
     @router.get("/load")
     async def load() -> Response:
         """Say how many inference requests are not yet fully answered; server_load is vLLM's name for it."""
-        in_flight = serving.in_flight
-        return _json({"in_flight": in_flight, "server_load": in_flight, "draining": serving.is_draining})
+        return _json(serving.load)
+
+    @router.post("/drain", include_in_schema=False)  # no client's business
+    async def drain(request: Request) -> Response:
+        """Take the server out of service for good; say what is not yet fully answered, as /load does."""
+        refusal = drain_key.refusal(request.scope["headers"])
+        if refusal is not None:
+            raise refusal
+        serving.drain()
+        return _json(serving.load)
 
     @router.get("/metrics", response_class=Response, responses=scraped)  # else it says that there may be JSON
     async def metrics() -> Response:

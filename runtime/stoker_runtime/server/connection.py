@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import uuid
 from typing import Any
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from stoker_runtime.errors import RequestError
 from stoker_runtime.server import framing
@@ -34,8 +36,25 @@ class _Refused(Exception):
     """Ends the parsing of a connection; what is answered is noted elsewhere."""
 
 
+class Connections(ServerState):
+    """What all connections of a server share: uvicorn's, and whether there is any.
+
+    Attributes:
+        are_gone: set while there is none.
+    """
+
+    connections: set[Connection]  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_gone = asyncio.Event()
+        self.are_gone.set()
+
+
 class Connection(HttpToolsProtocol):
     """See the module. One request at a time, so that a client that leaves is noticed while it is served."""
+
+    server_state: Connections
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,9 +72,25 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close a connection that asks nothing as one that asks nothing more."""
         super().connection_made(transport)
+        self.server_state.are_gone.clear()
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def limit_idle(self, limit_s: int) -> None:
+        """Close the connection once it is idle for this long, counted from now if it is idle already."""
+        self.timeout_keep_alive = limit_s
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(limit_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the idle connection, unless a request has come that the busy loop has not read yet."""
+        self.timeout_keep_alive_task = None
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        if not poll.poll(0):
+            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of the timers."""
@@ -64,6 +99,8 @@ class Connection(HttpToolsProtocol):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
         super().connection_lost(exc)
+        if not self.connections:
+            self.server_state.are_gone.set()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Let a whole request have its answer, unless it is one that is given up when its client leaves.

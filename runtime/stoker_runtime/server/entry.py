@@ -29,7 +29,7 @@ _PURPOSES: dict[str, Purpose] = {
     "/detokenize": "tokens",
 }
 _LOGGED = ("user", "metadata", "safety_identifier", "prompt_cache_key", "error")  # where a request has them
-_PROBE_PATHS = frozenset({"/health", "/ready", "/metrics", "/load"})
+_PROBE_PATHS = frozenset({"/health", "/ready", "/metrics", "/load", "/drain"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _REQUEST_ID_HEADER = "x-request-id"
 

@@ -1,4 +1,4 @@
-"""Who may ask: API keys as clients of OpenAI, Anthropic and Azure send them. Pure."""
+"""Who may ask: API keys as clients of OpenAI, Anthropic and Azure send them, and the key to drain. Pure."""
 
 from __future__ import annotations
 
@@ -38,10 +38,45 @@ class ApiKeys:
         return None if any(matches) else _refused("the API key is not one of this server's")
 
 
+class DrainKey:
+    """The key of whoever may take this server out of service.
+
+    Args:
+        key: None lets nobody.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._digest = None if key is None else _digest(key.encode())
+
+    def refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> RequestError | None:
+        """Return why a request is turned away; None lets it in.
+
+        Args:
+            headers: names in lower case and values.
+        """
+        if self._digest is None:
+            return RequestError(
+                "this server was started without --drain-key, so nobody may drain it; SIGTERM does",
+                status=403,
+                code="drain_not_offered",
+            )
+        if any(hmac.compare_digest(_digest(key), self._digest) for key in _bearers(headers)):
+            return None
+        return RequestError(
+            "this wants the server's drain key in the header Authorization: Bearer KEY",
+            status=401,
+            code="invalid_drain_key",
+        )
+
+
 def _presented(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+    headers = list(headers)
+    yield from (value.strip() for name, value in headers if name in _PLAIN_HEADERS)
+    yield from _bearers(headers)
+
+
+def _bearers(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
-        if name in _PLAIN_HEADERS:
-            yield value.strip()
         if name == b"authorization":
             scheme, _, key = value.strip().partition(b" ")
             if scheme.lower() == b"bearer":

@@ -3,6 +3,8 @@
     start -> /ready 503 LoadingModel -> /ready 200 -> SIGTERM -> /ready 503, still serving -> listener closed
     -> in flight 0, or deadline -> exit 0
 
+POST /drain begins the same earlier: /ready 503, still serving, until SIGTERM.
+
 Whatever ends it otherwise is raised as the StokerError that says why.
 """
 
@@ -13,6 +15,7 @@ import gc
 import logging
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+# What it takes at most to close connections that are idle, see DRAINING_IDLE_S.
+_GOODBYES_S = 2.5
 # For streams to send the event that ends them.
 _LAST_WORDS_S = 2.0
 
@@ -84,6 +89,7 @@ class _Process:
 
         serving = Serving(self._config, client, self._max_running)
         http = HttpServer(uvicorn_config(serving))
+        serving.on_drain = http.close_idle
         serving_http = asyncio.create_task(http.serve(sockets=[listener]))
         loading = asyncio.create_task(self._load(serving))
         try:
@@ -175,11 +181,12 @@ class _Process:
         from stoker_runtime.server.problems import shutting_down
 
         config, client = self._config, serving.client
-        serving.is_draining = True
-        logger.info("draining", extra={"in_flight": serving.in_flight})
-        await _first_of(config.shutdown_delay_s, client.is_dead, self._is_hurried)
+        serving.drain()
+        # Who was told by POST /drain has waited already.
+        delay_s = serving.draining_since_s + config.shutdown_delay_s - time.monotonic()
+        await _first_of(max(0.0, delay_s), client.is_dead, self._is_hurried)
         http.close_listeners()
-        await _first_of(config.drain_timeout_s, serving.is_idle, self._is_hurried)
+        await self._until_idle(serving, http)
         serving.is_closed = True
         if client.dead is not None:
             raise cause_of_death(client)
@@ -188,6 +195,19 @@ class _Process:
             client.fail_all(shutting_down())
             await _first_of(_LAST_WORDS_S, serving.is_idle)
         logger.info("drained")
+
+    async def _until_idle(self, serving: Serving, http: HttpServer) -> None:
+        """Wait for what runs, and until the clients of kept connections have learnt that these end."""
+        ends_s = time.monotonic() + self._config.drain_timeout_s
+        while True:
+            left_s = max(0.0, ends_s - time.monotonic())
+            await _first_of(left_s, serving.is_idle, self._is_hurried)
+            if self._is_hurried.is_set() or not serving.is_idle.is_set():
+                return
+            left_s = min(_GOODBYES_S, max(0.0, ends_s - time.monotonic()))
+            await _first_of(left_s, http.server_state.are_gone, self._is_hurried)
+            if serving.is_idle.is_set():
+                return
 
 
 async def _first_of(limit_s: float, *events: asyncio.Event) -> None:

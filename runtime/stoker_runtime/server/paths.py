@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # What kubelets, scrapers, scalers and the operator ask for, none of whom has a key; and what says how to ask.
-_WITHOUT_KEY = frozenset({"/health", "/ready", "/load", "/metrics", "/version", "/openapi.json"})
+# /drain has a key of its own, which no client has.
+_WITHOUT_KEY = frozenset({"/health", "/ready", "/load", "/drain", "/metrics", "/version", "/openapi.json"})
 _REPEATED_V1 = re.compile(r"\A(?:/+v1)+(?=/+v1(?:/|\Z))")
 _MODEL = "/v1/models"  # a model's name follows it, which may hold any slashes
 _COMPARED = 128  # characters; telling how alike two texts are takes time
@@ -19,7 +20,7 @@ _ALIKE = 0.8  # of 1, which is the same: a letter or two are wrong, not another 
 
 
 def needs_key(path: str) -> bool:
-    """Tell whether a path, in its one form, is only for clients with a key where the server has keys."""
+    """Tell whether a path, in its one form, is only for clients with an API key where the server has keys."""
     return path not in _WITHOUT_KEY
 
 

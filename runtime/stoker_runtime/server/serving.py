@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -18,6 +20,8 @@ from stoker_runtime.server.metrics import Metrics, RequestTimer
 from stoker_runtime.server.problems import engine_dead, queue_full, shutting_down, unavailable
 from stoker_runtime.server.prompt import TextRoom
 from stoker_runtime.server.stop_strings import StopStrings
+
+logger = logging.getLogger(__name__)
 
 # What a request's limits depend on: "tokens" are /tokenize and /detokenize.
 Purpose = Literal["inference", "tokens", "operations"]
@@ -43,6 +47,8 @@ class Serving:
         client.on_step = self.metrics.stepped
         self.text: TextRoom | None = None  # set once the tokenizer is loaded
         self.is_draining = False
+        self.draining_since_s = 0.0  # time.monotonic() when it began
+        self.on_drain: Callable[[], None] = lambda: None  # called once, when a drain begins
         self.is_closed = False  # the drain is over: nothing more is started
         self.in_flight = 0  # HTTP inference requests not yet fully answered
         self.is_idle = asyncio.Event()
@@ -62,6 +68,31 @@ class Serving:
         if self.client.ready is None or self.text is None:
             return "LoadingModel"
         return None if self.client.is_healthy else "EngineSilent"
+
+    def drain(self) -> None:
+        """Send clients elsewhere from now on, for good; what runs and what still comes is answered.
+
+        To say it again changes nothing. A server that drains never comes back: its end is the way out.
+        """
+        if self.is_draining:
+            return
+        self.is_draining = True
+        self.draining_since_s = time.monotonic()
+        logger.info("draining", extra={"in_flight": self.in_flight})
+        self.on_drain()
+
+    @property
+    def load(self) -> dict[str, int | bool]:
+        """What is not yet fully answered; server_load is vLLM's name for it.
+
+        `in_flight` counts HTTP inference requests, `waiting` the engine's requests that wait for a place.
+        """
+        return {
+            "in_flight": self.in_flight,
+            "server_load": self.in_flight,
+            "waiting": self.client.stats.num_waiting,
+            "draining": self.is_draining,
+        }
 
     def loaded(self) -> tuple[TextRoom, EngineReady]:
         """Return the text side and what the engine said of itself.

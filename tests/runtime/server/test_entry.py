@@ -499,4 +499,4 @@ async def test_load_counts_what_is_in_flight_under_both_names() -> None:
         await until(lambda: stack.serving.in_flight == 1)
         load = (await stack.http.get("/load")).json()
 
-    assert load == {"in_flight": 1, "server_load": 1, "draining": False}
+    assert load == {"in_flight": 1, "server_load": 1, "waiting": 0, "draining": False}

@@ -13,7 +13,7 @@ from stoker_runtime.errors import EngineDead, RequestError
 from stoker_runtime.messages import EngineStats, FinishReason, RequestOutput, StepOutputs
 from stoker_runtime.server.wire import CompletionShape
 
-IDLE = {"in_flight": 0, "server_load": 0, "draining": False}
+IDLE = {"in_flight": 0, "server_load": 0, "waiting": 0, "draining": False}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 

@@ -10,7 +10,7 @@ from stoker_runtime.server.paths import Paths, needs_key
 
 KNOWN = (
     *("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
-    *("/health", "/ready", "/load", "/metrics", "/version", "/openapi.json"),
+    *("/health", "/ready", "/load", "/drain", "/metrics", "/version", "/openapi.json"),
 )
 CHAT = "/v1/chat/completions"
 
@@ -118,9 +118,9 @@ def test_the_nearest_path_is_named(asked: str, nearest: str | None) -> None:
     assert Paths(KNOWN, "/llm").nearest(asked) == (nearest and f"/llm{nearest}")
 
 
-def test_only_probes_and_the_description_need_no_key() -> None:
+def test_only_probes_the_drain_and_the_description_need_no_api_key() -> None:
     assert {path for path in KNOWN if not needs_key(path)} == {
-        *("/health", "/ready", "/load", "/metrics", "/version", "/openapi.json")
+        *("/health", "/ready", "/load", "/drain", "/metrics", "/version", "/openapi.json")
     }
     assert needs_key("/v1/models/health")
     assert needs_key("/")

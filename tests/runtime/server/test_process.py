@@ -13,8 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from raw_http import opened
-from server_builders import make_byte_level_tokenizer
-from server_process import DEADLINE_S, ServerProcess, server_process
+from server_process import DEADLINE_S, ServerProcess, make_model_folder, server_process, until_status
 
 pytestmark = pytest.mark.slow
 
@@ -25,22 +24,7 @@ ENDLESS = {**LONG, "max_tokens": 4000}
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The text side of a model as a Hugging Face directory."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    make_byte_level_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps({"eos_token_id": 257}))
-    return folder
-
-
-async def until_status(http: httpx2.AsyncClient, path: str, status: int) -> httpx2.Response:
-    pause = asyncio.Event()
-    async with asyncio.timeout(DEADLINE_S):
-        while (response := await http.get(path)).status_code != status:
-            try:
-                await asyncio.wait_for(pause.wait(), 0.02)
-            except TimeoutError:
-                continue
-    return response
+    return make_model_folder(tmp_path / "model")
 
 
 async def until_in_flight(http: httpx2.AsyncClient, condition: Callable[[int], bool]) -> None:

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from server_engine import DEADLINE_S, Stack, listening, running_stack, until
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from stoker_runtime.server import framing
-from stoker_runtime.server.connection import Connection
+from stoker_runtime.server.connection import Connection, Connections
 from stoker_runtime.server.listener import uvicorn_config
 
 BODY = json.dumps({"prompt": "ab"}).encode()
@@ -87,7 +86,7 @@ async def wired(stack: Stack | None = None) -> AsyncIterator[tuple[Connection, W
     else:
         config = uvicorn_config(stack.serving)
     config.load()
-    connection, wire = Connection(config=config, server_state=ServerState(), app_state={}), Wire()
+    connection, wire = Connection(config=config, server_state=Connections(), app_state={}), Wire()
     connection.connection_made(wire)
     try:
         yield connection, wire

@@ -1,0 +1,42 @@
+"""Which drains nobody can watch: the operator cannot reach the pod, or does not understand it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from stoker_operator.observed import Observed
+from stoker_operator.plan.groups import Group, groups
+from stoker_operator.profiles import Cause, EngineProfile
+
+# One call that fails is no news: a busy pod may not answer in time, and is asked again before this is over.
+SILENT_FOR = timedelta(seconds=3)
+
+
+def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cause | None:
+    """Return what keeps us from seeing when draining pods are empty; None when all answer.
+
+    Args:
+        observed: with the readings of draining pods.
+        profile: of their engine.
+        now: the time.
+    """
+    silent = [group for group in groups(observed) if _is_silent(group, observed, now)]
+    if not silent:
+        return None
+    first = silent[0]
+    others = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+    return Cause(
+        "DrainUnobserved",
+        f"pod {first.name}{others} cannot be asked for requests in flight on port {profile.port} "
+        f"({observed.readings[first.pods[0].uid].trouble}), so it is kept for all of its grace period of "
+        f"{first.grace_s:g} s: let the operator reach it through NetworkPolicies and meshes",
+    )
+
+
+def _is_silent(group: Group, observed: Observed, now: datetime) -> bool:
+    """Tell whether a group drains, may have requests and has not answered for a while."""
+    if group.is_serving or group.is_terminating or group.is_failed or not group.was_started:
+        return False
+    reading = observed.readings.get(group.pods[0].uid)
+    since = None if reading is None else reading.silent_since
+    return since is not None and now - since >= SILENT_FOR
