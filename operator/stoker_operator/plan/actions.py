@@ -45,11 +45,15 @@ class DeletePod:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply of a Service or PodDisruptionBudget, which is missing or differs at `drift`."""
+    """Server-side apply of a Service or PodDisruptionBudget, which is missing or differs at `drift`.
+
+    `changed`, once it is done: where it differs all the same.
+    """
 
     manifest: Manifest
     drift: tuple[str, ...]
     reason: str
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan import admitted
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
+from stoker_operator.plan.drift import drift
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.pace import Pace
 from stoker_operator.reconcile.taken_back import TakenBack
@@ -128,7 +129,7 @@ class Actor:
             case DeleteBudget():
                 await self._delete(PDBS, key[0], action.name, action.uid)
             case Apply():
-                return action if await self._apply(key, model, action) else None
+                return await self._apply(key, model, action)
         return action
 
     async def _create_pod(self, key: Key, action: CreatePod) -> CreatePod | None:
@@ -182,7 +183,7 @@ class Actor:
         else:
             self._forget(resource, namespace, name, uid)
 
-    async def _apply(self, key: Key, model: Object, action: Apply) -> bool:
+    async def _apply(self, key: Key, model: Object, action: Apply) -> Apply | None:
         manifest = dict(action.manifest)
         resource, name = BY_KIND[manifest["kind"]], manifest["metadata"]["name"]
         store = self._caches.stores[resource]
@@ -193,7 +194,7 @@ class Actor:
             held = await self._take_live(key, resource, name)
         if held is not None:
             if not is_owned_by(held, model["metadata"]["uid"]):
-                return False
+                return None
             manifest["metadata"] = {**manifest["metadata"], "uid": held["metadata"]["uid"]}
         try:
             applied = await self._client.apply(resource, manifest)
@@ -203,7 +204,7 @@ class Actor:
             raise
         store.put(applied)
         self._caches.unblock(key, resource, name)
-        return True
+        return replace(action, changed=tuple(drift(action.manifest, applied)))
 
     async def _take_live(self, key: Key, resource: Resource, name: str) -> Object | None:
         """Read an object that the cache lacks, and remember what has that name."""
@@ -242,8 +243,8 @@ def describe(action: Action) -> str:
             return f"stop serving from {_target(action)}"
         case DeletePod() | DeleteBudget():
             return f"delete {_target(action)}"
-        case Apply(drift=drift):
-            return f"apply {_target(action)} ({', '.join(drift) or 'missing'})"
+        case Apply(drift=paths):
+            return f"apply {_target(action)} ({', '.join(paths) or 'missing'})"
 
 
 def _target(action: Action) -> str:

@@ -17,6 +17,7 @@ from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan import name_conflict
+from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, groups, is_terminating, replica_pods
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
@@ -44,6 +45,7 @@ class _View:
     states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
     num_leftover: int  # pods that should be gone and are not yet
     has_service: bool
+    misrouted: tuple[str, ...]  # where the Service differs, so that requests do not reach our pods
     failure: Cause | None  # the call that keeps failing
 
     @property
@@ -83,6 +85,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         _states(wanted, observed),
         _num_leftover(observed, live),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
+        misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
     )
     blocked = _blocked(wanted, observed)
@@ -115,6 +118,14 @@ def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
     address = f"http://{model.name}.{model.namespace}.svc.{config.cluster_domain}"
     port = model.spec.service.port
     return address if port == 80 else f"{address}:{port}"
+
+
+def _misrouted(wanted: Wanted, observed: Observed) -> tuple[str, ...]:
+    """Return where the Service, written a moment ago, sends requests elsewhere."""
+    if not wanted.service or observed.service is None:
+        return ()
+    decisive = {name: wanted.service["spec"][name] for name in ("selector", "ports")}
+    return tuple(drift({"spec": decisive}, observed.service))
 
 
 def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
@@ -167,7 +178,7 @@ def _failure(observed: Observed) -> Cause | None:
 
 def _ready(view: _View, blocked: Cause | None) -> _Aspect:
     wanted = view.model.num_wanted
-    if view.num_answering >= wanted and view.has_service and blocked is None:
+    if view.num_answering >= wanted and view.has_service and not view.misrouted and blocked is None:
         return _Aspect("Ready", "True", _all_answer(view))
     return _Aspect("Ready", "False", blocked or _why_not_ready(view))
 
@@ -194,6 +205,10 @@ def _why_not_ready(view: _View) -> Cause:
         return Cause(view.failure.reason, f"{counts}: {view.failure.message}")
     if not view.has_service:
         return Cause("RollingOut", f"{counts}: there is no Service yet")
+    if view.misrouted:
+        where = ", ".join(view.misrouted)
+        text = f"the Service is changed back at {where} whenever it is written, and sends requests elsewhere"
+        return Cause("ChangedByAdmission", f"{counts}: {text}")
     if view.model.spec.rollout.paused and not view.updated and view.live:
         return _paused(counts)
     cause = first_cause(view.states)
@@ -217,6 +232,7 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
     is_settled = (
         view.num_answering >= model.num_wanted
         and view.has_service
+        and not view.misrouted
         and len(view.live) == model.num_wanted
         and not view.num_leftover
     )
@@ -230,7 +246,7 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
         reconciling = _Aspect(
             "Reconciling", "False", _paused(f"{len(view.live)} pods of several revisions exist")
         )
-    elif view.num_answering >= model.num_wanted and view.has_service:
+    elif view.num_answering >= model.num_wanted and view.has_service and not view.misrouted:
         text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
         reconciling = _Aspect("Reconciling", "True", Cause("RemovingPods", text))
     else:

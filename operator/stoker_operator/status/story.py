@@ -43,7 +43,7 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
             yield Event("Normal", "PodCreated", "CreatePod", f"created pod {action.name} ({action.reason})")
             if action.changed:
                 note = f"admission changed pod {action.name}: {'; '.join(action.changed)}"
-                yield Event("Warning", "PodChanged", "CreatePod", note)
+                yield Event("Warning", "ChangedByAdmission", "CreatePod", note)
         elif isinstance(action, StopServing):
             note = f"pod {action.name} serves no new requests ({action.reason})"
             yield Event("Normal", "PodDraining", "DrainPod", note)
@@ -51,9 +51,15 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
             is_bad = action.reason in ("Failed", "NodeNotReady", "DrainDeadline")
             kind = "Warning" if is_bad else "Normal"
             yield Event(kind, "PodDeleted", "DeletePod", f"deleted pod {action.name} ({action.reason})")
-        elif isinstance(action, Apply) and action.reason == "Drift":
+        elif isinstance(action, Apply):
             name = f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
-            yield Event("Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}")
+            if action.changed:
+                note = f"admission changed {name} at {', '.join(action.changed[:5])}"
+                yield Event("Warning", "ChangedByAdmission", "Apply", note)
+            elif action.reason == "Drift":
+                yield Event(
+                    "Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}"
+                )
         elif isinstance(action, DeleteBudget):
             yield Event(
                 "Normal", "BudgetDeleted", "DeleteBudget", f"deleted PodDisruptionBudget {action.name}"

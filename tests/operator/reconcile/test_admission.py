@@ -225,7 +225,52 @@ def test_other_accelerators_than_asked_are_told_and_serve(monkeypatch: pytest.Mo
         mutate_pods(world, monkeypatch, drop_accelerator)
         world.apply(accelerator={"perPod": 1})
         await world.ready()
-        assert "limits[nvidia.com/gpu] is missing, not 1" in events_of(world)["PodChanged"]
+        assert "limits[nvidia.com/gpu] is missing, not 1" in events_of(world)["ChangedByAdmission"]
+
+    play(scenario)
+
+
+def test_a_service_that_admission_points_elsewhere_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients would reach nobody, or somebody else, while the pods answer their probes."""
+
+    async def scenario(world: World) -> None:
+        def changed(kind: Kind, obj: Object, owners: Any, write: Any = world.api.storage.update) -> Object:
+            if kind.plural == "services":
+                obj = {**obj, "spec": {**obj["spec"], "selector": {"app": "elsewhere"}}}
+            result: Object = write(kind, obj, owners)
+            return result
+
+        insert = world.api.storage.insert
+        world.apply()
+        await world.ready()
+        monkeypatch.setattr(world.api.storage, "update", changed)
+        monkeypatch.setattr(
+            world.api.storage, "insert", lambda kind, obj, owners: changed(kind, obj, owners, insert)
+        )
+        world.apply(service={"port": 8080})
+        await until(lambda: world.condition("Ready")["reason"] == "ChangedByAdmission", 10.0)
+        assert "spec.selector" in world.condition("Ready")["message"]
+        await pass_time(60.0)
+        start = len(world.api.writes)
+        await pass_time(60.0)
+        assert len(writes_of(world, start)) <= 12
+        assert "spec.selector" in events_of(world)["ChangedByAdmission"]
+        monkeypatch.undo()
+        await world.ready(deadline_s=60.0)
+
+    play(scenario)
+
+
+def test_what_a_cluster_makes_of_a_service_is_no_news() -> None:
+    async def scenario(world: World) -> None:
+        world.apply(service={"type": "LoadBalancer"})
+        await world.ready()
+        ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP", "nodePort": 31000}]
+        spec = {"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "ports": ports}
+        put(world.api, "services", {"metadata": {**METADATA, "name": NAME}, "spec": spec})
+        await world.settled()
+        assert world.is_ready()
+        assert "ChangedByAdmission" not in events_of(world)
 
     play(scenario)
 
@@ -244,6 +289,6 @@ def test_what_admission_adds_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None
         mutate_pods(world, monkeypatch, inject)
         world.apply(accelerator={"perPod": 1})
         await world.ready()
-        assert "PodChanged" not in events_of(world)
+        assert "ChangedByAdmission" not in events_of(world)
 
     play(scenario)
