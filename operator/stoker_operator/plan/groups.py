@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 
 from stoker_operator.api import labels
 from stoker_operator.desired.metadata import is_owned_by
@@ -29,6 +30,21 @@ class PodRef:
     uid: str
 
 
+class Phase(Enum):
+    """Where a group is in its life; of those that hold, the last one named here counts."""
+
+    STARTING = "starting"  # its engine has not answered since it (re)started
+    SILENT = "silent"  # it answered since, and is not ready now: a slow probe, or trouble
+    ANSWERING = "answering"  # its leader is ready
+    LOST = "lost"  # a pod's node does not report, so nobody knows whether it still works
+    DRAINING = "draining"  # its Service sends it nothing more; it finishes what it has
+    FAILED = "failed"  # a pod ended for good
+    TERMINATING = "terminating"  # all its pods have been deleted already
+
+
+_LIVE = frozenset({Phase.STARTING, Phase.SILENT, Phase.ANSWERING})
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One replica.
@@ -36,16 +52,15 @@ class Group:
     Args:
         name: the group's, which is its leader's.
         revision: what it was made from.
+        phase: where it is in its life.
+        members: its pods as observed, the leader first.
         pods: those that are not yet terminating.
-        is_ready: its leader is ready.
+        has_answered: its engine answered since it last (re)started, however slow it is now; one that never
+            did has no requests.
         is_scheduled: all its pods have a node.
-        was_started: its engine answered at least once since it last (re)started; one that never did has no
-            requests.
-        is_serving: its Service may send requests to it.
-        is_failed: a pod ended for good.
-        is_lost: a pod's node does not report, so nobody knows whether it still works.
+        is_serving: its label says that its Service may send it requests, in whatever phase it is.
+        is_reachable: its nodes report, so that it can be asked.
         is_leaving: its node is cordoned.
-        is_terminating: all its pods have been deleted already.
         created_at: of its leader.
         failed_at: when it failed; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
@@ -56,15 +71,14 @@ class Group:
 
     name: str
     revision: str
+    phase: Phase
+    members: tuple[Manifest, ...]
     pods: tuple[PodRef, ...]
-    is_ready: bool
+    has_answered: bool
     is_scheduled: bool
-    was_started: bool
     is_serving: bool
-    is_failed: bool
-    is_lost: bool
+    is_reachable: bool
     is_leaving: bool
-    is_terminating: bool
     created_at: datetime
     failed_at: datetime
     num_restarts: int = 0
@@ -75,17 +89,12 @@ class Group:
     @property
     def is_live(self) -> bool:
         """Whether it counts as a replica: it exists, has neither failed nor got lost, and does not drain."""
-        return not (self.is_terminating or self.is_failed or self.is_lost) and self.is_serving
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether its engine answered since it (re)started; a slow answer to a probe does not change that."""
-        return self.is_ready or self.was_started
+        return self.phase in _LIVE
 
     @property
     def is_available(self) -> bool:
         """Whether it answers requests that come through the Service."""
-        return self.is_live and self.is_ready
+        return self.phase is Phase.ANSWERING
 
 
 def groups(observed: Observed) -> list[Group]:
@@ -143,18 +152,18 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
     created_at = parse_time(metadata["creationTimestamp"])
     reading = observed.readings.get(metadata["uid"])
     staying = [pod for pod in pods if not is_terminating(pod)]
+    is_reachable = all(_node(pod, observed.nodes).is_ready for pod in staying)
     return Group(
         name=name,
         revision=own.get(labels.REVISION, ""),
+        phase=_phase(leader, staying, is_reachable),
+        members=(leader, *(pod for pod in pods if pod is not leader)),
         pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
-        is_ready=is_pod_ready(leader),
+        has_answered=is_pod_ready(leader) or _was_started(leader),
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
-        was_started=_was_started(leader),
-        is_serving=own.get(labels.SERVING) == "true",
-        is_failed=any(_has_ended(pod) for pod in staying),
-        is_lost=any(not _node(pod, observed.nodes).is_ready for pod in staying),
+        is_serving=_is_serving(leader),
+        is_reachable=is_reachable,
         is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
-        is_terminating=not staying,
         created_at=created_at,
         failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
         num_restarts=_noted_count(notes.get(labels.RESTARTS, "")),
@@ -162,6 +171,24 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
         grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
     )
+
+
+def _phase(leader: Manifest, staying: list[Manifest], is_reachable: bool) -> Phase:
+    if not staying:
+        return Phase.TERMINATING
+    if any(_has_ended(pod) for pod in staying):
+        return Phase.FAILED
+    if not _is_serving(leader):
+        return Phase.DRAINING
+    if not is_reachable:
+        return Phase.LOST
+    if is_pod_ready(leader):
+        return Phase.ANSWERING
+    return Phase.SILENT if _was_started(leader) else Phase.STARTING
+
+
+def _is_serving(pod: Manifest) -> bool:
+    return _labels(pod).get(labels.SERVING) == "true"
 
 
 def _labels(pod: Manifest) -> Mapping[str, str]:

@@ -18,7 +18,7 @@ from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
 from stoker_operator.plan.drift import drift
-from stoker_operator.plan.groups import Group, groups
+from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.revisions import Revision, target_revision
 from stoker_operator.plan.rollout import Decision, Limits, decide
 
@@ -45,14 +45,12 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if model.is_deleting:
         return Plan()
     all_groups = groups(observed)
-    target = target_revision(wanted, observed, all_groups)
+    target = target_revision(wanted, all_groups)
     if target is None:
         return Plan()
     limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable, wanted.is_held)
     decision = decide(all_groups, target.revision, limits, now)
-    draining = [
-        group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
-    ]
+    draining = [group for group in all_groups if group.phase is Phase.DRAINING]
     finished, drain_waits = _finished(draining, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
     stops = list(_stops(leaving, now))
@@ -61,7 +59,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         *_creations(wanted, observed, target, decision),
         *stops,
         *(
-            DeletePod(ref.name, ref.uid, "Failed" if group.is_failed else "NodeNotReady")
+            DeletePod(ref.name, ref.uid, "Failed" if group.phase is Phase.FAILED else "NodeNotReady")
             for group in decision.removals
             for ref in group.pods
         ),
@@ -71,7 +69,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
     # Nobody answers from a node that does not report.
-    uids = frozenset(group.pods[0].uid for group in draining if not group.is_lost)
+    uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
     return Plan(tuple(actions), min(waits, default=None), uids)
 
 
@@ -135,7 +133,7 @@ def _finished(draining: list[Group], now: datetime) -> tuple[list[DeletePod], fl
             continue
         wait_s = (since + timedelta(seconds=SETTLE_S) - now).total_seconds()
         is_late = (now - since).total_seconds() >= group.grace_s
-        if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.was_started):
+        if wait_s <= 0 and (group.num_in_flight == 0 or is_late or not group.has_answered):
             reason = "DrainDeadline" if is_late and group.num_in_flight else "Drained"
             deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
         elif wait_s > 0:

@@ -16,7 +16,7 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
   they have answered; those of another revision that never did are neither counted nor taken away. With two
   revisions, as many groups as the surge allows may stay, or a pause would take one back.
 - Among equals the one goes first that costs least: leaving node, not ready, without a node,
-  not yet started, fewest requests, youngest.
+  not yet answering, fewest requests, youngest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from stoker_operator.plan.groups import Group
+from stoker_operator.plan.groups import Group, Phase
 
 FIRST_BACKOFF_S = 10.0
 MAX_BACKOFF_S = 300.0
@@ -73,18 +73,20 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
     current = [
         group for group in staying if group.revision == target or (limits.is_held and group.has_answered)
     ]
-    old = [group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)]
-    failed = [group for group in all_groups if group.is_failed and not group.is_terminating]
+    may_go = [
+        group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)
+    ]
+    failed = [group for group in all_groups if group.phase is Phase.FAILED]
     room = max(0, limits.num_wanted + limits.max_surge - len(live))
     num_missing = max(0, limits.num_wanted - len(current))
     starts, removals, wait_until = _starts(failed, target, num_missing, room, now)
     if sum(group.is_available for group in live) >= limits.num_wanted:
-        removals += [group for group in all_groups if _is_only_lost(group)]
+        removals += [group for group in all_groups if group.phase is Phase.LOST]
     if limits.is_held:
         surplus = _surplus(staying, _most_held(staying, limits))
     else:
         surplus = _surplus(current, limits.num_wanted)
-    stops = surplus + _outdated(current, old, limits)
+    stops = surplus + _outdated(current, may_go, limits)
     return Decision(tuple(starts), tuple(stops), tuple(removals), wait_until)
 
 
@@ -121,11 +123,6 @@ def _starts(
     return starts, removals, replace_at(waiting[0]) if waiting else None
 
 
-def _is_only_lost(group: Group) -> bool:
-    """Tell whether a lost group is not dealt with already, as a failed, draining or terminating one."""
-    return group.is_lost and group.is_serving and not (group.is_failed or group.is_terminating)
-
-
 def _most_held(staying: list[Group], limits: Limits) -> int:
     is_mixed = len({group.revision for group in staying}) > 1
     return limits.num_wanted + (limits.max_surge if is_mixed and limits.num_wanted else 0)
@@ -136,24 +133,31 @@ def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
     return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]]
 
 
-def _outdated(current: list[Group], old: list[Group], limits: Limits) -> list[tuple[Group, str]]:
-    min_available = max(0, limits.num_wanted - limits.max_unavailable)
-    num_current = min(len(current), limits.num_wanted)
-    num_starting = sum(not group.is_ready for group in sorted(current, key=_cost, reverse=True)[:num_current])
-    unready = sorted((group for group in old if not group.is_ready), key=_cost)
-    num_free = max(0, num_current + len(old) - min_available - num_starting)
-    stops = unready[:num_free]
-    num_available = sum(group.is_available for group in old)
-    num_available += sum(
-        group.is_available for group in sorted(current, key=_cost, reverse=True)[:num_current]
-    )
-    ready = sorted((group for group in old if group.is_ready), key=_cost)
-    stops += ready[: max(0, min(num_available - min_available, num_free - len(stops)))]
+def _outdated(current: list[Group], may_go: list[Group], limits: Limits) -> list[tuple[Group, str]]:
+    """Choose what can be spared now of the groups that may go.
+
+    Two promises hold afterwards, where they held before:
+
+    - `must_answer` groups answer at this moment;
+    - `must_answer` groups could answer without a kept one getting ready, if only those that are left of
+      `may_go` do. So a group that does not answer now, and may in a moment, is no free gift to a revision
+      that never gets ready.
+    """
+    must_answer = max(0, limits.num_wanted - limits.max_unavailable)
+    kept = sorted(current, key=_cost, reverse=True)[: limits.num_wanted]
+    num_kept_answering = sum(group.is_available for group in kept)
+    cheapest = sorted(may_go, key=_cost)
+    silent = [group for group in cheapest if not group.is_available]
+    answering = [group for group in cheapest if group.is_available]
+    num_spare = max(0, num_kept_answering + len(may_go) - must_answer)
+    num_spare_now = max(0, num_kept_answering + len(answering) - must_answer)
+    stops = silent[:num_spare]
+    stops += answering[: min(num_spare_now, num_spare - len(stops))]
     return [(group, "NodeLeaving" if group.is_leaving else "Outdated") for group in stops]
 
 
 def _cost(group: Group) -> tuple[bool, bool, bool, bool, int, float, str]:
     """Order groups by what their loss costs, cheapest first."""
-    progress = (group.is_ready, group.is_scheduled, group.was_started)
+    progress = (group.is_available, group.is_scheduled, group.has_answered)
     youth = -group.created_at.timestamp()
     return (not group.is_leaving, *progress, group.num_in_flight or 0, youth, group.name)

@@ -17,7 +17,7 @@ from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan import name_conflict
-from stoker_operator.plan.groups import Group, groups, is_terminating, replica_pods
+from stoker_operator.plan.groups import Group, groups, is_terminating
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 
@@ -73,14 +73,15 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         now: the time, for conditions whose status changes.
     """
     model = wanted.model
-    live = [group for group in groups(observed) if group.is_live]
+    all_groups = groups(observed)
+    live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
     view = _View(
         model,
         live,
         updated,
-        _states(wanted, observed),
-        _num_leftover(observed, live),
+        _states(wanted, observed, all_groups),
+        sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         failure=_failure(observed),
     )
@@ -114,9 +115,9 @@ def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
     return address if port == 80 else f"{address}:{port}"
 
 
-def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
+def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:
     profile = profile_of(wanted.model.spec)
-    owned = [pod for pod in replica_pods(observed) if not is_terminating(pod)]
+    owned = [pod for group in all_groups for pod in group.members if not is_terminating(pod)]
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
     nodes = observed.nodes
     return [
@@ -128,10 +129,6 @@ def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
         )
         for pod in updated or owned
     ]
-
-
-def _num_leftover(observed: Observed, live: list[Group]) -> int:
-    return len(replica_pods(observed)) - sum(len(group.pods) for group in live)
 
 
 def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
