@@ -6,6 +6,8 @@ from typing import Any
 
 from fakeapi.client import delete, everything, get, put
 from fakeapi.core import FakeApi
+from fakeapi.nodes import Nodes
+from fakeapi.scheduler import Scheduler
 from virtual_time import pass_time
 
 Object = dict[str, Any]
@@ -17,6 +19,7 @@ class Kubelet:
     Args:
         api: where pods are.
         is_broken: pods that crash instead of becoming ready.
+        is_rejected: pods that their kubelet refuses to run.
         in_flight: requests that a pod (by name) reports; none by default.
     """
 
@@ -28,25 +31,22 @@ class Kubelet:
     ) -> None:
         self.api = api
         self.is_broken = is_broken
+        self.is_rejected: Callable[[Object], bool] = lambda pod: False
         self.in_flight = in_flight
+        self.nodes = Nodes(api)
+        self.scheduler = Scheduler(api)
         self._addresses = itertools.count(1)
 
-    def add_node(self, name: str, unschedulable: bool = False, ready: bool = True) -> None:
-        """Create a node, or change it."""
-        condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
-        spec = {"unschedulable": True} if unschedulable else {"unschedulable": None}
-        put(
-            self.api,
-            "nodes",
-            {"metadata": {"name": name}, "spec": spec, "status": {"conditions": [condition]}},
-            "kubelet",
-        )
+    def add_node(self, name: str, unschedulable: bool = False, ready: bool = True, **more: Any) -> None:
+        """Create a node, or change it; see ``Nodes.add``."""
+        self.nodes.add(name, unschedulable, ready, **more)
 
     async def run(self, period_s: float = 0.25) -> None:
         """Do every pod's next step and collect garbage, again and again, until cancelled."""
         while True:
             await pass_time(period_s)
             self.api.storage.collect_garbage()
+            self.nodes.advance()
             for pod in everything(self.api, "pods"):
                 self.advance(pod)
 
@@ -54,16 +54,16 @@ class Kubelet:
         """Do the next step of one pod."""
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         status = pod["status"]
+        if pod["spec"].get("nodeName") and not self.nodes.is_up(pod):
+            return
         if "deletionTimestamp" in pod["metadata"]:
             delete(self.api, "pods", name, namespace, grace_s=0)
         elif status["phase"] in ("Succeeded", "Failed"):
             return
         elif not pod["spec"].get("nodeName"):
-            node = next(
-                (n for n in everything(self.api, "nodes") if not n["spec"].get("unschedulable")), None
-            )
-            if node is not None:
-                self.schedule(name, node["metadata"]["name"], namespace)
+            self.scheduler.place(pod)
+        elif status["phase"] == "Pending" and self.is_rejected(pod):
+            self.fail(name, namespace, "UnexpectedAdmissionError")
         elif status["phase"] == "Pending":
             self.start(name, namespace)
         elif self.is_broken(pod):
@@ -121,7 +121,8 @@ class Kubelet:
         pod = get(self.api, "pods", name, namespace)
         assert pod is not None
         container = {"name": "engine", "ready": ready, "started": ready, "restartCount": 0}
-        container["state"] = {"running": {}}
+        running = [c["state"].get("running") for c in pod["status"].get("containerStatuses") or []]
+        container["state"] = {"running": next(filter(None, running), {"startedAt": self.api.storage.now()})}
         status = {
             "phase": "Running",
             "podIP": pod["status"].get("podIP") or f"10.244.0.{next(self._addresses)}",
@@ -131,10 +132,24 @@ class Kubelet:
         self._set(name, namespace, status)
 
     def _set(self, name: str, namespace: str, status: Object, spec: Object | None = None) -> None:
+        pod = get(self.api, "pods", name, namespace)
+        assert pod is not None
+        self._date(pod["status"], status)
         body: Object = {"metadata": {"name": name, "namespace": namespace}, "status": status}
         if spec is not None:
             body["spec"] = spec
         put(self.api, "pods", body, "kubelet")
+
+    def _date(self, before: Object, status: Object) -> None:
+        """Add the times that a kubelet adds: of the first status, and of each change of a condition."""
+        if any(condition["type"] == "Ready" for condition in status.get("conditions") or []):
+            status.setdefault("startTime", before.get("startTime") or self.api.storage.now())
+        old = {condition["type"]: condition for condition in before.get("conditions") or []}
+        for condition in status.get("conditions") or []:
+            last = old.get(condition["type"], {})
+            is_same = last.get("status") == condition["status"]
+            time = last.get("lastTransitionTime") if is_same else None
+            condition["lastTransitionTime"] = time or self.api.storage.now()
 
 
 def is_ready(pod: Object) -> bool:
