@@ -7,6 +7,7 @@ operator's own writes returned, as the informers' stores do. Every action is che
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,15 +26,20 @@ MIN_SETTLE = timedelta(seconds=2)  # how long nodes may go on sending requests t
 class ClusterModel:
     """One ModelDeployment, its children and two or more nodes."""
 
-    def __init__(self, nodes: tuple[str, ...] = ("node-a", "node-b"), **spec: Any) -> None:
+    def __init__(
+        self, nodes: tuple[str, ...] = ("node-a", "node-b"), slots: int | None = None, **spec: Any
+    ) -> None:
         self.now: datetime = NOW
         self.model = make_model(**spec)
         self.pods: dict[str, Object] = {}
         self.service: Object | None = None
         self.budget: Object | None = None
         self.nodes = {name: Node() for name in nodes}
+        self.slots = slots  # pods that a node has room for; None for any number
+        self.answered: set[str] = set()  # uids of pods whose engine answered once
         self.in_flight: dict[str, int] = {}  # by uid
         self.broken: set[str] = set()  # revisions whose engines never get ready
+        self.is_broken: Callable[[Object], bool] = lambda pod: revision_of(pod) in self.broken
         self.is_violated = False
         self._num_created = 0
         self.cached_model: Object = {}
@@ -67,7 +73,7 @@ class ClusterModel:
         """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
         pod = self.pods[name]
         if not pod["spec"].get("nodeName"):
-            free = [name for name, node in self.nodes.items() if node.is_schedulable and node.is_ready]
+            free = [name for name in self.nodes if self._has_room(name)]
             if not free:
                 return
             pod = self._changed(name)
@@ -77,8 +83,15 @@ class ClusterModel:
             or not self.nodes[pod["spec"]["nodeName"]].is_ready
         ):
             return
-        works = revision_of(pod) not in self.broken
+        works = not self.is_broken(pod)
         self._set_status(pod, "Running", is_ready=works, is_started=works)
+
+    def _has_room(self, name: str) -> bool:
+        taken = [pod for pod in self.pods.values() if pod["spec"].get("nodeName") == name]
+        taken = [pod for pod in taken if pod["status"]["phase"] not in ("Failed", "Succeeded")]
+        node = self.nodes[name]
+        is_open = node.is_schedulable and node.is_ready
+        return is_open and (self.slots is None or len(taken) < self.slots)
 
     def stumble(self, name: str, *, is_started: bool) -> None:
         """Let a running pod stop being ready: a slow answer, or (not started) a crash."""
@@ -292,7 +305,17 @@ class ClusterModel:
         return self.pods[name]
 
     def _set_status(self, pod: Object, phase: str, *, is_ready: bool, is_started: bool) -> None:
-        status = pod_status(phase, timestamp(self.now), is_ready, is_started)
+        before, now = pod["status"], timestamp(self.now)
+        if is_ready or is_started:
+            self.answered.add(uid_of(pod))
+        status = pod_status(phase, now, is_ready, is_started)
+        # As a kubelet does: a pod starts once, and the time of a condition moves only with its status.
+        if "podIP" in before:
+            status["startTime"] = before["startTime"]
+            held = {entry["type"]: entry for entry in before["conditions"]}
+            for entry in status["conditions"]:
+                if held[entry["type"]]["status"] == entry["status"]:
+                    entry["lastTransitionTime"] = held[entry["type"]]["lastTransitionTime"]
         self._changed(pod["metadata"]["name"])["status"] = status
 
 

@@ -92,7 +92,7 @@ def _fits(toleration: Object, taint: Mapping[str, Any]) -> bool:
     if toleration.get("key") not in (None, taint["key"]):
         return False
     is_any = toleration.get("operator", "Equal") == "Exists"
-    return is_any or toleration.get("value", "") == taint.get("value", "")
+    return bool(is_any or toleration.get("value", "") == taint.get("value", ""))
 
 
 def requests_of(pod: Object) -> dict[str, int]:

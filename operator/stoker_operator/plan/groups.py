@@ -19,6 +19,7 @@ from stoker_operator.api import labels
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 
+_ONE_UPDATE_S = 1.0  # between two times of one update of a status, which come in whole seconds
 _MAX_DIGITS = 9  # of a count; longer ones are nobody's count
 
 
@@ -33,8 +34,10 @@ class PodRef:
 class Phase(Enum):
     """Where a group is in its life; of those that hold, the last one named here counts."""
 
-    STARTING = "starting"  # its engine has not answered since it (re)started
-    SILENT = "silent"  # it answered since, and is not ready now: a slow probe, or trouble
+    STARTING = "starting"  # it has not answered since its pod was made
+    SILENT = (
+        "silent"  # it answered, and does not now: a slow probe, or an engine that was restarted and loads
+    )
     ANSWERING = "answering"  # its leader is ready
     LOST = "lost"  # a pod's node does not report, so nobody knows whether it still works
     DRAINING = "draining"  # its Service sends it nothing more; it finishes what it has
@@ -184,7 +187,7 @@ def _phase(leader: Manifest, staying: list[Manifest], is_reachable: bool) -> Pha
         return Phase.LOST
     if is_pod_ready(leader):
         return Phase.ANSWERING
-    return Phase.SILENT if _was_started(leader) else Phase.STARTING
+    return Phase.SILENT if _was_started(leader) or _was_ready(leader) else Phase.STARTING
 
 
 def _is_serving(pod: Manifest) -> bool:
@@ -221,6 +224,23 @@ def _was_started(pod: Manifest) -> bool:
         status["name"] == labels.ENGINE_CONTAINER and bool(status.get("started"))
         for status in pod.get("status", {}).get("containerStatuses", ())
     )
+
+
+def _was_ready(pod: Manifest) -> bool:
+    """Whether a pod that is not ready may have been: nobody can say that it never was.
+
+    The kubelet writes a pod's start and its first Ready=False in one update, and the time of a condition
+    moves only with its status, however often a container is restarted (updateStatusInternal of its status
+    manager). So a Ready that is as old as the pod's start has never been true.
+    """
+    status = pod.get("status", {})
+    if "startTime" not in status:
+        return False  # no kubelet has taken it up
+    changed = _condition(pod, "Ready").get("lastTransitionTime")
+    if changed is None:
+        return True
+    moved_s = (parse_time(changed) - parse_time(status["startTime"])).total_seconds()
+    return abs(moved_s) > _ONE_UPDATE_S
 
 
 def _ended_at(pod: Manifest, otherwise: datetime) -> datetime:

@@ -8,6 +8,8 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
 - Taking away never leaves fewer than replicas - max_unavailable groups that answer. A group that does not
   answer may go only as far as that still holds once everything current answers; so a broken revision is
   held back by its own unready groups and never takes the old one down.
+- A group of another revision that has not answered since its pods were made adds nothing to that and goes at
+  once: what it holds may be what its successor waits for. One that answered once and loads again is kept.
 - Groups that failed are replaced after a back-off that doubles with each failure in a row; those of another
   revision tell nothing about this one and just go.
 - Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when
@@ -86,7 +88,10 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
         surplus = _surplus(staying, _most_held(staying, limits))
     else:
         surplus = _surplus(current, limits.num_wanted)
-    stops = surplus + _outdated(current, may_go, limits)
+    is_useless = {group.name for group in may_go if _is_useless(group, target, limits)}
+    useless = [(group, "Outdated") for group in may_go if group.name in is_useless]
+    may_go = [group for group in may_go if group.name not in is_useless]
+    stops = surplus + useless + _outdated(current, may_go, limits)
     return Decision(tuple(starts), tuple(stops), tuple(removals), wait_until)
 
 
@@ -131,6 +136,11 @@ def _most_held(staying: list[Group], limits: Limits) -> int:
 def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
     count = max(0, len(staying) - most)
     return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]]
+
+
+def _is_useless(group: Group, target: str, limits: Limits) -> bool:
+    """Tell whether nothing is lost with a group; one that only leaves its node may yet serve on it."""
+    return group.phase is Phase.STARTING and group.revision != target and not limits.is_held
 
 
 def _outdated(current: list[Group], may_go: list[Group], limits: Limits) -> list[tuple[Group, str]]:

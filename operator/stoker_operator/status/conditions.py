@@ -20,6 +20,7 @@ from stoker_operator.plan import name_conflict
 from stoker_operator.plan.groups import Group, groups, is_terminating
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
+from stoker_operator.status.holders import name_holders
 
 _MAX_MESSAGE_LENGTH = 2048
 
@@ -76,11 +77,14 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
     all_groups = groups(observed)
     live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
+    states = _states(wanted, observed, all_groups)
+    if not (model.max_unavailable or wanted.is_held):
+        states = name_holders(states, live, wanted.revision)
     view = _View(
         model,
         live,
         updated,
-        _states(wanted, observed, all_groups),
+        states,
         sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         failure=_failure(observed),
