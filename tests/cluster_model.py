@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
+from stoker_operator.plan.groups import LOST_AFTER_S
 
 Object = dict[str, Any]
 
@@ -61,13 +63,28 @@ class ClusterModel:
 
     def set_node(self, name: str, **fields: bool) -> None:
         """Cordon, lose or heal a node; pods of a lost one stop being ready."""
-        held = self.nodes[name]
+        held = self.nodes.get(name, Node())
         is_schedulable = fields.get("is_schedulable", held.is_schedulable)
-        self.nodes[name] = Node(is_schedulable, fields.get("is_ready", held.is_ready))
+        is_ready = fields.get("is_ready", held.is_ready or not held.is_there)
+        lost_since = None if is_ready else held.lost_since or self.now
+        self.nodes[name] = Node(is_schedulable, is_ready, lost_since=lost_since)
         if not self.nodes[name].is_ready:
             for pod in self.alive():
                 if pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
                     self._set_status(pod, "Running", is_ready=False, is_started=True)
+
+    def remove_node(self, name: str) -> None:
+        """Delete a node's object; what the operator noted of it stays."""
+        held = self.nodes[name]
+        self.nodes[name] = replace(
+            held, is_ready=False, is_there=False, lost_since=held.lost_since or self.now
+        )
+
+    def collect_pods(self) -> None:
+        """Pod GC: pods of nodes that are not there vanish."""
+        for name, pod in list(self.pods.items()):
+            if not self._node_of(pod, self.nodes).is_there:
+                del self.pods[name]
 
     def start(self, name: str) -> None:
         """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
@@ -78,10 +95,8 @@ class ClusterModel:
                 return
             pod = self._changed(name)
             pod["spec"]["nodeName"] = free[len(self.pods) % len(free)]
-        if (
-            pod["status"]["phase"] in ("Failed", "Succeeded")
-            or not self.nodes[pod["spec"]["nodeName"]].is_ready
-        ):
+        has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
+        if has_ended or not self._node_of(pod, self.nodes).is_ready:
             return
         works = not self.is_broken(pod)
         self._set_status(pod, "Running", is_ready=works, is_started=works)
@@ -276,22 +291,30 @@ class ClusterModel:
         drained_for = self.now - datetime.fromisoformat(since) if since else timedelta()
         is_late, has_settled = drained_for >= grace, drained_for >= MIN_SETTLE
         can_answer = (
-            self._is_intact(pod, self.cached_nodes) and pod["status"]["containerStatuses"][0]["started"]
+            self._is_intact(pod, self.cached_nodes)
+            and self._node_of(pod, self.cached_nodes).is_ready
+            and pod["status"]["containerStatuses"][0]["started"]
         )
         self._require(has_settled or not can_answer, "nodes may still send it requests")
         self._require(not (count and can_answer) or is_late, f"{count} requests are cut off")
 
     def _reading(self, uid: str) -> Reading:
         pod = next((pod for pod in self.pods.values() if uid_of(pod) == uid), None)
-        if pod is None or not self._is_intact(pod, self.nodes) or pod["status"]["phase"] != "Running":
+        if pod is None or pod["status"]["phase"] != "Running" or is_terminating(pod):
+            return Reading(None)
+        if not self._node_of(pod, self.nodes).is_ready:
             return Reading(None)
         return Reading(self.in_flight.get(uid, 0))
 
     @staticmethod
-    def _is_intact(pod: Object, nodes: dict[str, Node]) -> bool:
-        node = nodes.get(pod["spec"].get("nodeName", ""), Node())
+    def _node_of(pod: Object, nodes: dict[str, Node]) -> Node:
+        return nodes.get(pod["spec"].get("nodeName", ""), Node())
+
+    def _is_intact(self, pod: Object, nodes: dict[str, Node]) -> bool:
+        since = self._node_of(pod, nodes).lost_since
+        is_lost = since is not None and (self.now - since).total_seconds() >= LOST_AFTER_S
         has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
-        return not (has_ended or is_terminating(pod)) and node.is_ready
+        return not (has_ended or is_terminating(pod) or is_lost)
 
     def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
         return self._is_intact(pod, nodes) and serves(pod)

@@ -20,6 +20,7 @@ class Kubelet:
         api: where pods are.
         is_broken: pods that crash instead of becoming ready.
         is_rejected: pods that their kubelet refuses to run.
+        is_loading: pods whose engine takes its time.
         in_flight: requests that a pod (by name) reports; none by default.
     """
 
@@ -32,6 +33,7 @@ class Kubelet:
         self.api = api
         self.is_broken = is_broken
         self.is_rejected: Callable[[Object], bool] = lambda pod: False
+        self.is_loading: Callable[[Object], bool] = lambda pod: False
         self.in_flight = in_flight
         self.nodes = Nodes(api)
         self.scheduler = Scheduler(api)
@@ -68,7 +70,7 @@ class Kubelet:
             self.start(name, namespace)
         elif self.is_broken(pod):
             self.crash(name, namespace)
-        elif not is_ready(pod):
+        elif not is_ready(pod) and not self.is_loading(pod):
             self.make_ready(name, namespace)
 
     def schedule(self, name: str, node: str = "node-0", namespace: str = "default") -> None:

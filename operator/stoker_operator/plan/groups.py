@@ -12,13 +12,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 from stoker_operator.api import labels
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 
+# A kubelet that is restarted does not report for a moment, and a node's first pod may be known before it.
+LOST_AFTER_S = 10.0
+
+_HEALTHY = Node()
+_GONE = Node(is_ready=False, is_there=False)
 _ONE_UPDATE_S = 1.0  # between two times of one update of a status, which come in whole seconds
 _MAX_DIGITS = 9  # of a count; longer ones are nobody's count
 
@@ -39,7 +44,7 @@ class Phase(Enum):
         "silent"  # it answered, and does not now: a slow probe, or an engine that was restarted and loads
     )
     ANSWERING = "answering"  # its leader is ready
-    LOST = "lost"  # a pod's node does not report, so nobody knows whether it still works
+    LOST = "lost"  # a pod's node has not reported for some time or is gone: nobody knows whether it works
     DRAINING = "draining"  # its Service sends it nothing more; it finishes what it has
     FAILED = "failed"  # a pod ended for good
     TERMINATING = "terminating"  # all its pods have been deleted already
@@ -63,6 +68,8 @@ class Group:
         is_scheduled: all its pods have a node.
         is_serving: its label says that its Service may send it requests, in whatever phase it is.
         is_reachable: its nodes report, so that it can be asked.
+        lost_at: when it begins to count as lost; None while its nodes report, or when nobody noted since when
+            they do not.
         is_leaving: its node is cordoned.
         created_at: of its leader.
         failed_at: when it failed; created_at if nothing tells.
@@ -84,6 +91,7 @@ class Group:
     is_leaving: bool
     created_at: datetime
     failed_at: datetime
+    lost_at: datetime | None = None
     num_restarts: int = 0
     draining_since: datetime | None = None
     grace_s: float = 0.0
@@ -100,9 +108,9 @@ class Group:
         return self.phase is Phase.ANSWERING
 
 
-def groups(observed: Observed) -> list[Group]:
+def groups(observed: Observed, now: datetime) -> list[Group]:
     """Return the replicas of the observed ModelDeployment, oldest first."""
-    found = [_group(name, pods, observed) for name, pods in _members(observed).items()]
+    found = [_group(name, pods, observed, now) for name, pods in _members(observed).items()]
     return sorted(found, key=lambda group: (group.created_at, group.name))
 
 
@@ -123,6 +131,12 @@ def is_pod_ready(pod: Manifest) -> bool:
 def is_terminating(pod: Manifest) -> bool:
     """Whether a pod was deleted and only finishes."""
     return "deletionTimestamp" in pod["metadata"]
+
+
+def node_of(pod: Manifest, nodes: Mapping[str, Node] | None) -> Node:
+    """Return a pod's node; one that nobody may read, or that the pod does not have yet, counts as healthy."""
+    name = pod["spec"].get("nodeName")
+    return _HEALTHY if nodes is None or not name else nodes.get(name, _GONE)
 
 
 def parse_time(text: str) -> datetime:
@@ -148,27 +162,31 @@ def _leader(name: str, pods: list[Manifest]) -> Manifest:
     return next((pod for pod in pods if pod["metadata"]["name"] == name), pods[0])
 
 
-def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
+def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -> Group:
     leader = _leader(name, pods)
     metadata, own = leader["metadata"], _labels(leader)
     notes = metadata.get("annotations") or {}
     created_at = parse_time(metadata["creationTimestamp"])
     reading = observed.readings.get(metadata["uid"])
     staying = [pod for pod in pods if not is_terminating(pod)]
-    is_reachable = all(_node(pod, observed.nodes).is_ready for pod in staying)
+    nodes = [node_of(pod, observed.nodes) for pod in staying]
+    silent = [node for node in nodes if not node.is_ready]
+    lost_at = min((_lost_at(node) for node in silent if node.lost_since), default=None)
+    is_lost = bool(silent) and (lost_at is None or lost_at <= now)
     return Group(
         name=name,
         revision=own.get(labels.REVISION, ""),
-        phase=_phase(leader, staying, is_reachable),
+        phase=_phase(leader, staying, is_lost),
         members=(leader, *(pod for pod in pods if pod is not leader)),
         pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
         has_answered=is_pod_ready(leader) or _was_started(leader),
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         is_serving=_is_serving(leader),
-        is_reachable=is_reachable,
-        is_leaving=any(not _node(pod, observed.nodes).is_schedulable for pod in staying),
+        is_reachable=not silent,
+        is_leaving=any(not node.is_schedulable for node in nodes),
         created_at=created_at,
         failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
+        lost_at=lost_at,
         num_restarts=_noted_count(notes.get(labels.RESTARTS, "")),
         draining_since=_noted_time(notes.get(labels.DRAINING_SINCE, "")),
         grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
@@ -176,14 +194,19 @@ def _group(name: str, pods: list[Manifest], observed: Observed) -> Group:
     )
 
 
-def _phase(leader: Manifest, staying: list[Manifest], is_reachable: bool) -> Phase:
+def _lost_at(node: Node) -> datetime:
+    assert node.lost_since is not None
+    return node.lost_since + timedelta(seconds=LOST_AFTER_S)
+
+
+def _phase(leader: Manifest, staying: list[Manifest], is_lost: bool) -> Phase:
     if not staying:
         return Phase.TERMINATING
     if any(_has_ended(pod) for pod in staying):
         return Phase.FAILED
     if not _is_serving(leader):
         return Phase.DRAINING
-    if not is_reachable:
+    if is_lost:
         return Phase.LOST
     if is_pod_ready(leader):
         return Phase.ANSWERING
@@ -213,10 +236,6 @@ def _noted_time(text: str) -> datetime | None:
 def _has_ended(pod: Manifest) -> bool:
     # Succeeded is no success: an engine has no reason to end.
     return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
-
-
-def _node(pod: Manifest, nodes: Mapping[str, Node]) -> Node:
-    return nodes.get(pod["spec"].get("nodeName", ""), Node())
 
 
 def _was_started(pod: Manifest) -> bool:

@@ -44,7 +44,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     model = wanted.model
     if model.is_deleting:
         return Plan()
-    all_groups = groups(observed)
+    all_groups = groups(observed, now)
     target = target_revision(wanted, all_groups)
     if target is None:
         return Plan()
@@ -68,9 +68,15 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     waits = [drain_waits] if drain_waits is not None else []
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
+    waits += [wait_s for group in all_groups if (wait_s := _until_lost(group, now)) > 0]
     # Nobody answers from a node that does not report.
     uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
     return Plan(tuple(actions), min(waits, default=None), uids)
+
+
+def _until_lost(group: Group, now: datetime) -> float:
+    """Seconds until a group whose node fell silent counts as lost, 0 when it does not or already has."""
+    return (group.lost_at - now).total_seconds() if group.is_live and group.lost_at is not None else 0.0
 
 
 def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod]) -> int:

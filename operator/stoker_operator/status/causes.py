@@ -81,7 +81,8 @@ def pod_state(
     is_scheduled = scheduled.get("status") == "True" or "nodeName" in pod["spec"]
     name = pod["metadata"]["name"]
     if not node.is_ready:
-        lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} does not report")
+        what = "does not report" if node.is_there else "is gone"
+        lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} {what}")
         return PodState(name, is_scheduled, is_loaded=False, cause=lost)
     cause = None if is_ready else _cause(pod, scheduled, profile, warning)
     num_restarts = max((container.get("restartCount", 0) for container in _containers(status)), default=0)

@@ -15,9 +15,9 @@ from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
-from stoker_operator.observed import Manifest, Node, Observed
+from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan import name_conflict
-from stoker_operator.plan.groups import Group, groups, is_terminating
+from stoker_operator.plan.groups import Group, groups, is_terminating, node_of
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.holders import name_holders
@@ -74,7 +74,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         now: the time, for conditions whose status changes.
     """
     model = wanted.model
-    all_groups = groups(observed)
+    all_groups = groups(observed, now)
     live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
     states = _states(wanted, observed, all_groups)
@@ -123,12 +123,11 @@ def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list
     profile = profile_of(wanted.model.spec)
     owned = [pod for group in all_groups for pod in group.members if not is_terminating(pod)]
     updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
-    nodes = observed.nodes
     return [
         pod_state(
             pod,
             profile,
-            nodes.get(pod["spec"].get("nodeName", ""), Node()),
+            node_of(pod, observed.nodes),
             observed.warnings.get(pod["metadata"]["uid"]),
         )
         for pod in updated or owned

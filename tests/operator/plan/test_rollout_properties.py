@@ -163,6 +163,14 @@ class Rollouts(RuleBasedStateMachine):
     def node_is_lost_or_back(self, node: str, is_ready: bool) -> None:
         self.cluster.set_node(node, is_ready=is_ready)
 
+    @rule(node=NODES)
+    def node_is_deleted(self, node: str) -> None:
+        self.cluster.remove_node(node)
+
+    @rule()
+    def pods_of_deleted_nodes_are_collected(self) -> None:
+        self.cluster.collect_pods()
+
     def teardown(self) -> None:
         if not hasattr(self, "cluster") or self.cluster.is_violated:
             return
