@@ -18,7 +18,7 @@ from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
-from stoker_operator.plan.groups import LOST_AFTER_S
+from stoker_operator.plan.groups import LOST_AFTER_S, avoided_by
 
 Object = dict[str, Any]
 
@@ -90,7 +90,7 @@ class ClusterModel:
         """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
         pod = self.pods[name]
         if not pod["spec"].get("nodeName"):
-            free = [name for name in self.nodes if self._has_room(name)]
+            free = [name for name in self.nodes if self._has_room(name) and name not in avoided_by(pod)]
             if not free:
                 return
             pod = self._changed(name)

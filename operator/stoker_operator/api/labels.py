@@ -19,6 +19,8 @@ SERVING = f"{GROUP}/serving"  # "true" while the Service may send requests to th
 APPLIED_HASH = f"{GROUP}/applied-hash"  # hash of the manifest that was applied last
 DRAINING_SINCE = f"{GROUP}/draining-since"  # RFC 3339, UTC
 RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
+FAILED_ON = f"{GROUP}/failed-on"  # nodes that they failed on: "node-a=2,node-b=1"
+AVOIDS = f"{GROUP}/avoids"  # nodes that this pod must not go to: "node-a,node-b"
 
 ENGINE_CONTAINER = "engine"
 FETCH_CONTAINER = "fetch"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -65,6 +65,7 @@ class Group:
         pods: those that are not yet terminating.
         has_answered: its engine answered since it last (re)started, however slow it is now; one that never
             did has no requests.
+        is_new: it has not answered since its pods were made.
         is_scheduled: all its pods have a node.
         is_serving: its label says that its Service may send it requests, in whatever phase it is.
         is_reachable: its nodes report, so that it can be asked.
@@ -72,8 +73,11 @@ class Group:
             they do not.
         is_leaving: its node is cordoned.
         created_at: of its leader.
-        failed_at: when it failed; created_at if nothing tells.
+        failed_at: when it failed or got lost; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
+        nodes: of its pods.
+        failed_on: failures of its predecessors in a row, by node, the last one last.
+        avoids: nodes that it must not go to.
         draining_since: when it stopped serving; None when nobody wrote that down.
         grace_s: how long it may take to finish its requests.
         num_in_flight: requests not fully answered; None when unknown.
@@ -85,6 +89,7 @@ class Group:
     members: tuple[Manifest, ...]
     pods: tuple[PodRef, ...]
     has_answered: bool
+    is_new: bool
     is_scheduled: bool
     is_serving: bool
     is_reachable: bool
@@ -93,6 +98,9 @@ class Group:
     failed_at: datetime
     lost_at: datetime | None = None
     num_restarts: int = 0
+    nodes: tuple[str, ...] = ()
+    failed_on: Mapping[str, int] = field(default_factory=dict)
+    avoids: tuple[str, ...] = ()
     draining_since: datetime | None = None
     grace_s: float = 0.0
     num_in_flight: int | None = None
@@ -139,6 +147,12 @@ def node_of(pod: Manifest, nodes: Mapping[str, Node] | None) -> Node:
     return _HEALTHY if nodes is None or not name else nodes.get(name, _GONE)
 
 
+def avoided_by(pod: Manifest) -> tuple[str, ...]:
+    """Return the nodes that we keep a pod off."""
+    text = (pod["metadata"].get("annotations") or {}).get(labels.AVOIDS, "")
+    return tuple(filter(None, text.split(",")))
+
+
 def parse_time(text: str) -> datetime:
     """Read an RFC 3339 time as Kubernetes writes it."""
     return datetime.fromisoformat(text)
@@ -173,21 +187,28 @@ def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -
     silent = [node for node in nodes if not node.is_ready]
     lost_at = min((_lost_at(node) for node in silent if node.lost_since), default=None)
     is_lost = bool(silent) and (lost_at is None or lost_at <= now)
+    phase = _phase(leader, staying, is_lost)
     return Group(
         name=name,
         revision=own.get(labels.REVISION, ""),
-        phase=_phase(leader, staying, is_lost),
+        phase=phase,
         members=(leader, *(pod for pod in pods if pod is not leader)),
         pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
         has_answered=is_pod_ready(leader) or _was_started(leader),
+        is_new=_is_new(leader),
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         is_serving=_is_serving(leader),
         is_reachable=not silent,
         is_leaving=any(not node.is_schedulable for node in nodes),
         created_at=created_at,
-        failed_at=max((_ended_at(pod, created_at) for pod in staying), default=created_at),
+        failed_at=max(lost_at or created_at, created_at)
+        if phase is Phase.LOST
+        else max((_ended_at(pod, created_at) for pod in staying), default=created_at),
         lost_at=lost_at,
         num_restarts=_noted_count(notes.get(labels.RESTARTS, "")),
+        nodes=tuple(dict.fromkeys(pod["spec"]["nodeName"] for pod in staying if "nodeName" in pod["spec"])),
+        failed_on=_noted_counts(notes.get(labels.FAILED_ON, "")),
+        avoids=avoided_by(leader),
         draining_since=_noted_time(notes.get(labels.DRAINING_SINCE, "")),
         grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
@@ -210,7 +231,11 @@ def _phase(leader: Manifest, staying: list[Manifest], is_lost: bool) -> Phase:
         return Phase.LOST
     if is_pod_ready(leader):
         return Phase.ANSWERING
-    return Phase.SILENT if _was_started(leader) or _was_ready(leader) else Phase.STARTING
+    return Phase.STARTING if _is_new(leader) else Phase.SILENT
+
+
+def _is_new(pod: Manifest) -> bool:
+    return not (is_pod_ready(pod) or _was_started(pod) or _was_ready(pod))
 
 
 def _is_serving(pod: Manifest) -> bool:
@@ -223,6 +248,11 @@ def _labels(pod: Manifest) -> Mapping[str, str]:
 
 def _noted_count(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
+
+
+def _noted_counts(text: str) -> dict[str, int]:
+    pairs = (item.partition("=") for item in text.split(","))
+    return {name: _noted_count(count) for name, _, count in pairs if name and _noted_count(count)}
 
 
 def _noted_time(text: str) -> datetime | None:

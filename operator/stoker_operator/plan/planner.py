@@ -13,6 +13,7 @@ from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.desired import Wanted
+from stoker_operator.desired.avoidance import avoid
 from stoker_operator.desired.metadata import is_left_behind, is_owned_by
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
@@ -21,6 +22,7 @@ from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.revisions import Revision, target_revision
 from stoker_operator.plan.rollout import Decision, Limits, decide
+from stoker_operator.plan.successors import Start
 
 # After a pod stops serving, nodes may send it requests until they all know; only then does an empty engine
 # mean that nothing more comes. Endpoint changes reach nodes within a second or two as a rule.
@@ -28,6 +30,8 @@ SETTLE_S = 3.0
 DRAIN_POLL_S = 1.0
 # A pod that cannot be asked is asked less often: an answer is no longer what its drain is likely to end with.
 SILENT_POLL_S = 5.0
+# Why a group is removed that is neither drained nor of the wrong revision, by its phase.
+_REMOVED = {Phase.FAILED: "Failed", Phase.LOST: "NodeNotReady", Phase.STARTING: "NoOtherNode"}
 
 
 def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
@@ -59,7 +63,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         *_creations(wanted, observed, target, decision),
         *stops,
         *(
-            DeletePod(ref.name, ref.uid, "Failed" if group.phase is Phase.FAILED else "NodeNotReady")
+            DeletePod(ref.name, ref.uid, _REMOVED[group.phase])
             for group in decision.removals
             for ref in group.pods
         ),
@@ -112,9 +116,23 @@ def _creations(
     taken = {pod["metadata"]["name"] for pod in observed.pods}
     prefix = f"{wanted.model.name}-{target.revision}"
     free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
-    for num_restarts, name in zip(decision.starts, free, strict=False):
-        manifest = named_pod(target.template, name, target.revision, num_restarts)
-        yield CreatePod(name, manifest, "Replaced" if num_restarts else "Wanted")
+    for start, name in zip(decision.starts, free, strict=False):
+        manifest = named_pod(target.template, name, target.revision, start.num_restarts)
+        yield CreatePod(name, _placed(manifest, start), "Replaced" if start.num_restarts else "Wanted")
+
+
+def _placed(manifest: dict[str, Any], start: Start) -> dict[str, Any]:
+    """Keep a pod off the nodes that it should avoid, and note in it why."""
+    notes = {
+        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in start.failed_on),
+        labels.AVOIDS: ",".join(start.avoid),
+    }
+    annotations = {
+        **manifest["metadata"]["annotations"],
+        **{key: text for key, text in notes.items() if text},
+    }
+    metadata = {**manifest["metadata"], "annotations": annotations}
+    return {**manifest, "metadata": metadata, "spec": avoid(manifest["spec"], start.avoid)}
 
 
 def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServing | DeletePod]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
+from stoker_operator.desired.avoidance import admit
 from stoker_operator.observed import Manifest
-from stoker_operator.plan.groups import Group, Phase, is_terminating
+from stoker_operator.plan.groups import Group, Phase, avoided_by, is_terminating
 
 # What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
 _ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})
@@ -64,7 +65,8 @@ def _serving_revision(all_groups: list[Group]) -> str | None:
 
 def _template(pod: Manifest) -> dict[str, Any]:
     metadata = pod["metadata"]
-    notes = {labels.DRAINING_SINCE, labels.RESTARTS}
+    notes = {labels.DRAINING_SINCE, labels.RESTARTS, labels.FAILED_ON, labels.AVOIDS}
+    avoided = avoided_by(pod)
     annotations = {
         key: value
         for key, value in metadata.get("annotations", {}).items()
@@ -79,5 +81,5 @@ def _template(pod: Manifest) -> dict[str, Any]:
             "annotations": annotations,
             "ownerReferences": list(metadata["ownerReferences"]),
         },
-        "spec": {key: value for key, value in pod["spec"].items() if key not in _ASSIGNED},
+        "spec": {key: value for key, value in admit(pod["spec"], avoided).items() if key not in _ASSIGNED},
     }

@@ -89,3 +89,45 @@ def test_a_node_that_is_not_known_yet_is_no_lost_one() -> None:
         assert creations(world, start) == 1
 
     play(scenario)
+
+
+def test_a_pod_that_tolerates_everything_makes_no_storm_on_a_lost_node() -> None:
+    async def scenario(world: World) -> None:
+        world.apply(**EVERYTHING)
+        await world.ready()
+        start = len(world.api.writes)
+        world.kubelet.nodes.lose("node-0")
+        await pass_time(60.0)
+        assert creations(world, start) == 1, "its successor, which has nowhere to go"
+        await pass_time(3600.0)
+        assert creations(world, start) <= 30, "two in six minutes, once the back-off is at its longest"
+        assert sum("deletionTimestamp" not in pod["metadata"] for pod in world.pods()) <= 3
+
+    play(scenario)
+
+
+def test_a_successor_does_not_go_to_the_lost_node() -> None:
+    async def scenario(world: World) -> None:
+        await serving_on_two_nodes(world, **EVERYTHING)
+        start = len(world.api.writes)
+        world.kubelet.nodes.lose("node-0")
+        await until(lambda: "node-1" in map(node_of, world.pods()), 30.0)
+        await world.ready(deadline_s=60.0)
+        assert creations(world, start) == 1
+
+    play(scenario)
+
+
+def test_a_node_that_comes_back_is_used_again() -> None:
+    async def scenario(world: World) -> None:
+        world.apply(**EVERYTHING)
+        await world.ready()
+        world.kubelet.nodes.lose("node-0")
+        await until(lambda: len(world.pods()) == 2, 60.0)
+        for pod in world.pods():
+            if node_of(pod):
+                world.kubelet.fail(pod["metadata"]["name"])
+        world.kubelet.nodes.recover("node-0")
+        await world.ready(deadline_s=180.0)
+
+    play(scenario)
