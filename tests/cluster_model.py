@@ -18,7 +18,9 @@ from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
-from stoker_operator.plan.groups import LOST_AFTER_S, avoided_by
+from stoker_operator.plan.groups import LOST_AFTER_S
+from stoker_operator.plan.pods import avoided_by
+from stoker_operator.plan.successors import STRANDED_AFTER_S
 
 Object = dict[str, Any]
 
@@ -317,7 +319,13 @@ class ClusterModel:
         return not (has_ended or is_terminating(pod) or is_lost)
 
     def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
-        return self._is_intact(pod, nodes) and serves(pod)
+        return self._is_intact(pod, nodes) and serves(pod) and not self._is_stranded(pod)
+
+    def _is_stranded(self, pod: Object) -> bool:
+        """One that found no other node holds nothing, and is replaced as a failed one is."""
+        age = self.now - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        is_looking = bool(avoided_by(pod)) and "nodeName" not in pod["spec"]
+        return is_looking and age.total_seconds() >= STRANDED_AFTER_S
 
     def _is_available(self, pod: Object, nodes: dict[str, Node]) -> bool:
         return self._is_live(pod, nodes) and is_ready(pod)

@@ -21,6 +21,8 @@ class Kubelet:
         is_broken: pods that crash instead of becoming ready.
         is_rejected: pods that their kubelet refuses to run.
         is_loading: pods whose engine takes its time.
+        num_crashes: restarts of those that are broken.
+        last_words: what they leave as their termination message.
         in_flight: requests that a pod (by name) reports; none by default.
     """
 
@@ -34,6 +36,8 @@ class Kubelet:
         self.is_broken = is_broken
         self.is_rejected: Callable[[Object], bool] = lambda pod: False
         self.is_loading: Callable[[Object], bool] = lambda pod: False
+        self.num_crashes = 3
+        self.last_words = ""
         self.in_flight = in_flight
         self.nodes = Nodes(api)
         self.scheduler = Scheduler(api)
@@ -69,7 +73,7 @@ class Kubelet:
         elif status["phase"] == "Pending":
             self.start(name, namespace)
         elif self.is_broken(pod):
-            self.crash(name, namespace)
+            self.crash(name, namespace, message=self.last_words)
         elif not is_ready(pod) and not self.is_loading(pod):
             self.make_ready(name, namespace)
 
@@ -99,7 +103,7 @@ class Kubelet:
             "name": "engine",
             "ready": False,
             "started": False,
-            "restartCount": 3,
+            "restartCount": self.num_crashes,
             "state": {"waiting": waiting},
             "lastState": {"terminated": terminated},
         }

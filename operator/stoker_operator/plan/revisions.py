@@ -10,7 +10,8 @@ from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.avoidance import admit
 from stoker_operator.observed import Manifest
-from stoker_operator.plan.groups import Group, Phase, avoided_by, is_terminating
+from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.pods import avoided_by, is_terminating
 
 # What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
 _ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})

@@ -1,7 +1,8 @@
 """Who follows a group that failed or got lost: when, where not, and with which past.
 
 What is known of a group's past stands in annotations of its successor, since its pods are gone by then: how
-many failed in a row, and on which nodes. The past ends with a group that lived for HEALTHY_AFTER_S.
+many failed in a row, and on which nodes. The past ends with a group that answered and lived for
+HEALTHY_AFTER_S.
 
 - The first failure is replaced at once, the next after 10 s, 20 s, 40 s … 300 s. So are lost groups: one
   whose successor is lost as well has most likely no better place.
@@ -20,7 +21,7 @@ from stoker_operator.plan.groups import Group, Phase
 
 FIRST_BACKOFF_S = 10.0
 MAX_BACKOFF_S = 300.0
-HEALTHY_AFTER_S = 600.0  # a group that lived this long starts a new count of failures
+HEALTHY_AFTER_S = 600.0  # a group that answered and lived this long starts a new count of failures
 FAILURES_PER_NODE = 2
 MAX_AVOIDED = 3
 MAX_REMEMBERED = 5
@@ -118,7 +119,7 @@ def is_stranded(group: Group, now: datetime) -> bool:
 
 
 def _was_healthy(group: Group) -> bool:
-    return (group.failed_at - group.created_at).total_seconds() >= HEALTHY_AFTER_S
+    return not group.is_new and (group.failed_at - group.created_at).total_seconds() >= HEALTHY_AFTER_S
 
 
 def _unreplaced(all_groups: Sequence[Group], target: str, most: int) -> list[Group]:
@@ -139,8 +140,10 @@ def _after(group: Group, lost_on: tuple[str, ...]) -> Start:
     if group.phase is Phase.STARTING:
         return Start(group.num_restarts, tuple(group.failed_on.items()))
     past = {} if _was_healthy(group) else dict(group.failed_on)
+    # One that crashed again and again had all its chances there.
+    num_failures = FAILURES_PER_NODE if group.is_crash_looping else 1
     for node in group.nodes:
-        past[node] = past.pop(node, 0) + 1
+        past[node] = past.pop(node, 0) + num_failures
     failed_on = tuple(past.items())[-MAX_REMEMBERED:]
     bad = [node for node, count in failed_on if count >= FAILURES_PER_NODE]
     return Start(failures_in_a_row(group), failed_on, _last([*bad, *lost_on], MAX_AVOIDED))

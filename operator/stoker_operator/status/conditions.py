@@ -17,7 +17,9 @@ from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan import name_conflict
-from stoker_operator.plan.groups import Group, groups, is_terminating, node_of
+from stoker_operator.plan.groups import Group, groups, node_of
+from stoker_operator.plan.pods import is_terminating
+from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.holders import name_holders
@@ -121,16 +123,17 @@ def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
 
 def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:
     profile = profile_of(wanted.model.spec)
-    owned = [pod for group in all_groups for pod in group.members if not is_terminating(pod)]
-    updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
+    owned = [(pod, group) for group in all_groups for pod in group.members if not is_terminating(pod)]
+    updated = [(pod, group) for pod, group in owned if group.revision == wanted.revision]
     return [
         pod_state(
             pod,
             profile,
             node_of(pod, observed.nodes),
             observed.warnings.get(pod["metadata"]["uid"]),
+            failures_in_a_row(group),
         )
-        for pod in updated or owned
+        for pod, group in updated or owned
     ]
 
 

@@ -71,7 +71,7 @@ def test_a_node_is_avoided_after_two_failures_on_it(past: str, node: str, expect
 
 def test_a_pod_that_lived_for_long_leaves_no_past_behind() -> None:
     pod = failed("node-a", "node-a=3")
-    pod["metadata"]["creationTimestamp"] = "2026-03-01T10:00:00Z"
+    pod["status"]["startTime"] = pod["metadata"]["creationTimestamp"] = "2026-03-01T10:00:00Z"
     (successor,) = created(plan(WANTED, make_observed(WANTED, pod), NOW))
     assert notes_of(successor) == ("node-a=1", "")
 
