@@ -7,6 +7,8 @@ operator's own writes returned, as the informers' stores do. Every action is che
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +18,9 @@ from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
+from stoker_operator.plan.groups import LOST_AFTER_S
+from stoker_operator.plan.pods import avoided_by
+from stoker_operator.plan.successors import STRANDED_AFTER_S
 
 Object = dict[str, Any]
 
@@ -25,15 +30,20 @@ MIN_SETTLE = timedelta(seconds=2)  # how long nodes may go on sending requests t
 class ClusterModel:
     """One ModelDeployment, its children and two or more nodes."""
 
-    def __init__(self, nodes: tuple[str, ...] = ("node-a", "node-b"), **spec: Any) -> None:
+    def __init__(
+        self, nodes: tuple[str, ...] = ("node-a", "node-b"), slots: int | None = None, **spec: Any
+    ) -> None:
         self.now: datetime = NOW
         self.model = make_model(**spec)
         self.pods: dict[str, Object] = {}
         self.service: Object | None = None
         self.budget: Object | None = None
         self.nodes = {name: Node() for name in nodes}
+        self.slots = slots  # pods that a node has room for; None for any number
+        self.answered: set[str] = set()  # uids of pods whose engine answered once
         self.in_flight: dict[str, int] = {}  # by uid
         self.broken: set[str] = set()  # revisions whose engines never get ready
+        self.is_broken: Callable[[Object], bool] = lambda pod: revision_of(pod) in self.broken
         self.is_violated = False
         self._num_created = 0
         self.cached_model: Object = {}
@@ -55,30 +65,50 @@ class ClusterModel:
 
     def set_node(self, name: str, **fields: bool) -> None:
         """Cordon, lose or heal a node; pods of a lost one stop being ready."""
-        held = self.nodes[name]
+        held = self.nodes.get(name, Node())
         is_schedulable = fields.get("is_schedulable", held.is_schedulable)
-        self.nodes[name] = Node(is_schedulable, fields.get("is_ready", held.is_ready))
+        is_ready = fields.get("is_ready", held.is_ready or not held.is_there)
+        lost_since = None if is_ready else held.lost_since or self.now
+        self.nodes[name] = Node(is_schedulable, is_ready, lost_since=lost_since)
         if not self.nodes[name].is_ready:
             for pod in self.alive():
                 if pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
                     self._set_status(pod, "Running", is_ready=False, is_started=True)
 
+    def remove_node(self, name: str) -> None:
+        """Delete a node's object; what the operator noted of it stays."""
+        held = self.nodes[name]
+        self.nodes[name] = replace(
+            held, is_ready=False, is_there=False, lost_since=held.lost_since or self.now
+        )
+
+    def collect_pods(self) -> None:
+        """Pod GC: pods of nodes that are not there vanish."""
+        for name, pod in list(self.pods.items()):
+            if not self._node_of(pod, self.nodes).is_there:
+                del self.pods[name]
+
     def start(self, name: str) -> None:
         """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
         pod = self.pods[name]
         if not pod["spec"].get("nodeName"):
-            free = [name for name, node in self.nodes.items() if node.is_schedulable and node.is_ready]
+            free = [name for name in self.nodes if self._has_room(name) and name not in avoided_by(pod)]
             if not free:
                 return
             pod = self._changed(name)
             pod["spec"]["nodeName"] = free[len(self.pods) % len(free)]
-        if (
-            pod["status"]["phase"] in ("Failed", "Succeeded")
-            or not self.nodes[pod["spec"]["nodeName"]].is_ready
-        ):
+        has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
+        if has_ended or not self._node_of(pod, self.nodes).is_ready:
             return
-        works = revision_of(pod) not in self.broken
+        works = not self.is_broken(pod)
         self._set_status(pod, "Running", is_ready=works, is_started=works)
+
+    def _has_room(self, name: str) -> bool:
+        taken = [pod for pod in self.pods.values() if pod["spec"].get("nodeName") == name]
+        taken = [pod for pod in taken if pod["status"]["phase"] not in ("Failed", "Succeeded")]
+        node = self.nodes[name]
+        is_open = node.is_schedulable and node.is_ready
+        return is_open and (self.slots is None or len(taken) < self.slots)
 
     def stumble(self, name: str, *, is_started: bool) -> None:
         """Let a running pod stop being ready: a slow answer, or (not started) a crash."""
@@ -263,25 +293,39 @@ class ClusterModel:
         drained_for = self.now - datetime.fromisoformat(since) if since else timedelta()
         is_late, has_settled = drained_for >= grace, drained_for >= MIN_SETTLE
         can_answer = (
-            self._is_intact(pod, self.cached_nodes) and pod["status"]["containerStatuses"][0]["started"]
+            self._is_intact(pod, self.cached_nodes)
+            and self._node_of(pod, self.cached_nodes).is_ready
+            and pod["status"]["containerStatuses"][0]["started"]
         )
         self._require(has_settled or not can_answer, "nodes may still send it requests")
         self._require(not (count and can_answer) or is_late, f"{count} requests are cut off")
 
     def _reading(self, uid: str) -> Reading:
         pod = next((pod for pod in self.pods.values() if uid_of(pod) == uid), None)
-        if pod is None or not self._is_intact(pod, self.nodes) or pod["status"]["phase"] != "Running":
+        if pod is None or pod["status"]["phase"] != "Running" or is_terminating(pod):
+            return Reading(None)
+        if not self._node_of(pod, self.nodes).is_ready:
             return Reading(None)
         return Reading(self.in_flight.get(uid, 0))
 
     @staticmethod
-    def _is_intact(pod: Object, nodes: dict[str, Node]) -> bool:
-        node = nodes.get(pod["spec"].get("nodeName", ""), Node())
+    def _node_of(pod: Object, nodes: dict[str, Node]) -> Node:
+        return nodes.get(pod["spec"].get("nodeName", ""), Node())
+
+    def _is_intact(self, pod: Object, nodes: dict[str, Node]) -> bool:
+        since = self._node_of(pod, nodes).lost_since
+        is_lost = since is not None and (self.now - since).total_seconds() >= LOST_AFTER_S
         has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
-        return not (has_ended or is_terminating(pod)) and node.is_ready
+        return not (has_ended or is_terminating(pod) or is_lost)
 
     def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
-        return self._is_intact(pod, nodes) and serves(pod)
+        return self._is_intact(pod, nodes) and serves(pod) and not self._is_stranded(pod)
+
+    def _is_stranded(self, pod: Object) -> bool:
+        """One that found no other node holds nothing, and is replaced as a failed one is."""
+        age = self.now - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        is_looking = bool(avoided_by(pod)) and "nodeName" not in pod["spec"]
+        return is_looking and age.total_seconds() >= STRANDED_AFTER_S
 
     def _is_available(self, pod: Object, nodes: dict[str, Node]) -> bool:
         return self._is_live(pod, nodes) and is_ready(pod)
@@ -292,7 +336,17 @@ class ClusterModel:
         return self.pods[name]
 
     def _set_status(self, pod: Object, phase: str, *, is_ready: bool, is_started: bool) -> None:
-        status = pod_status(phase, timestamp(self.now), is_ready, is_started)
+        before, now = pod["status"], timestamp(self.now)
+        if is_ready or is_started:
+            self.answered.add(uid_of(pod))
+        status = pod_status(phase, now, is_ready, is_started)
+        # As a kubelet does: a pod starts once, and the time of a condition moves only with its status.
+        if "podIP" in before:
+            status["startTime"] = before["startTime"]
+            held = {entry["type"]: entry for entry in before["conditions"]}
+            for entry in status["conditions"]:
+                if held[entry["type"]]["status"] == entry["status"]:
+                    entry["lastTransitionTime"] = held[entry["type"]]["lastTransitionTime"]
         self._changed(pod["metadata"]["name"])["status"] = status
 
 

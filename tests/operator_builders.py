@@ -150,7 +150,7 @@ def make_observed(
         model: the stored ModelDeployment.
         service: the Service, if it is not as wanted.
         budget: the PodDisruptionBudget, if it is not as wanted while the pods that do not serve drain.
-        nodes: by name.
+        nodes: by name; None when nodes may not be read.
         in_flight: requests in flight by pod name.
     """
     uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
@@ -162,7 +162,7 @@ def make_observed(
         pods=pods,
         service=stored(wanted.service, "service") if service is None else service,
         budget=stored(usual, "budget") if budget is None and usual else budget,
-        nodes=nodes or {},
+        nodes=nodes,
         readings=readings,
     )
 

@@ -212,18 +212,8 @@ def _is_leaving(pod: Object) -> bool:
     return "deletionTimestamp" in metadata or metadata.get("labels", {}).get(labels.SERVING) == "false"
 
 
-_VOLATILE = frozenset(
-    {
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "lastTransitionTime",
-        "clusterIP",
-        "podIP",
-        "podIPs",
-        "generation",
-    }
-)
+_TIMES = {"creationTimestamp", "lastTransitionTime", "startTime", "startedAt"}
+_VOLATILE = frozenset({"uid", "resourceVersion", "clusterIP", "podIP", "podIPs", "generation", *_TIMES})
 
 
 def _normal(value: Any, renamed: Mapping[str, str]) -> Any:

@@ -17,10 +17,14 @@ class Node:
     Args:
         is_schedulable: False when somebody cordoned it, which is how a drain begins.
         is_ready: False when its kubelet no longer reports.
+        is_there: False when its object is gone, and the machine with it as far as anybody knows.
+        lost_since: since when we have seen it not ready, or not there; None when nobody noted it.
     """
 
     is_schedulable: bool = True
     is_ready: bool = True
+    is_there: bool = True
+    lost_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ class Observed:
             it, with metadata (managedFields may be missing), spec and status as the API server gave them.
         service: the Service of this name, whoever owns it.
         budget: the PodDisruptionBudget of this name, whoever owns it.
-        nodes: by name; empty when nodes may not be read, and then all count as healthy.
+        nodes: those of the pods, by name; one that is absent does not exist. None when nodes may not be read,
+            and then all count as healthy.
         readings: requests in flight by pod uid; asked of draining pods only.
         refusals: what the API server refuses; only the status looks at them.
         failure: the call that keeps failing; only the status looks at it.
@@ -88,7 +93,7 @@ class Observed:
     pods: tuple[Manifest, ...] = ()
     service: Manifest | None = None
     budget: Manifest | None = None
-    nodes: Mapping[str, Node] = field(default_factory=dict)
+    nodes: Mapping[str, Node] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     failure: Failure | None = None

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from fakeapi.client import delete, everything, get, put
 from fakeapi.core import FakeApi
+from fakeapi.nodes import Nodes
+from fakeapi.scheduler import Scheduler
 from virtual_time import pass_time
 
 from stoker_operator.cluster.inflight import PodAnswer, Question
@@ -22,6 +24,10 @@ class Kubelet:
     Args:
         api: where pods are.
         is_broken: pods that crash instead of becoming ready.
+        is_rejected: pods that their kubelet refuses to run.
+        is_loading: pods whose engine takes its time.
+        num_crashes: restarts of those that are broken.
+        last_words: what they leave as their termination message.
         in_flight: requests that a pod (by name) reports; none by default.
         families: what the addresses of pods begin with, one for each family of the cluster, its first first.
         is_reachable: addresses that the operator's network leads to.
@@ -40,6 +46,10 @@ class Kubelet:
     ) -> None:
         self.api = api
         self.is_broken = is_broken
+        self.is_rejected: Callable[[Object], bool] = lambda pod: False
+        self.is_loading: Callable[[Object], bool] = lambda pod: False
+        self.num_crashes = 3
+        self.last_words = ""
         self.in_flight = in_flight
         self.families: tuple[str, ...] = (IPV4,)
         self.is_reachable: Callable[[str], bool] = lambda address: True
@@ -47,24 +57,20 @@ class Kubelet:
         self.is_older: Callable[[str], bool] = lambda name: False
         self.told: list[str] = []
         self._drained: set[str] = set()
+        self.nodes = Nodes(api)
+        self.scheduler = Scheduler(api)
         self._addresses = itertools.count(1)
 
-    def add_node(self, name: str, unschedulable: bool = False, ready: bool = True) -> None:
-        """Create a node, or change it."""
-        condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
-        spec = {"unschedulable": True} if unschedulable else {"unschedulable": None}
-        put(
-            self.api,
-            "nodes",
-            {"metadata": {"name": name}, "spec": spec, "status": {"conditions": [condition]}},
-            "kubelet",
-        )
+    def add_node(self, name: str, unschedulable: bool = False, ready: bool = True, **more: Any) -> None:
+        """Create a node, or change it; see ``Nodes.add``."""
+        self.nodes.add(name, unschedulable, ready, **more)
 
     async def run(self, period_s: float = 0.25) -> None:
         """Do every pod's next step and collect garbage, again and again, until cancelled."""
         while True:
             await pass_time(period_s)
             self.api.storage.collect_garbage()
+            self.nodes.advance()
             for pod in everything(self.api, "pods"):
                 self.advance(pod)
 
@@ -72,24 +78,24 @@ class Kubelet:
         """Do the next step of one pod."""
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         status = pod["status"]
+        if pod["spec"].get("nodeName") and not self.nodes.is_up(pod):
+            return
         if "deletionTimestamp" in pod["metadata"]:
             delete(self.api, "pods", name, namespace, grace_s=0)
         elif status["phase"] in ("Succeeded", "Failed"):
             return
         elif not pod["spec"].get("nodeName"):
-            node = next(
-                (n for n in everything(self.api, "nodes") if not n["spec"].get("unschedulable")), None
-            )
-            if node is not None:
-                self.schedule(name, node["metadata"]["name"], namespace)
+            self.scheduler.place(pod)
+        elif status["phase"] == "Pending" and self.is_rejected(pod):
+            self.fail(name, namespace, "UnexpectedAdmissionError")
         elif status["phase"] == "Pending":
             self.start(name, namespace)
         elif self.is_broken(pod):
-            self.crash(name, namespace)
+            self.crash(name, namespace, message=self.last_words)
         elif pod["metadata"]["uid"] in self._drained:
             if is_ready(pod):
                 self.make_unready(name, namespace)
-        elif not is_ready(pod):
+        elif not is_ready(pod) and not self.is_loading(pod):
             self.make_ready(name, namespace)
 
     def schedule(self, name: str, node: str = "node-0", namespace: str = "default") -> None:
@@ -122,7 +128,7 @@ class Kubelet:
             "name": "engine",
             "ready": False,
             "started": False,
-            "restartCount": 3,
+            "restartCount": self.num_crashes,
             "state": {"waiting": waiting},
             "lastState": {"terminated": terminated},
         }
@@ -156,7 +162,8 @@ class Kubelet:
         pod = get(self.api, "pods", name, namespace)
         assert pod is not None
         container = {"name": "engine", "ready": ready, "started": ready, "restartCount": 0}
-        container["state"] = {"running": {}}
+        running = [c["state"].get("running") for c in pod["status"].get("containerStatuses") or []]
+        container["state"] = {"running": next(filter(None, running), {"startedAt": self.api.storage.now()})}
         addresses = pod["status"].get("podIPs") or self._new_addresses()
         status = {
             "phase": "Running",
@@ -175,10 +182,24 @@ class Kubelet:
         ]
 
     def _set(self, name: str, namespace: str, status: Object, spec: Object | None = None) -> None:
+        pod = get(self.api, "pods", name, namespace)
+        assert pod is not None
+        self._date(pod["status"], status)
         body: Object = {"metadata": {"name": name, "namespace": namespace}, "status": status}
         if spec is not None:
             body["spec"] = spec
         put(self.api, "pods", body, "kubelet")
+
+    def _date(self, before: Object, status: Object) -> None:
+        """Add the times that a kubelet adds: of the first status, and of each change of a condition."""
+        if any(condition["type"] == "Ready" for condition in status.get("conditions") or []):
+            status.setdefault("startTime", before.get("startTime") or self.api.storage.now())
+        old = {condition["type"]: condition for condition in before.get("conditions") or []}
+        for condition in status.get("conditions") or []:
+            last = old.get(condition["type"], {})
+            is_same = last.get("status") == condition["status"]
+            time = last.get("lastTransitionTime") if is_same else None
+            condition["lastTransitionTime"] = time or self.api.storage.now()
 
 
 def is_ready(pod: Object) -> bool:

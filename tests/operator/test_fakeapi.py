@@ -7,7 +7,10 @@ import pytest
 from fakeapi.client import delete, everything, get, put
 from fakeapi.core import FakeApi
 from fakeapi.fields import FieldConflict, apply, merge
-from virtual_time import run_virtual
+from fakeapi.nodes import GC_AFTER_S, Nodes
+from fakeapi.scheduler import Scheduler
+from fakeapi.storage import Storage
+from virtual_time import pass_time, run_virtual, virtual_now
 
 from stoker_operator.cluster.client import JSON, MERGE_PATCH
 
@@ -111,3 +114,54 @@ def test_a_finalizer_holds_a_deletion_up() -> None:
     assert "deletionTimestamp" in found["metadata"]
     put(api, "modeldeployments", {"metadata": {**model()["metadata"], "finalizers": None}})
     assert get(api, "modeldeployments", "m") is None
+
+
+def bare_pod(name: str, **spec: Any) -> Object:
+    container = {"name": "engine", "resources": {"requests": {"nvidia.com/gpu": "1"}}}
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": {"containers": [container], **spec}}
+
+
+def place(api: FakeApi, name: str, **spec: Any) -> tuple[str | None, str]:
+    """Create a pod and let the scheduler try it once: its node, and what the scheduler says."""
+    put(api, "pods", bare_pod(name, **spec))
+    Scheduler(api).place(get(api, "pods", name) or {})
+    pod = get(api, "pods", name) or {}
+    return pod["spec"].get("nodeName"), pod["status"]["conditions"][0].get("message", "")
+
+
+def test_the_scheduler_knows_capacity_taints_and_affinity() -> None:
+    api = FakeApi()
+    nodes = Nodes(api)
+    nodes.add("node-a", allocatable={"nvidia.com/gpu": "1"})
+    assert place(api, "first") == ("node-a", "")
+    assert place(api, "second") == (None, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    taint = {"key": "team", "value": "x", "effect": "NoSchedule"}
+    nodes.add("node-b", allocatable={"nvidia.com/gpu": "1"}, taints=[taint])
+    assert "1 node(s) had untolerated taint {team: x}" in place(api, "third")[1]
+    names = [{"key": "metadata.name", "operator": "NotIn", "values": ["node-b"]}]
+    terms = {"nodeSelectorTerms": [{"matchFields": names}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    tolerations = [{"operator": "Exists"}]
+    assert "didn't match" in place(api, "fourth", affinity=affinity, tolerations=tolerations)[1]
+    assert place(api, "fifth", tolerations=tolerations) == ("node-b", "")
+    nodes.add("node-c", unschedulable=True)
+    assert "node(s) were unschedulable" in place(api, "sixth")[1]
+
+
+def test_pods_of_a_node_that_is_gone_are_collected_after_a_while() -> None:
+    async def scenario() -> None:
+        api = FakeApi(Storage(virtual_now))
+        nodes = Nodes(api)
+        nodes.add("node-a")
+        place(api, "first")
+        nodes.lose("node-a")
+        assert place(api, "second")[0] is None
+        assert place(api, "third", tolerations=[{"operator": "Exists"}])[0] == "node-a"
+        nodes.remove("node-a")
+        nodes.advance()
+        assert len(everything(api, "pods")) == 3
+        await pass_time(GC_AFTER_S)
+        nodes.advance()
+        assert [pod["metadata"]["name"] for pod in everything(api, "pods")] == ["second"]
+
+    run_virtual(scenario())

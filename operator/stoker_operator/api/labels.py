@@ -20,6 +20,8 @@ APPLIED_HASH = f"{GROUP}/applied-hash"  # hash of the manifest that was applied 
 DRAINING_SINCE = f"{GROUP}/draining-since"  # RFC 3339, UTC
 RESTARTED_AT = f"{GROUP}/restarted-at"  # on a ModelDeployment, RFC 3339: a newer one replaces its pods
 RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
+FAILED_ON = f"{GROUP}/failed-on"  # nodes that they failed on: "node-a=2,node-b=1"
+AVOIDS = f"{GROUP}/avoids"  # nodes that this pod must not go to: "node-a,node-b"
 
 ENGINE_CONTAINER = "engine"
 FETCH_CONTAINER = "fetch"

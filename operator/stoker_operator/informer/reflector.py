@@ -82,6 +82,7 @@ class Reflector:
     ) -> None:
         self.scope = scope
         self.synced = asyncio.Event()
+        self.is_current = False  # whether the store follows the server, as far as anybody can tell
         self._source = source
         self._store = store
         self._rng = rng or random.Random()
@@ -99,6 +100,7 @@ class Reflector:
                 if self._version is None:
                     self._version = await self._list()
                     self.synced.set()
+                    self.is_current = True
                 await self._watch(self._version)
                 self._restarted("expired")
             except Gone:
@@ -141,6 +143,7 @@ class Reflector:
         async with aclosing(events):
             async for event in events:
                 self._num_failures = 0
+                self.is_current = True
                 self._take(event)
         if asyncio.get_running_loop().time() - started_at < 1.0:
             # A server that ends every watch at once must not be asked in a tight loop.
@@ -167,6 +170,7 @@ class Reflector:
 
     async def _wait_out(self, error: Exception, reason: str, at_least_s: float) -> None:
         self._restarted(reason)
+        self.is_current = False
         self._num_failures += 1
         delay_s = max(at_least_s, self._backoff.delay_s(self._num_failures, self._rng.random()))
         extra = {"resource": self.scope.resource.plural, "retry_in_s": round(delay_s, 3)}

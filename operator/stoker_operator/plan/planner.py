@@ -13,18 +13,22 @@ from typing import Any
 
 from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.desired import Wanted
+from stoker_operator.desired.avoidance import avoid
 from stoker_operator.desired.metadata import is_left_behind, is_owned_by
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
 from stoker_operator.plan.drift import drift
-from stoker_operator.plan.groups import Group, groups
+from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.revisions import Revision, target_revision
 from stoker_operator.plan.rollout import Decision, Limits, decide
+from stoker_operator.plan.successors import Start
 
 DRAIN_POLL_S = 1.0
 # A pod that cannot be asked is asked less often: an answer is no longer what its drain is likely to end with.
 SILENT_POLL_S = 5.0
+# Why a group is removed that is neither drained nor of the wrong revision, by its phase.
+_REMOVED = {Phase.FAILED: "Failed", Phase.LOST: "NodeNotReady", Phase.STARTING: "NoOtherNode"}
 
 
 def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
@@ -41,15 +45,13 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     model = wanted.model
     if model.is_deleting:
         return Plan()
-    all_groups = groups(observed)
-    target = target_revision(wanted, observed, all_groups)
+    all_groups = groups(observed, now)
+    target = target_revision(wanted, all_groups)
     if target is None:
         return Plan()
     limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable, wanted.is_held)
     decision = decide(all_groups, target.revision, limits, now)
-    draining = [
-        group for group in all_groups if not (group.is_serving or group.is_failed or group.is_terminating)
-    ]
+    draining = [group for group in all_groups if group.phase is Phase.DRAINING]
     finished, drain_waits = _finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
     stops = list(_stops(leaving, now))
@@ -58,7 +60,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         *_creations(wanted, observed, target, decision),
         *stops,
         *(
-            DeletePod(ref.name, ref.uid, "Failed" if group.is_failed else "NodeNotReady")
+            DeletePod(ref.name, ref.uid, _REMOVED[group.phase])
             for group in decision.removals
             for ref in group.pods
         ),
@@ -67,9 +69,15 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     waits = [drain_waits] if drain_waits is not None else []
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
+    waits += [wait_s for group in all_groups if (wait_s := _until_lost(group, now)) > 0]
     # Nobody answers from a node that does not report.
-    uids = frozenset(group.pods[0].uid for group in draining if not group.is_lost)
+    uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
     return Plan(tuple(actions), min(waits, default=None), uids)
+
+
+def _until_lost(group: Group, now: datetime) -> float:
+    """Seconds until a group whose node fell silent counts as lost, 0 when it does not or already has."""
+    return (group.lost_at - now).total_seconds() if group.is_live and group.lost_at is not None else 0.0
 
 
 def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod]) -> int:
@@ -105,9 +113,23 @@ def _creations(
     taken = {pod["metadata"]["name"] for pod in observed.pods}
     prefix = f"{wanted.model.name}-{target.revision}"
     free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
-    for num_restarts, name in zip(decision.starts, free, strict=False):
-        manifest = named_pod(target.template, name, target.revision, num_restarts)
-        yield CreatePod(name, manifest, "Replaced" if num_restarts else "Wanted")
+    for start, name in zip(decision.starts, free, strict=False):
+        manifest = named_pod(target.template, name, target.revision, start.num_restarts)
+        yield CreatePod(name, _placed(manifest, start), "Replaced" if start.num_restarts else "Wanted")
+
+
+def _placed(manifest: dict[str, Any], start: Start) -> dict[str, Any]:
+    """Keep a pod off the nodes that it should avoid, and note in it why."""
+    notes = {
+        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in start.failed_on),
+        labels.AVOIDS: ",".join(start.avoid),
+    }
+    annotations = {
+        **manifest["metadata"]["annotations"],
+        **{key: text for key, text in notes.items() if text},
+    }
+    metadata = {**manifest["metadata"], "annotations": annotations}
+    return {**manifest, "metadata": metadata, "spec": avoid(manifest["spec"], start.avoid)}
 
 
 def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServing | DeletePod]:
@@ -152,7 +174,7 @@ def _why_finished(group: Group, left_s: float) -> str | None:
     """Return why a draining group may be deleted: it was seen empty, cannot have requests, or is late."""
     if group.num_in_flight == 0:
         return "Drained"
-    if not group.was_started:
+    if not group.has_answered:
         return "EngineNotRunning"
     return "DrainDeadline" if left_s <= 0 else None
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.groups import Group, is_terminating, replica_pods
+from stoker_operator.desired.avoidance import admit
+from stoker_operator.observed import Manifest
+from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.pods import avoided_by, is_terminating
 
 # What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
 _ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})
@@ -23,7 +25,7 @@ class Revision:
     template: dict[str, Any]
 
 
-def target_revision(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> Revision | None:
+def target_revision(wanted: Wanted, all_groups: list[Group]) -> Revision | None:
     """Return the revision that new pods get, None when nothing tells how to make one.
 
     While a rollout is held that is the one that serves, whose template is read back from one of its pods,
@@ -34,7 +36,7 @@ def target_revision(wanted: Wanted, observed: Observed, all_groups: list[Group])
     if revision is None or (newest is not None and revision == newest.revision):
         return newest
     # One that terminates will do when there is no other.
-    pods = sorted(replica_pods(observed), key=is_terminating)
+    pods = sorted((pod for group in all_groups for pod in group.members), key=is_terminating)
     pod = next(pod for pod in pods if pod["metadata"]["labels"].get(labels.REVISION) == revision)
     return Revision(revision, _template(pod))
 
@@ -53,9 +55,7 @@ def _serving_revision(all_groups: list[Group]) -> str | None:
     def evidence(revision: str) -> tuple[int, int, int, float, str]:
         found = by_revision[revision]
         answering = [
-            group
-            for group in found
-            if group.is_serving and group.has_answered and not (group.is_failed or group.is_terminating)
+            group for group in found if group.has_answered and (group.is_live or group.phase is Phase.LOST)
         ]
         num_live = sum(group.is_live for group in found)
         age = -min(group.created_at for group in found).timestamp()
@@ -66,7 +66,8 @@ def _serving_revision(all_groups: list[Group]) -> str | None:
 
 def _template(pod: Manifest) -> dict[str, Any]:
     metadata = pod["metadata"]
-    notes = {labels.DRAINING_SINCE, labels.RESTARTS}
+    notes = {labels.DRAINING_SINCE, labels.RESTARTS, labels.FAILED_ON, labels.AVOIDS}
+    avoided = avoided_by(pod)
     annotations = {
         key: value
         for key, value in metadata.get("annotations", {}).items()
@@ -81,5 +82,5 @@ def _template(pod: Manifest) -> dict[str, Any]:
             "annotations": annotations,
             "ownerReferences": list(metadata["ownerReferences"]),
         },
-        "spec": {key: value for key, value in pod["spec"].items() if key not in _ASSIGNED},
+        "spec": {key: value for key, value in admit(pod["spec"], avoided).items() if key not in _ASSIGNED},
     }

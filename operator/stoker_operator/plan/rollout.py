@@ -8,28 +8,26 @@ The rules are those of a Deployment's rolling update, as Kubernetes documents th
 - Taking away never leaves fewer than replicas - max_unavailable groups that answer. A group that does not
   answer may go only as far as that still holds once everything current answers; so a broken revision is
   held back by its own unready groups and never takes the old one down.
-- Groups that failed are replaced after a back-off that doubles with each failure in a row; those of another
-  revision tell nothing about this one and just go.
-- Groups on nodes that do not report are replaced at once, but deleted only once enough others answer: when
+- A group of another revision that has not answered since its pods were made adds nothing to that and goes at
+  once: what it holds may be what its successor waits for. One that answered once and loads again is kept.
+- Groups that failed are replaced after a back-off that doubles with each failure in a row (see successors).
+- Groups on nodes that do not report are replaced likewise, but deleted only once enough others answer: when
   the network between nodes and API server breaks, every node looks lost while all engines go on answering.
 - While a rollout is held, no group goes because of its revision. Groups of any revision count as current once
   they have answered; those of another revision that never did are neither counted nor taken away. With two
   revisions, as many groups as the surge allows may stay, or a pause would take one back.
 - Among equals the one goes first that costs least: leaving node, not ready, without a node,
-  not yet started, fewest requests, youngest.
+  not yet answering, fewest requests, youngest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from stoker_operator.plan.groups import Group
-
-FIRST_BACKOFF_S = 10.0
-MAX_BACKOFF_S = 300.0
-HEALTHY_AFTER_S = 600.0  # a group that lived this long starts a new count of failures
+from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.successors import Start, is_stranded, stranded_at, succession
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +45,14 @@ class Decision:
     """What to do about the groups.
 
     Args:
-        starts: for each group to start, the failures in a row that its predecessors had.
+        starts: groups to start.
         stops: live groups to take away, with the reason.
-        removals: failed groups whose successor starts now or is not wanted, and lost ones that are replaced.
-        wait_until: when the next failed group may be replaced; None when none waits.
+        removals: failed and stranded groups whose successor starts now or is not wanted, and lost ones that
+            are replaced.
+        wait_until: when time alone may let the next group be replaced; None when none waits.
     """
 
-    starts: tuple[int, ...]
+    starts: tuple[Start, ...]
     stops: tuple[tuple[Group, str], ...]
     removals: tuple[Group, ...]
     wait_until: datetime | None
@@ -68,62 +67,31 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
         limits: see Limits.
         now: the time.
     """
-    live = [group for group in all_groups if group.is_live]
+    live = [group for group in all_groups if group.is_live and not is_stranded(group, now)]
     staying = [group for group in live if not group.is_leaving]
     current = [
         group for group in staying if group.revision == target or (limits.is_held and group.has_answered)
     ]
-    old = [group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)]
-    failed = [group for group in all_groups if group.is_failed and not group.is_terminating]
+    may_go = [
+        group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)
+    ]
     room = max(0, limits.num_wanted + limits.max_surge - len(live))
     num_missing = max(0, limits.num_wanted - len(current))
-    starts, removals, wait_until = _starts(failed, target, num_missing, room, now)
+    follow = succession(all_groups, target, num_missing, room, now)
+    removals = list(follow.removals)
     if sum(group.is_available for group in live) >= limits.num_wanted:
-        removals += [group for group in all_groups if _is_only_lost(group)]
+        removals += [group for group in all_groups if group.phase is Phase.LOST]
     if limits.is_held:
         surplus = _surplus(staying, _most_held(staying, limits))
     else:
         surplus = _surplus(current, limits.num_wanted)
-    stops = surplus + _outdated(current, old, limits)
-    return Decision(tuple(starts), tuple(stops), tuple(removals), wait_until)
-
-
-def replace_at(group: Group) -> datetime:
-    """Return when a failed group's successor may start: at once, then 10 s, 20 s, 40 s … 300 s later."""
-    count = failures_in_a_row(group) - 1
-    if count <= 0:
-        return group.failed_at
-    doubled_s = FIRST_BACKOFF_S * 2.0 ** min(count - 1, 30)
-    return group.failed_at + timedelta(seconds=min(doubled_s, MAX_BACKOFF_S))
-
-
-def failures_in_a_row(group: Group) -> int:
-    """Return how many groups failed up to and with this one."""
-    lived_s = (group.failed_at - group.created_at).total_seconds()
-    return 1 if lived_s >= HEALTHY_AFTER_S else group.num_restarts + 1
-
-
-def _starts(
-    failed: list[Group], target: str, num_missing: int, room: int, now: datetime
-) -> tuple[list[int], list[Group], datetime | None]:
-    """Pair the groups to start with the failed groups that they replace."""
-    if not num_missing:
-        return [], failed, None
-    same = [group for group in failed if group.revision == target]
-    due = [group for group in same if replace_at(group) <= now]
-    waiting = sorted((group for group in same if replace_at(group) > now), key=replace_at)
-    # Groups that wait for their back-off keep their place; what is left may start.
-    count = max(0, min(num_missing - len(waiting), room))
-    starts = [failures_in_a_row(group) for group in due[:count]]
-    starts += [0] * (count - len(starts))
-    # Without room the due ones stay: they hold the count of failures.
-    removals = due[:count] + [group for group in failed if group.revision != target]
-    return starts, removals, replace_at(waiting[0]) if waiting else None
-
-
-def _is_only_lost(group: Group) -> bool:
-    """Tell whether a lost group is not dealt with already, as a failed, draining or terminating one."""
-    return group.is_lost and group.is_serving and not (group.is_failed or group.is_terminating)
+    is_useless = {group.name for group in may_go if _is_useless(group, target, limits)}
+    useless = [(group, "Outdated") for group in may_go if group.name in is_useless]
+    may_go = [group for group in may_go if group.name not in is_useless]
+    stops = surplus + useless + _outdated(current, may_go, limits)
+    waits = [follow.wait_until, *(stranded_at(group) for group in live)]
+    wait_until = min((at for at in waits if at is not None), default=None)
+    return Decision(follow.starts, tuple(stops), tuple(removals), wait_until)
 
 
 def _most_held(staying: list[Group], limits: Limits) -> int:
@@ -136,24 +104,36 @@ def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
     return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]]
 
 
-def _outdated(current: list[Group], old: list[Group], limits: Limits) -> list[tuple[Group, str]]:
-    min_available = max(0, limits.num_wanted - limits.max_unavailable)
-    num_current = min(len(current), limits.num_wanted)
-    num_starting = sum(not group.is_ready for group in sorted(current, key=_cost, reverse=True)[:num_current])
-    unready = sorted((group for group in old if not group.is_ready), key=_cost)
-    num_free = max(0, num_current + len(old) - min_available - num_starting)
-    stops = unready[:num_free]
-    num_available = sum(group.is_available for group in old)
-    num_available += sum(
-        group.is_available for group in sorted(current, key=_cost, reverse=True)[:num_current]
-    )
-    ready = sorted((group for group in old if group.is_ready), key=_cost)
-    stops += ready[: max(0, min(num_available - min_available, num_free - len(stops)))]
+def _is_useless(group: Group, target: str, limits: Limits) -> bool:
+    """Tell whether nothing is lost with a group; one that only leaves its node may yet serve on it."""
+    return group.phase is Phase.STARTING and group.revision != target and not limits.is_held
+
+
+def _outdated(current: list[Group], may_go: list[Group], limits: Limits) -> list[tuple[Group, str]]:
+    """Choose what can be spared now of the groups that may go.
+
+    Two promises hold afterwards, where they held before:
+
+    - `must_answer` groups answer at this moment;
+    - `must_answer` groups could answer without a kept one getting ready, if only those that are left of
+      `may_go` do. So a group that does not answer now, and may in a moment, is no free gift to a revision
+      that never gets ready.
+    """
+    must_answer = max(0, limits.num_wanted - limits.max_unavailable)
+    kept = sorted(current, key=_cost, reverse=True)[: limits.num_wanted]
+    num_kept_answering = sum(group.is_available for group in kept)
+    cheapest = sorted(may_go, key=_cost)
+    silent = [group for group in cheapest if not group.is_available]
+    answering = [group for group in cheapest if group.is_available]
+    num_spare = max(0, num_kept_answering + len(may_go) - must_answer)
+    num_spare_now = max(0, num_kept_answering + len(answering) - must_answer)
+    stops = silent[:num_spare]
+    stops += answering[: min(num_spare_now, num_spare - len(stops))]
     return [(group, "NodeLeaving" if group.is_leaving else "Outdated") for group in stops]
 
 
 def _cost(group: Group) -> tuple[bool, bool, bool, bool, int, float, str]:
     """Order groups by what their loss costs, cheapest first."""
-    progress = (group.is_ready, group.is_scheduled, group.was_started)
+    progress = (group.is_available, group.is_scheduled, group.has_answered)
     youth = -group.created_at.timestamp()
     return (not group.is_leaving, *progress, group.num_in_flight or 0, youth, group.name)

@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
-from stoker_operator.observed import Node, Observed, Reading
+from stoker_operator.observed import Observed, Reading
+from stoker_operator.reconcile.nodes import KnownNodes, trim_node
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -24,6 +26,7 @@ class Caches:
         namespaces: which to follow; empty for the whole cluster.
         changed: called with the key of a ModelDeployment that something happened to.
         rng: spreads watch timeouts and back-off.
+        clock: the time.
         observer: told about restarts of watches.
     """
 
@@ -33,13 +36,14 @@ class Caches:
         namespaces: tuple[str, ...],
         changed: Callable[[Key], None],
         rng: random.Random,
+        clock: Callable[[], datetime],
         observer: WatchObserver | None = None,
     ) -> None:
         self._changed = changed
-        self._nodes: dict[str, Node] = {}
+        self._nodes = KnownNodes(clock)
         # Objects without our label that hold a name we need: no watch covers them.
         self._in_the_way: dict[Key, dict[tuple[str, str], Object]] = {}
-        self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=_trim_node)}
+        self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=trim_node)}
         self.stores |= {kind: Store(index=_owner_keys) for kind in CHILDREN}
         self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
@@ -50,6 +54,7 @@ class Caches:
             Reflector(source, scope, self.stores[scope.resource], rng, observer=observer)
             for scope in _scopes(namespaces)
         ]
+        self._node_reflector = next(r for r in self.reflectors if r.scope.resource == NODES)
 
     def unsynced(self) -> list[str]:
         """The kinds whose first list has not come yet."""
@@ -69,13 +74,12 @@ class Caches:
         in_the_way = self._in_the_way.get(key, {})
         pods = self.stores[PODS].indexed(key)
         pods += [obj for (plural, _), obj in sorted(in_the_way.items()) if plural == PODS.plural]
-        nodes = {name: self._nodes[name] for name in map(_node_name, pods) if name in self._nodes}
         return Observed(
             model=model,
             pods=tuple(pods),
             service=self._child(SERVICES, key),
             budget=self._child(PDBS, key),
-            nodes=nodes,
+            nodes=self._nodes.of(map(_node_name, pods), self._node_reflector.is_current),
             readings=readings or {},
         )
 
@@ -113,13 +117,9 @@ class Caches:
     def _node_changed(self, node: Object) -> None:
         name = node["metadata"]["name"]
         held = self.stores[NODES].get("", name)
-        now = None if held is None else _as_node(held)
-        if self._nodes.get(name) == now:
+        if not self._nodes.update(name, held):
             return  # a heartbeat
-        if now is None:
-            self._nodes.pop(name, None)
-        else:
-            self._nodes[name] = now
+        self._nodes.forget_gone(lambda gone: bool(self.stores[PODS].indexed(("", gone))))
         for pod in self.stores[PODS].indexed(("", name)):
             self._child_changed(pod)
 
@@ -145,18 +145,3 @@ def _node_keys(pod: Object) -> list[Key]:
 
 def _node_name(pod: Object) -> str:
     return str((pod.get("spec") or {}).get("nodeName") or "")
-
-
-def _trim_node(node: Object) -> Object:
-    """A node's status lists its images: megabytes in a cluster, and nobody here reads them."""
-    metadata = {name: node["metadata"].get(name) for name in ("name", "uid", "resourceVersion")}
-    conditions = (node.get("status") or {}).get("conditions") or []
-    ready = [condition for condition in conditions if condition.get("type") == "Ready"]
-    unschedulable = bool((node.get("spec") or {}).get("unschedulable"))
-    return {"metadata": metadata, "spec": {"unschedulable": unschedulable}, "status": {"conditions": ready}}
-
-
-def _as_node(node: Object) -> Node:
-    conditions = node["status"]["conditions"]
-    is_ready = all(condition.get("status") == "True" for condition in conditions)
-    return Node(is_schedulable=not node["spec"]["unschedulable"], is_ready=is_ready)

@@ -118,7 +118,7 @@ class Reconciler:
         try:
             parsed = parse(model)
         except InvalidSpec as error:
-            num_live = sum(group.is_live for group in groups(self._caches.observe(key, model)))
+            num_live = sum(group.is_live for group in groups(self._caches.observe(key, model), self._clock()))
             return held(salvage(model, num_live), error)
         try:
             return desired(parsed, self._config)

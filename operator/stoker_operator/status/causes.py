@@ -27,10 +27,11 @@ STALLING = frozenset(
         "OutOfMemory",
         "ContainerCrashed",
         "EngineCrashed",
+        "PodFailed",
     }
 )
 # Of these, ones that the next start may heal: they stall only when it did not.
-_CRASHES = frozenset({"ContainerCrashed", "EngineCrashed"})
+_CRASHES = frozenset({"ContainerCrashed", "EngineCrashed", "PodFailed"})
 _MIN_CRASHES = 2
 _HEALTHY = Node()
 _MEMORY_LIMITS = {labels.FETCH_CONTAINER: "spec.model.fetch.resources.limits.memory"}
@@ -50,7 +51,7 @@ class PodState:
         is_scheduled: a node was found.
         is_loaded: its engine has the model and answers.
         cause: why it does not answer; None when it does.
-        num_restarts: of its container that was restarted most.
+        num_restarts: of its container that was restarted most, or of predecessors that failed as well.
     """
 
     name: str
@@ -68,7 +69,11 @@ class PodState:
 
 
 def pod_state(
-    pod: Manifest, profile: EngineProfile, node: Node = _HEALTHY, warning: str | None = None
+    pod: Manifest,
+    profile: EngineProfile,
+    node: Node = _HEALTHY,
+    warning: str | None = None,
+    num_failures: int = 1,
 ) -> PodState:
     """Return how far a pod has come, and what holds it up.
 
@@ -77,6 +82,7 @@ def pod_state(
         profile: of its engine.
         node: that it runs on.
         warning: what the kubelet says about it when it takes long to be created; "" when it says nothing.
+        num_failures: pods that failed in a row, up to and with this one if it did.
     """
     status = pod.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
@@ -85,10 +91,14 @@ def pod_state(
     is_scheduled = scheduled.get("status") == "True" or "nodeName" in pod["spec"]
     name = pod["metadata"]["name"]
     if not node.is_ready:
-        lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} does not report")
+        what = "does not report" if node.is_there else "is gone"
+        lost = Cause("NodeNotReady", f"pod {name}: its node {pod['spec']['nodeName']} {what}")
         return PodState(name, is_scheduled, is_loaded=False, cause=lost)
     cause = None if is_ready else _cause(pod, scheduled, profile, warning)
-    num_restarts = max((container.get("restartCount", 0) for container in _containers(status)), default=0)
+    counts = [container.get("restartCount", 0) for container in _containers(status)]
+    if cause is not None and cause.reason == "PodFailed":
+        counts.append(num_failures)
+    num_restarts = max(counts, default=0)
     return PodState(name, is_scheduled, is_ready or _is_started(status), cause, num_restarts)
 
 

@@ -15,13 +15,16 @@ from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
-from stoker_operator.observed import Manifest, Node, Observed
+from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan import name_conflict
 from stoker_operator.plan.drift import drift
-from stoker_operator.plan.groups import Group, groups, is_terminating, replica_pods
+from stoker_operator.plan.groups import Group, groups, node_of
+from stoker_operator.plan.pods import is_terminating
+from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.drains import unobserved
+from stoker_operator.status.holders import name_holders
 
 _MAX_MESSAGE_LENGTH = 2048
 
@@ -76,14 +79,18 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         now: the time, for conditions whose status changes.
     """
     model = wanted.model
-    live = [group for group in groups(observed) if group.is_live]
+    all_groups = groups(observed, now)
+    live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
+    states = _states(wanted, observed, all_groups)
+    if not (model.max_unavailable or wanted.is_held):
+        states = name_holders(states, live, wanted.revision)
     view = _View(
         model,
         live,
         updated,
-        _states(wanted, observed),
-        _num_leftover(observed, live),
+        states,
+        sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
@@ -128,30 +135,22 @@ def _misrouted(wanted: Wanted, observed: Observed) -> tuple[str, ...]:
     return tuple(drift({"spec": decisive}, observed.service))
 
 
-def _states(wanted: Wanted, observed: Observed) -> list[PodState]:
+def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:
     profile = profile_of(wanted.model.spec)
-    owned = [pod for pod in replica_pods(observed) if not (is_terminating(pod) or _is_draining(pod))]
-    updated = [pod for pod in owned if pod["metadata"]["labels"].get(labels.REVISION) == wanted.revision]
-    nodes = observed.nodes
+    # Of a pod on its way out it is no news that it is not ready.
+    staying = [group for group in all_groups if group.is_serving]
+    owned = [(pod, group) for group in staying for pod in group.members if not is_terminating(pod)]
+    updated = [(pod, group) for pod, group in owned if group.revision == wanted.revision]
     return [
         pod_state(
             pod,
             profile,
-            nodes.get(pod["spec"].get("nodeName", ""), Node()),
+            node_of(pod, observed.nodes),
             observed.warnings.get(pod["metadata"]["uid"]),
+            failures_in_a_row(group),
         )
-        for pod in updated or owned
+        for pod, group in updated or owned
     ]
-
-
-def _is_draining(pod: Manifest) -> bool:
-    """Tell whether a pod is on its way out: that it is not ready any more then is no news."""
-    serving: str | None = pod["metadata"]["labels"].get(labels.SERVING)
-    return serving != "true"
-
-
-def _num_leftover(observed: Observed, live: list[Group]) -> int:
-    return len(replica_pods(observed)) - sum(len(group.pods) for group in live)
 
 
 def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:

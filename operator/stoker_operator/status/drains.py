@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from stoker_operator.observed import Observed
-from stoker_operator.plan.groups import Group, groups
+from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.profiles import Cause, EngineProfile
 
 # One call that fails is no news: a busy pod may not answer in time, and is asked again before this is over.
@@ -20,7 +20,7 @@ def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cau
         profile: of their engine.
         now: the time.
     """
-    silent = [group for group in groups(observed) if _is_silent(group, observed, now)]
+    silent = [group for group in groups(observed, now) if _is_silent(group, observed, now)]
     if not silent:
         return None
     first = silent[0]
@@ -35,7 +35,7 @@ def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cau
 
 def _is_silent(group: Group, observed: Observed, now: datetime) -> bool:
     """Tell whether a group drains, may have requests and has not answered for a while."""
-    if group.is_serving or group.is_terminating or group.is_failed or not group.was_started:
+    if group.phase is not Phase.DRAINING or not group.has_answered:
         return False
     reading = observed.readings.get(group.pods[0].uid)
     since = None if reading is None else reading.silent_since

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.groups import is_terminating, parse_time, replica_pods
+from stoker_operator.plan.groups import replica_pods
+from stoker_operator.plan.pods import is_terminating, parse_time
 
 SLOW_S = 60.0
 

@@ -10,7 +10,7 @@ from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wa
 
 from stoker_operator.api import labels
 from stoker_operator.plan import CreatePod, DeletePod, StopServing, name_conflict, plan
-from stoker_operator.plan.rollout import MAX_BACKOFF_S
+from stoker_operator.plan.successors import MAX_BACKOFF_S
 from stoker_operator.status import status
 
 

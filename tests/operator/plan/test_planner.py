@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operator_builders import CONFIG, NOW, ago, make_model, make_observed, make_pod, make_wanted, stored
+from operator_builders import (
+    CONFIG,
+    NOW,
+    ago,
+    make_model,
+    make_observed,
+    make_pod,
+    make_wanted,
+    stored,
+    timestamp,
+)
 
 from stoker_operator.api import labels, parse
 from stoker_operator.desired import desired
@@ -89,6 +99,48 @@ def test_broken_revision_keeps_an_old_pod_that_stumbles() -> None:
         new, make_pod(old, is_ready=False, is_started=True), make_pod(new, is_ready=False)
     )
     assert steps(plan(new, observed, NOW)) == []
+
+
+def reloading(wanted: Any, **fields: Any) -> dict[str, Any]:
+    """A pod that was ready for most of its life, and whose container was started again a minute ago."""
+    changed = {"type": "Ready", "status": "False", "lastTransitionTime": timestamp(ago(60))}
+    return make_pod(wanted, is_ready=False, status={"conditions": [changed]}, **fields)
+
+
+def test_an_old_pod_that_never_answered_goes_at_once() -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    stuck = make_pod(new, is_ready=False, phase="Pending", node=None)
+    observed = make_observed(new, make_pod(old, is_ready=False), stuck)
+    assert steps(plan(new, observed, NOW)) == [("DeletePod", name(old), "Outdated")]
+
+
+@pytest.mark.parametrize("is_broken", [True, False], ids=["new one is broken", "new one is not there yet"])
+def test_an_old_pod_that_answered_yesterday_and_loads_again_is_kept(is_broken: bool) -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    pods = [reloading(old), make_pod(new, is_ready=False)] if is_broken else [reloading(old)]
+    todo = plan(new, make_observed(new, *pods), NOW)
+    assert "DeletePod" not in [step[0] for step in steps(todo)]
+
+
+def test_an_old_pod_without_any_sign_of_its_past_is_kept() -> None:
+    old, new = make_wanted(**OLD), make_wanted(**NEW)
+    unsaid = make_pod(old, is_ready=False, status={"conditions": [{"type": "Ready", "status": "False"}]})
+    assert steps(plan(new, make_observed(new, unsaid, make_pod(new, is_ready=False)), NOW)) == []
+
+
+def test_a_pod_that_loads_on_a_cordoned_node_may_yet_serve_there() -> None:
+    wanted, nodes = make_wanted(), {"node-a": Node(is_schedulable=False)}
+    pods = (
+        make_pod(wanted, 0, is_ready=False),
+        make_pod(wanted, 1, is_ready=False, phase="Pending", node=None),
+    )
+    assert steps(plan(wanted, make_observed(wanted, *pods, nodes=nodes), NOW)) == []
+
+
+def test_a_held_rollout_keeps_an_old_pod_that_never_answered() -> None:
+    old, paused = make_wanted(**OLD), make_wanted(**NEW, rollout={"paused": True})
+    observed = make_observed(paused, make_pod(old, is_ready=False), model=make_model())
+    assert "DeletePod" not in [step[0] for step in steps(plan(paused, observed, NOW))]
 
 
 def test_second_edit_removes_the_broken_middle_and_keeps_the_old() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from cluster_model import ClusterModel, is_ready, is_terminating, revision_of, serves, uid_of
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from operator_builders import CONFIG
@@ -45,11 +45,13 @@ def settle(cluster: ClusterModel) -> None:
 class Rollouts(RuleBasedStateMachine):
     """Histories of one ModelDeployment."""
 
-    @initialize(replicas=st.integers(0, 4), limits=LIMITS)
-    def begin(self, replicas: int, limits: tuple[int | str, int | str]) -> None:
+    @initialize(replicas=st.integers(0, 4), limits=LIMITS, slots=st.sampled_from([None, 1]))
+    def begin(self, replicas: int, limits: tuple[int | str, int | str], slots: int | None) -> None:
         surge, unavailable = limits
         self.rollout = {"maxSurge": surge, "maxUnavailable": unavailable}
-        self.cluster = ClusterModel(("node-a", "node-b", "node-c"), replicas=replicas, rollout=self.rollout)
+        names = ("node-a", "node-b", "node-c")
+        num_wanted = replicas if slots is None else min(replicas, len(names))
+        self.cluster = ClusterModel(names, slots, replicas=num_wanted, rollout=self.rollout)
         settle(self.cluster)
 
     def _name(self, pick: int) -> str:
@@ -161,13 +163,37 @@ class Rollouts(RuleBasedStateMachine):
     def node_is_lost_or_back(self, node: str, is_ready: bool) -> None:
         self.cluster.set_node(node, is_ready=is_ready)
 
+    @rule(node=NODES)
+    def node_is_deleted(self, node: str) -> None:
+        self.cluster.remove_node(node)
+
+    @rule()
+    def pods_of_deleted_nodes_are_collected(self) -> None:
+        self.cluster.collect_pods()
+
     def teardown(self) -> None:
         if not hasattr(self, "cluster") or self.cluster.is_violated:
             return
-        self.cluster.broken.clear()
-        self.cluster.set_node("node-a", is_schedulable=True, is_ready=True)
+        if self.cluster.slots is None:
+            self.cluster.broken.clear()
+            self.cluster.set_node("node-a", is_schedulable=True, is_ready=True)
+        else:
+            self._fill_up()
         settle(self.cluster)
         self._check_fixed_point()
+
+    def _fill_up(self) -> None:
+        """A last edit, of a model that works, for as many pods as have room; what was broken stays broken."""
+        cluster, rollout = self.cluster, self.cluster.model["spec"]["rollout"]
+        for node in cluster.nodes:
+            cluster.set_node(node, is_schedulable=True, is_ready=True)
+        mended = {"engine": {"maxModelLen": 8192}, "rollout": {**rollout, "paused": False}}
+        cluster.edit(replicas=len(cluster.nodes), **mended)
+        revision = desired(parse(cluster.model), CONFIG).revision
+        older = [pod for pod in cluster.alive() if revision_of(pod) != revision]
+        if any(uid_of(pod) in cluster.answered for pod in older):
+            # One that answered keeps its room until the user says otherwise, as the status advises.
+            cluster.edit(rollout={"maxSurge": 0, "maxUnavailable": 1})
 
     def _check_fixed_point(self) -> None:
         cluster, model = self.cluster, parse(self.cluster.model)
@@ -184,3 +210,40 @@ class Rollouts(RuleBasedStateMachine):
 
 Rollouts.TestCase.settings = settings(stateful_step_count=40)
 TestRollouts = Rollouts.TestCase
+
+
+TROUBLES = st.sampled_from(["edit", "pass", "crash", "fail", "start", "cordon", "uncordon", "time"])
+
+
+@given(num_nodes=st.integers(1, 3), limits=LIMITS, troubles=st.lists(st.tuples(TROUBLES, PICK), max_size=12))
+def test_what_never_answered_does_not_keep_a_working_edit_out_of_a_full_cluster(
+    num_nodes: int, limits: tuple[int | str, int | str], troubles: list[tuple[str, int]]
+) -> None:
+    names = tuple(f"node-{number}" for number in range(num_nodes))
+    rollout = {"maxSurge": limits[0], "maxUnavailable": limits[1]}
+    cluster = ClusterModel(names, slots=1, replicas=num_nodes, rollout=rollout)
+    cluster.is_broken = lambda pod: "--max-model-len=8192" not in pod["spec"]["containers"][0]["args"]
+    settle(cluster)
+    for trouble, pick in troubles:
+        pods, node = sorted(cluster.pods), names[pick % num_nodes]
+        if trouble == "edit":
+            cluster.edit(engine={"maxModelLen": 16 + pick})
+        elif trouble == "pass":
+            cluster.sync()
+            cluster.run_pass()
+        elif trouble == "crash":
+            cluster.run_pass(max_writes=pick % 3)
+        elif trouble == "time":
+            cluster.advance(10 * pick)
+        elif trouble in ("cordon", "uncordon"):
+            cluster.set_node(node, is_schedulable=trouble == "uncordon")
+        elif pods and trouble == "fail":
+            cluster.fail(pods[pick % len(pods)])
+        elif pods:
+            cluster.start(pods[pick % len(pods)])
+    for node in names:
+        cluster.set_node(node, is_schedulable=True)
+    cluster.edit(engine={"maxModelLen": 8192})
+    settle(cluster)
+    assert cluster.num_available() == num_nodes
+    assert len(cluster.pods) == num_nodes

@@ -130,6 +130,17 @@ def test_ready_speaks_of_the_current_generation_only() -> None:
             "low on disk",
             id="evicted",
         ),
+        pytest.param(
+            {
+                "phase": "Failed",
+                "num_restarts": 1,
+                "status": {"reason": "UnexpectedAdmissionError", "containerStatuses": []},
+            },
+            "PodFailed",
+            True,
+            "UnexpectedAdmissionError",
+            id="fails-again",
+        ),
         pytest.param({"status": engine({"running": {}})}, "LoadingModel", False, "loads", id="loading"),
     ],
 )
