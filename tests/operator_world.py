@@ -13,6 +13,7 @@ from fakeapi.faults import Call
 from fakeapi.kubelet import Kubelet, is_serving
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time, run_virtual, until, virtual_now
+from write_bounds import assert_writes_are_bounded
 
 from stoker_operator.api import labels
 from stoker_operator.cluster.client import KubeClient, Reply
@@ -60,6 +61,7 @@ class World:
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
         self.controller: Controller | None = None
+        self.metrics = Metrics()
         self.num_serving: list[int] = []
         self.num_pods: list[int] = []
         self._may_run = asyncio.Event()
@@ -81,6 +83,7 @@ class World:
             yield self
             for task in tasks:
                 assert not task.done(), task.exception()
+            assert_writes_are_bounded(self.api)
         finally:
             for task in tasks:
                 task.cancel()
@@ -109,8 +112,9 @@ class World:
             self.num_starts += 1
             self._link = Link(self.api)
             rng = random.Random(self.num_starts)
+            self.metrics = Metrics()
             self.controller = Controller(
-                KubeClient(self._link), CONFIG, self.kubelet, Metrics(), self.clock, rng, "test"
+                KubeClient(self._link), CONFIG, self.kubelet, self.metrics, self.clock, rng, "test"
             )
             self._task = asyncio.create_task(self.controller.run())
             try:
@@ -132,6 +136,11 @@ class World:
     def delete(self, name: str = NAME) -> None:
         """What a user deletes."""
         delete(self.api, "modeldeployments", name)
+
+    def errors(self) -> float:
+        """Passes of this operator process that failed."""
+        labels = {"result": "error"}
+        return self.metrics.registry.get_sample_value("stoker_operator_reconcile_total", labels) or 0.0
 
     def status(self, name: str = NAME) -> Object:
         """The status as stored."""
