@@ -13,6 +13,7 @@ from fakeapi.faults import Call
 from fakeapi.kubelet import Kubelet, is_serving
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time, run_virtual, until, virtual_now
+from write_bounds import assert_writes_are_bounded
 
 from stoker_operator.api import labels
 from stoker_operator.cluster.client import KubeClient, Reply
@@ -82,6 +83,7 @@ class World:
             yield self
             for task in tasks:
                 assert not task.done(), task.exception()
+            assert_writes_are_bounded(self.api)
         finally:
             for task in tasks:
                 task.cancel()
@@ -134,6 +136,11 @@ class World:
     def delete(self, name: str = NAME) -> None:
         """What a user deletes."""
         delete(self.api, "modeldeployments", name)
+
+    def errors(self) -> float:
+        """Passes of this operator process that failed."""
+        labels = {"result": "error"}
+        return self.metrics.registry.get_sample_value("stoker_operator_reconcile_total", labels) or 0.0
 
     def status(self, name: str = NAME) -> Object:
         """The status as stored."""

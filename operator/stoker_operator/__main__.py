@@ -122,7 +122,7 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
                 for task in tasks:
                     task.cancel()
 
-            registry = handlers.registry(controller.queue.add, stop)
+            registry = handlers.registry(controller.hear, stop)
             await handlers.run(registry, config.watch_namespaces)
             stop()
     finally:

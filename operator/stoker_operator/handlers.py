@@ -4,7 +4,7 @@ The handlers decide nothing: an event becomes a key in the queue. Only ``on.even
 change handlers write annotations and its daemons, timers and delete handlers add finalizers.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import kopf
@@ -12,7 +12,7 @@ import kopf
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
 from stoker_operator.cluster.transport import Credentials
 
-AddKey = Callable[[tuple[str, str]], None]
+Hear = Callable[[tuple[str, str], Mapping[str, Any]], None]
 
 
 class EndlessBackoff:
@@ -59,11 +59,11 @@ def login() -> Credentials:
     return Credentials(found.server, found.as_http_headers(), tls, found.proxy_url)
 
 
-def registry(add_key: AddKey, stop: Callable[[], None]) -> kopf.OperatorRegistry:
+def registry(hear: Hear, stop: Callable[[], None]) -> kopf.OperatorRegistry:
     """The handlers.
 
     Args:
-        add_key: puts (namespace, name) of a ModelDeployment on the queue.
+        hear: told (namespace, name) and the object of each event, those of our own writes included.
         stop: called when the process is told to end, while tasks may still finish.
     """
     result = kopf.OperatorRegistry()
@@ -71,8 +71,8 @@ def registry(add_key: AddKey, stop: Callable[[], None]) -> kopf.OperatorRegistry
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         return connection_info()
 
-    async def enqueue(namespace: str | None, name: str | None, **_: Any) -> None:
-        add_key((namespace or "", name or ""))
+    async def enqueue(namespace: str | None, name: str | None, body: Mapping[str, Any], **_: Any) -> None:
+        hear((namespace or "", name or ""), body)
 
     async def clean_up(**_: Any) -> None:
         stop()

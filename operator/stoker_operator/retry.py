@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Backoff:
-    """Delays between failed passes of one key: ``first_s * 2**n``, at most ``max_s``, shortened by jitter."""
+    """Delays between failures in a row: ``first_s * factor**n``, at most ``max_s``, shortened by jitter."""
 
     first_s: float = 0.05
     max_s: float = 60.0
     jitter: float = 0.2
+    factor: float = 2.0
 
     def delay_s(self, num_failures: int, random_unit: float) -> float:
         """The wait after the n-th failure in a row.
@@ -18,7 +19,7 @@ class Backoff:
             num_failures: failures so far, >= 1.
             random_unit: a random number in [0, 1); spreads keys that failed together.
         """
-        full = min(self.first_s * 2.0 ** min(num_failures - 1, 30), self.max_s)
+        full = min(self.first_s * self.factor ** min(num_failures - 1, 30), self.max_s)
         return full * (1.0 - self.jitter * random_unit)
 
 
@@ -26,3 +27,16 @@ class RetryLater(Exception):
     """An error that knows how long to wait at least (a server's ``Retry-After``)."""
 
     retry_after_s: float = 0.0
+
+
+class PassFailed(Exception):
+    """A pass failed in a part that has its own due time: the queue counts it, without a back-off of its own.
+
+    Args:
+        message: what failed.
+        retry_in_s: when the pass is due, seconds from now.
+    """
+
+    def __init__(self, message: str, retry_in_s: float) -> None:
+        super().__init__(message)
+        self.retry_in_s = retry_in_s

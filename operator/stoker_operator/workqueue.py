@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from stoker_operator.retry import Backoff, RetryLater
+from stoker_operator.retry import Backoff, PassFailed, RetryLater
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,10 @@ class WorkQueue(Generic[K]):
         count = self._num_failures.get(key, 0) + 1
         self._num_failures[key] = count
         delay_s = self._backoff.delay_s(count, self._rng.random())
+        if isinstance(error, PassFailed):
+            # What failed has its own back-off, which no event shortens.
+            logger.warning("pass failed: %s", error, extra={"key": str(key), "retry_in_s": error.retry_in_s})
+            return error.retry_in_s
         if isinstance(error, RetryLater):
             delay_s = max(delay_s, error.retry_after_s)
             # Expected of a busy API server: no traceback.

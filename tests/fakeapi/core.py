@@ -10,8 +10,10 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from fakeapi.admission import Denied, Hook, Review
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
 from fakeapi.fields import FieldConflict, apply, merge, own, without
 from fakeapi.kinds import Target, matches, resolve
@@ -32,8 +34,25 @@ class Refused(Exception):
         self.code, self.reason, self.message, self.field = code, reason, message, field
 
 
+@dataclass(frozen=True)
+class Write:
+    """What came of one write.
+
+    Args:
+        at_s: the loop's time.
+        call: the request.
+        code: of the answer; 0 when none was sent.
+        change: what it stored; None when it changed nothing.
+    """
+
+    at_s: float
+    call: Call
+    code: int
+    change: Change | None
+
+
 class FakeApi:
-    """The server.
+    """The server; ``admission`` holds the hooks that every write passes (``fakeapi.admission``).
 
     Args:
         storage: the objects.
@@ -49,6 +68,8 @@ class FakeApi:
     ) -> None:
         self.storage = storage or Storage()
         self.calls: list[Call] = []
+        self.outcomes: list[Write] = []
+        self.admission: list[Hook] = []
         self.injector: Injector = no_fault
         self.on_crash: Callable[[], None] | None = None
         # Paths of fields that this server does not know: strict writes are refused, others lose them.
@@ -83,13 +104,23 @@ class FakeApi:
         self.calls.append(call)
         fault = self.injector(call)
         if fault in REFUSALS:
-            return self._refusal(fault)
+            reply = self._refusal(fault)
+            self._note(call, reply.code, None)
+            return reply
         if fault is not None and fault not in AFTER:
+            self._note(call, 0, None)
             await self._fail(fault)
+        version = self.storage.version
         reply = self._answer(method, path, params, body, content_type)
+        changes = [change for change in self.storage.history[-1:] if change.version > version]
+        self._note(call, reply.code if fault is None else 0, changes[0] if changes else None)
         if fault is not None:
             await self._fail(fault)
         return reply
+
+    def _note(self, call: Call, code: int, change: Change | None) -> None:
+        if call.is_write:
+            self.outcomes.append(Write(asyncio.get_running_loop().time(), call, code, change))
 
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """One watch, line by line."""
@@ -200,7 +231,17 @@ class FakeApi:
             raise Refused(422, "Invalid", "spec.containers: Required value")
         obj = {**body, "metadata": metadata, "apiVersion": target.kind.api_version, "kind": target.kind.kind}
         owners = own({}, {}, obj, manager)
-        return self.storage.insert(target.kind, obj, owners)
+        return self.storage.insert(target.kind, self._admit("CREATE", target, obj), owners)
+
+    def _admit(self, operation: str, target: Target, obj: Object) -> Object:
+        """The object after all hooks."""
+        for hook in self.admission:
+            try:
+                changed = hook(Review(operation, target.kind.plural, target.subresource or "", obj))
+            except Denied as denied:
+                raise Refused(denied.code, denied.reason, denied.message) from denied
+            obj = obj if changed is None else changed
+        return obj
 
     def _apply(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         kind, key = target.kind, (target.namespace or "", target.name or "")
@@ -218,16 +259,21 @@ class FakeApi:
             merged, owners = apply(stored.obj, body, stored.owners, manager, params.get("force") == "true")
         except FieldConflict as conflict:
             raise Refused(409, "Conflict", str(conflict)) from conflict
-        return self.storage.update(kind, self._in_scope(target, stored.obj, merged), owners)
+        return self.storage.update(kind, self._changed_by(target, stored.obj, merged), owners)
 
     def _patch(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         live = self._live(target)
         _check_identity(target, live, body)
         stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
         assert stored is not None
-        after = self._in_scope(target, live, merge(live, body))
+        after = self._changed_by(target, live, merge(live, body))
         owners = own(stored.owners, live, after, params.get("fieldManager", "unknown"))
         return self.storage.update(target.kind, after, owners)
+
+    def _changed_by(self, target: Target, live: Object, after: Object) -> Object:
+        """What is stored of an update; admission cannot reach beyond it either."""
+        admitted = self._admit("UPDATE", target, self._in_scope(target, live, after))
+        return self._in_scope(target, live, admitted)
 
     def _in_scope(self, target: Target, live: Object, after: Object) -> Object:
         """What a write may change: the status only through /status, everything else only beside it."""
@@ -262,6 +308,7 @@ class FakeApi:
         wanted = (options.get("preconditions") or {}).get("uid")
         if wanted and wanted != live["metadata"]["uid"]:
             raise Refused(409, "Conflict", f"Precondition failed: UID in precondition: {wanted}")
+        self._admit("DELETE", target, live)
         key = (target.namespace or "", target.name or "")
         obj, gone = self.storage.delete(target.kind.plural, key, options.get("gracePeriodSeconds"))
         if gone and target.kind.plural != "pods":

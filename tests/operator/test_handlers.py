@@ -42,7 +42,7 @@ async def kopf_running(
     server = FakeServer(api, token="secret")
     async with server.running():
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, server.url)))
-        registry = handlers.registry(keys.put_nowait, stopped.set)
+        registry = handlers.registry(lambda key, _: keys.put_nowait(key), stopped.set)
         task = asyncio.ensure_future(handlers.run(registry, ()))
         try:
             yield keys, stopped

@@ -131,7 +131,8 @@ class KubeClient:
             async for line in lines:
                 event = _event(line)
                 if event.type == "ERROR":
-                    raise from_status(int(event.object.get("code") or 500), event.object)
+                    code = event.object.get("code")
+                    raise from_status(code if isinstance(code, int) else 500, event.object)
                 yield event
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:

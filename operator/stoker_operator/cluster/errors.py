@@ -95,6 +95,9 @@ def from_status(code: int, status: dict[str, Any], retry_after: str | None = Non
     kind = _BY_CODE.get(code, ApiError)
     if reason == "AlreadyExists":
         kind = AlreadyExists
+    elif code == 504 and "Too large resource version" in str(status.get("message") or ""):
+        # A version that the server does not have yet, and after a restored backup never will have.
+        kind = Gone
     elif code == 422 and any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ()):
         # To a patch the uid is no precondition but a field, which must not change.
         kind = Conflict

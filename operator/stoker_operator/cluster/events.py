@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stoker_operator.cluster.client import KubeClient
@@ -22,6 +22,8 @@ Object = dict[str, Any]
 
 MAX_REMEMBERED = 4096
 MAX_NOTE_LENGTH = 1024  # the API's limit
+# That something happens again is written the first time, then now and then with its count, as client-go does.
+COUNT_AGAIN_AFTER = timedelta(minutes=5)
 
 
 class EventRecorder:
@@ -46,6 +48,7 @@ class EventRecorder:
         self._instance = instance
         self._on_drop = on_drop
         self._counts: OrderedDict[str, int] = OrderedDict()
+        self._written_at: dict[str, datetime] = {}
 
     async def record(self, about: Object, event: Event) -> None:
         """Write one Event about an object, or count it once more."""
@@ -53,7 +56,9 @@ class EventRecorder:
         namespace = about["metadata"]["namespace"]
         try:
             count = self._counts.get(name, 0)
-            if count == 0 or not await self._count(namespace, name, count + 1):
+            if count > 1 and self._clock() - self._written_at[name] < COUNT_AGAIN_AFTER:
+                self._counts[name] = count + 1
+            elif count == 0 or not await self._count(namespace, name, count + 1):
                 await self._create(about, event, name)
         except (ApiError, ApiUnreachable) as error:
             logger.warning("event %s was not written: %s", event.reason, error)
@@ -104,10 +109,11 @@ class EventRecorder:
         }
 
     def _remember(self, name: str, count: int) -> None:
-        self._counts[name] = count
+        self._counts[name], self._written_at[name] = count, self._clock()
         self._counts.move_to_end(name)
         if len(self._counts) > MAX_REMEMBERED:
-            self._counts.popitem(last=False)
+            oldest, _ = self._counts.popitem(last=False)
+            del self._written_at[oldest]
 
     def _now(self) -> str:
         return self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

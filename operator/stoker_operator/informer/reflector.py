@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stoker_operator.cluster.client import ListPage, WatchEvent
-from stoker_operator.cluster.errors import ApiError, ApiUnreachable, Forbidden, Gone
+from stoker_operator.cluster.errors import (
+    ApiError,
+    ApiUnreachable,
+    Forbidden,
+    Gone,
+    Throttled,
+    Unauthorized,
+)
 from stoker_operator.cluster.resources import Resource
 from stoker_operator.informer.store import Object, Store
 from stoker_operator.retry import Backoff
@@ -17,6 +24,8 @@ from stoker_operator.retry import Backoff
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 500
+# A watch that is refused so often in a row may be refused because of where it starts: list again.
+MAX_REFUSALS = 5
 
 
 class Source(Protocol):
@@ -56,9 +65,13 @@ class Scope:
     selector: str = ""
     required: bool = True
 
+    def __str__(self) -> str:
+        plural = self.resource.plural
+        return plural if self.namespace is None else f"{plural} in namespace {self.namespace}"
+
 
 class Reflector:
-    """List and watch of one scope into a store.
+    """List and watch of one scope into a store; ``trouble`` is why the API refuses it now, if it does.
 
     Args:
         source: where lists and watches come from.
@@ -91,7 +104,11 @@ class Reflector:
         self._watch_timeout_s = watch_timeout_s
         self._version: str | None = None
         self._newest_version = 0
+        self._went_back = False
         self._num_failures = 0
+        self._list_s = 0.0
+        self._listed_at_s = 0.0
+        self.trouble: str | None = None
 
     async def run(self) -> None:
         """Follow the scope until cancelled; errors of the API are waited out, all others end it."""
@@ -103,18 +120,29 @@ class Reflector:
                     self.is_current = True
                 await self._watch(self._version)
                 self._restarted("expired")
-            except Gone:
+            except Gone as error:
+                # A list is what costs most: no more time goes into lists than passes between them.
                 self._version = None
-                self._restarted("gone")
+                listed_ago_s = asyncio.get_running_loop().time() - self._listed_at_s
+                await self._wait_out(error, "gone", self._list_s - listed_ago_s)
             except ApiUnreachable as error:
                 await self._wait_out(error, "unreachable", 0.0)
             except ApiError as error:
-                if isinstance(error, Forbidden) and not self.scope.required:
-                    self.synced.set()
-                await self._wait_out(error, "refused", error.retry_after_s)
+                await self._refused(error)
+
+    async def _refused(self, error: ApiError) -> None:
+        if isinstance(error, Forbidden) and not self.scope.required:
+            self.synced.set()
+        if self.trouble is None and self.scope.required:
+            logger.warning("%s may not be followed: %s", self.scope, error)
+        self.trouble = str(error)
+        if self._num_failures >= MAX_REFUSALS and not isinstance(error, Forbidden | Unauthorized | Throttled):
+            self._version = None
+        await self._wait_out(error, "refused", error.retry_after_s)
 
     async def _list(self) -> str:
         scope, objects, token = self.scope, list[Object](), ""
+        started_at = asyncio.get_running_loop().time()
         while True:
             page = await self._source.list_page(
                 scope.resource, scope.namespace, scope.selector, PAGE_SIZE, token
@@ -128,10 +156,14 @@ class Reflector:
             if not token:
                 break
         version = self._number(page.resource_version)
-        if version < self._newest_version:
-            logger.warning("the history of %s went back", scope.resource.plural)
+        self._listed_at_s = asyncio.get_running_loop().time()
+        self._list_s = self._listed_at_s - started_at
+        self.trouble = None
+        went_back = self._went_back or version < self._newest_version
+        if went_back or self._store.is_ahead_of(objects, version):
+            logger.warning("the history of %s went back: a backup was restored", scope)
             self._store.clear(scope.namespace)
-        self._newest_version = version
+        self._newest_version, self._went_back = version, False
         self._store.replace(objects, page.resource_version, scope.namespace)
         return page.resource_version
 
@@ -142,9 +174,9 @@ class Reflector:
         started_at = asyncio.get_running_loop().time()
         async with aclosing(events):
             async for event in events:
-                self._num_failures = 0
                 self.is_current = True
                 self._take(event)
+                self._num_failures, self.trouble = 0, None
         if asyncio.get_running_loop().time() - started_at < 1.0:
             # A server that ends every watch at once must not be asked in a tight loop.
             raise ApiUnreachable(f"the watch of {scope.resource.plural} ended at once")
@@ -152,6 +184,11 @@ class Reflector:
     def _take(self, event: WatchEvent) -> None:
         version = str((event.object.get("metadata") or {}).get("resourceVersion") or "")
         number = self._number(version)
+        if number < self._newest_version:
+            # Versions of a watch only rise. Ours come from a history that the server no longer has, and what
+            # it sends from now on would look older than what the store holds.
+            self._went_back = True
+            raise Gone(410, "WentBack", f"version {version} follows {self._newest_version}")
         if event.type in ("ADDED", "MODIFIED"):
             self._store.put(event.object)
         elif event.type == "DELETED":
@@ -174,6 +211,8 @@ class Reflector:
         self._num_failures += 1
         delay_s = max(at_least_s, self._backoff.delay_s(self._num_failures, self._rng.random()))
         extra = {"resource": self.scope.resource.plural, "retry_in_s": round(delay_s, 3)}
+        if self.scope.namespace is not None:
+            extra["namespace"] = self.scope.namespace
         logger.warning("watch failed: %s", error, extra=extra)
         await asyncio.sleep(delay_s)
 

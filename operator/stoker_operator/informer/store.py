@@ -130,6 +130,18 @@ class Store:
         for obj in objects:
             self.put(obj)
 
+    def is_ahead_of(self, objects: list[Object], version: int) -> bool:
+        """Whether a list of this version shows an older copy of something than we saw at or before it.
+
+        Then the server's history is not the one that we followed. What is newer than the list is our write.
+        """
+        for obj in objects:
+            held = self._objects.get(key_of(obj))
+            is_same = held is not None and held["metadata"].get("uid") == obj["metadata"].get("uid")
+            if held is not None and is_same and version_of(obj) < version_of(held) <= version:
+                return True
+        return False
+
     def clear(self, namespace: str | None) -> None:
         """Drop everything in scope, overlay and all: the server's history went back (a restored backup)."""
         for key, held in list(self._objects.items()):

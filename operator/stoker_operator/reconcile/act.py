@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,6 @@ from stoker_operator.cluster.errors import (
     ApiError,
     ApiUnreachable,
     Conflict,
-    Forbidden,
     NotFound,
 )
 from stoker_operator.cluster.resources import BY_KIND, PDBS, PODS, Resource
@@ -24,18 +24,16 @@ from stoker_operator.plan import admitted
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
 from stoker_operator.plan.drift import drift
 from stoker_operator.reconcile.caches import Caches, Key
-from stoker_operator.reconcile.pace import Pace
-from stoker_operator.reconcile.taken_back import TakenBack
-from stoker_operator.retry import Backoff
+from stoker_operator.reconcile.pace import FAILED, Pace, kind_of
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-# Answers that stay the same until a person changes something: a quota, an admission policy, a bad field.
-REFUSED_CODES = frozenset({400, 422})
-# A write that somebody undoes would be repeated for ever, as fast as both can: it is slowed down.
-ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
+# Answers of the server that say nothing about the write itself: it may work in a moment, or on another look.
+PASSING_CODES = frozenset({401, 404, 408, 409, 410, 429})
+# As many writes at once, at most, and as many refusals when a quota gets full between two of them.
+MAX_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,12 @@ class Outcome:
 
     Args:
         done: the actions that changed something.
-        refusals: what the API server refused for good.
-        failure: the call that may work later, after which nothing more was tried.
-        error: why that call failed.
-        wait_s: seconds until what was held back, because it was done a moment ago, may be done again.
+        refusals: what the API server refuses, now or the last time it was tried.
+        failure: the first call that fails, now or the last time it was tried.
+        error: why a call failed now.
+        wait_s: seconds until what was not done may be tried.
+        trouble_s: for how many seconds there has been trouble.
+        is_unfinished: whether something came to nothing without trouble, as an object is in the way.
     """
 
     done: tuple[Action, ...] = ()
@@ -55,6 +55,8 @@ class Outcome:
     failure: Failure | None = None
     error: ApiError | ApiUnreachable | None = None
     wait_s: float | None = None
+    trouble_s: float = 0.0
+    is_unfinished: bool = False
 
 
 class Actor:
@@ -63,48 +65,68 @@ class Actor:
     Args:
         client: the API.
         caches: where the results go.
+        pace: when what may be tried.
     """
 
-    def __init__(self, client: KubeClient, caches: Caches) -> None:
+    def __init__(self, client: KubeClient, caches: Caches, pace: Pace) -> None:
         self._client = client
         self._caches = caches
-        self._pace = Pace(ACT_AGAIN, lambda: asyncio.get_running_loop().time())
-        self._taken_back = TakenBack(lambda: asyncio.get_running_loop().time())
+        self._pace = pace
 
     async def act(self, key: Key, model: Object, actions: tuple[Action, ...]) -> Outcome:
-        """Carry out actions in their order, up to the first that fails but may work later."""
-        refusals: list[Refusal] = []
-        done: list[Action] = []
-        waits = [self._pace.wait_s(key[0], action) for action in actions]
-        for action, wait_s in zip(actions, tuple(waits), strict=True):
-            if wait_s:
-                continue
-            held = self._taken_back.held(key, action) if isinstance(action, CreatePod) else None
-            if held is not None:
-                waits.append(held[0])
-                refusals.append(held[1])
-                continue
-            logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
-            try:
-                carried_out = await self._one(key, model, action)
-                if carried_out is not None:
-                    done.append(carried_out)
-                    self._pace.done(key[0], action)
-            except (ApiError, ApiUnreachable) as error:
-                refusal = _refusal(action, error)
-                if refusal is None:
-                    logger.warning("%s: failed: %s", describe(action), error, extra={"key": "/".join(key)})
-                    failure = Failure(describe(action), str(error))
-                    return Outcome(tuple(done), tuple(refusals), failure, error)
-                logger.warning("%s: refused: %s", describe(action), error, extra={"key": "/".join(key)})
-                if isinstance(action, CreatePod) and isinstance(error, Altered):
-                    self._taken_back.note(key, action, refusal)
-                refusals.append(refusal)
-        return Outcome(tuple(done), tuple(refusals), wait_s=min(filter(None, waits), default=None))
+        """Carry out the actions that are due, in their order, each kind in batches of 1, 2, 4, 4.
 
-    def forget(self, key: Key) -> None:
-        """The ModelDeployment is gone: another of its name begins anew."""
-        self._taken_back.forget(key)
+        After a refusal or a failure no more of that kind is tried in this pass; after one that may concern
+        every call, no answer or a busy server or a cache that is behind, nothing more is.
+        """
+        run = _Run()
+        for kind, group in itertools.groupby(actions, kind_of):
+            due = [action for action in group if not self._pace.wait_s(key, action)]
+            due.sort(key=lambda action: self._pace.tried_at_s(key, action))
+            size = 1
+            while due and not run.is_over and kind not in run.troubled:
+                batch, due = due[:size], due[size:]
+                size = min(size * 2, MAX_AT_ONCE)
+                results = await asyncio.gather(*(self._try(key, model, action) for action in batch))
+                for action, result in zip(batch, results, strict=True):
+                    run.take(action, result)
+        return self._outcome(key, actions, run)
+
+    async def _try(
+        self, key: Key, model: Object, action: Action
+    ) -> ApiError | ApiUnreachable | Action | None:
+        """Carry out one action; returns it as done, or the error; None when something is in the way."""
+        logger.info("%s: %s", describe(action), action.reason, extra={"key": "/".join(key)})
+        try:
+            carried_out = await self._one(key, model, action)
+        except (ApiError, ApiUnreachable) as error:
+            trouble = _trouble(action, error)
+            verdict = "refused" if isinstance(trouble, Refusal) else "failed"
+            logger.warning("%s: %s: %s", describe(action), verdict, error, extra={"key": "/".join(key)})
+            num_writes = 2 if isinstance(error, Altered) else 1
+            self._pace.failed(key, action, trouble, error.retry_after_s, num_writes)
+            return error
+        if carried_out is not None:
+            self._pace.done(key, action)
+        return carried_out
+
+    def _outcome(self, key: Key, actions: tuple[Action, ...], run: "_Run") -> Outcome:
+        """What was tried now, and what stands from before."""
+        left = [action for action in actions if id(action) not in run.ended]
+        troubles = [trouble for action in left if (trouble := self._pace.trouble(key, action)) is not None]
+        waits = [self._pace.wait_s(key, action) for action in left]
+        if run.is_over:
+            # What was not even tried has no due time of its own: it waits with what failed.
+            waits = [wait_s for wait_s in waits if wait_s]
+        return Outcome(
+            done=tuple(run.done),
+            refusals=tuple(dict.fromkeys(found for found in troubles if isinstance(found, Refusal))),
+            failure=next((found for found in troubles if isinstance(found, Failure)), None),
+            error=run.error,
+            wait_s=max(min(waits), FAILED.first_s) if waits else None,
+            trouble_s=max((self._pace.trouble_s(key, action) for action in left), default=0.0),
+            is_unfinished=run.is_unfinished,
+        )
 
     async def look_again(self, key: Key) -> Outcome:
         """Read what was in the way of earlier passes live; it may be gone by now."""
@@ -143,7 +165,6 @@ class Actor:
         if problem is not None:
             await self._take_back(key, created)
             raise Altered(problem.reason, problem.message)
-        self._taken_back.forget(key)
         self._caches.stores[PODS].put(created)
         return replace(action, changed=admitted.changed(action.manifest, created))
 
@@ -243,8 +264,8 @@ def describe(action: Action) -> str:
             return f"stop serving from {_target(action)}"
         case DeletePod() | DeleteBudget():
             return f"delete {_target(action)}"
-        case Apply(drift=paths):
-            return f"apply {_target(action)} ({', '.join(paths) or 'missing'})"
+        case Apply(drift=drift):
+            return f"apply {_target(action)} ({', '.join(drift) or 'missing'})"
 
 
 def _target(action: Action) -> str:
@@ -257,9 +278,40 @@ def _target(action: Action) -> str:
             return f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
 
 
-def _refusal(action: Action, error: ApiError | ApiUnreachable) -> Refusal | None:
+def _trouble(action: Action, error: ApiError | ApiUnreachable) -> Refusal | Failure:
+    """Tell what stays the same until a person changes something, such as a quota, from what passes."""
     if isinstance(error, Altered):
         return Refusal(_target(action), error.message, error.reason)
-    if isinstance(error, Forbidden) or (isinstance(error, ApiError) and error.code in REFUSED_CODES):
+    if isinstance(error, ApiError) and 400 <= error.code < 500 and error.code not in PASSING_CODES:
         return Refusal(_target(action), error.message)
-    return None
+    return Failure(describe(action), str(error))
+
+
+class _Run:
+    """What came of the actions of one pass so far."""
+
+    def __init__(self) -> None:
+        self.done: list[Action] = []
+        self.ended: set[int] = set()  # identities of actions that need not be tried again now
+        self.is_unfinished = False
+        self.troubled: set[str] = set()
+        self.error: ApiError | ApiUnreachable | None = None
+        self.is_over = False
+
+    def take(self, action: Action, result: ApiError | ApiUnreachable | Action | None) -> None:
+        """Note what came of one action."""
+        if isinstance(result, ApiError | ApiUnreachable):
+            self._take_error(action, result)
+            return
+        self.ended.add(id(action))
+        if result is None:
+            self.is_unfinished = True
+        else:
+            self.done.append(result)
+
+    def _take_error(self, action: Action, error: ApiError | ApiUnreachable) -> None:
+        self.troubled.add(kind_of(action))
+        if isinstance(_trouble(action, error), Failure):
+            self.error = self.error or error
+            is_about_the_write = isinstance(error, ApiError) and error.code >= 500
+            self.is_over = self.is_over or not is_about_the_write

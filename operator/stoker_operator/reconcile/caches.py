@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +42,8 @@ class Caches:
     ) -> None:
         self._changed = changed
         self._nodes = KnownNodes(clock)
+        # What passes depend on of each ModelDeployment, as it was last seen.
+        self._essences: dict[Key, Essence] = {}
         # Objects without our label that hold a name we need: no watch covers them.
         self._in_the_way: dict[Key, dict[tuple[str, str], Object]] = {}
         self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=trim_node)}
@@ -102,13 +105,31 @@ class Caches:
         """The ModelDeployment is gone: nothing is in its way any more."""
         self._in_the_way.pop(key, None)
 
+    def put_status(self, key: Key, written: Object) -> None:
+        """Take in the answer to a status that we wrote, which is no news to us; what else it shows is."""
+        seen = self._essences.get(key)
+        if seen is not None:
+            self._essences[key] = replace(seen, status=written.get("status") or {})
+        self.stores[MODEL_DEPLOYMENTS].put(written)
+
+    def is_news(self, key: Key, model: Mapping[str, Any]) -> bool:
+        """Whether a ModelDeployment as somebody saw it differs in what passes depend on."""
+        return self._essences.get(key) != essence(model)
+
     def _child(self, resource: Resource, key: Key) -> Object | None:
         found = self.stores[resource].get(*key)
         return found if found is not None else self._in_the_way.get(key, {}).get((resource.plural, key[1]))
 
     def _model_changed(self, model: Object) -> None:
-        metadata = model["metadata"]
-        self._changed((metadata["namespace"], metadata["name"]))
+        key = (model["metadata"]["namespace"], model["metadata"]["name"])
+        held = self.model(key)
+        if held is None:
+            self._essences.pop(key, None)
+        elif self.is_news(key, held):
+            self._essences[key] = essence(held)
+        else:
+            return
+        self._changed(key)
 
     def _child_changed(self, child: Object) -> None:
         for key in _owner_keys(child):
@@ -122,6 +143,34 @@ class Caches:
         self._nodes.forget_gone(lambda gone: bool(self.stores[PODS].indexed(("", gone))))
         for pod in self.stores[PODS].indexed(("", name)):
             self._child_changed(pod)
+
+
+@dataclass(frozen=True, slots=True)
+class Essence:
+    """What passes depend on of a ModelDeployment: all but bookkeeping, such as versions and managedFields.
+
+    The status is part of it, so that what others write there is mended; what we wrote is known already.
+    """
+
+    uid: str
+    generation: int
+    is_deleting: bool
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    status: Mapping[str, Any]
+
+
+def essence(model: Mapping[str, Any]) -> Essence:
+    """Return what passes depend on of a ModelDeployment."""
+    metadata = model["metadata"]
+    return Essence(
+        uid=metadata.get("uid") or "",
+        generation=metadata.get("generation") or 0,
+        is_deleting="deletionTimestamp" in metadata,
+        labels=dict(metadata.get("labels") or {}),
+        annotations=dict(metadata.get("annotations") or {}),
+        status=dict(model.get("status") or {}),
+    )
 
 
 def _scopes(namespaces: tuple[str, ...]) -> list[Scope]:

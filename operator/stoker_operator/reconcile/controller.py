@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,6 +77,11 @@ class Controller:
                 await self.queue.resync(self.caches.keys, RESYNC_S)
         finally:
             self.queue.close()
+
+    def hear(self, key: Key, model: Mapping[str, Any]) -> None:
+        """Somebody else's watch saw a ModelDeployment; our own status writes are no reason for a pass."""
+        if self.caches.is_news(key, model):
+            self.queue.add(key)
 
     def health(self) -> dict[str, Any]:
         """What the liveness probe shows; dead tasks end the process, so answering at all is most of it."""

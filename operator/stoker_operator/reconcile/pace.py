@@ -1,65 +1,260 @@
-"""Slows down what somebody else undoes again and again: another controller, or an admission webhook."""
+"""When a write may be tried: the one owner of "when again", whatever wakes a ModelDeployment meanwhile.
 
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+A pass runs whenever something happened, and each pass plans the same write again as long as it is wanted. So
+what was refused, what failed, and what somebody undoes must each have a due time that no event shortens:
 
-from stoker_operator.api.labels import APPLIED_HASH
-from stoker_operator.plan.actions import Action, Apply, StopServing
+- Each write backs off by itself. All creations of pods of one revision count as one write.
+- Over that, the writes of one ModelDeployment that brought nothing about have a limit for each minute.
+- A status whose counts and answers changed is written at once; other words a few times a minute, and so is
+  what it said a moment ago; the same words in other digits, such as a refusal's own id, twice a minute.
+
+Pure but for its memory: time is what ``now`` says.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from stoker_operator.api.labels import APPLIED_HASH, REVISION
+from stoker_operator.observed import Failure, Refusal
+from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
 from stoker_operator.retry import Backoff
+from stoker_operator.status import Change
+
+Key = tuple[str, str]
+
+# Nothing tells us when a quota grew or a policy changed. The first looks come soon: in a new namespace pods
+# are refused for the moment until its service account is there.
+REFUSED = Backoff(first_s=0.5, max_s=15.0, jitter=0.0, factor=4.0)
+# An error of the server, or no answer: most are over in a moment, the others last for minutes.
+FAILED = Backoff(first_s=0.05, max_s=30.0, jitter=0.0, factor=4.0)
+# A write that somebody undoes would be repeated for ever, as fast as both can.
+UNDONE = Backoff(first_s=0.01, max_s=30.0, jitter=0.0, factor=4.0)
+
+MINUTE_S = 60.0
+# For each ModelDeployment and minute. The sum leaves room for the Events that go with them.
+MAX_FRUITLESS = 7
+MAX_TEXTS = 4
+SAME_WORDS_S = 30.0
+# A row of failures is over when the last of them was so long ago.
+FORGET_S = 120.0
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What was written last, how often in a row, and when (seconds)."""
+class _Record:
+    """The last try of one write.
 
+    Args:
+        kind: of write, as in "create pods".
+        what: its content.
+        count: tries in a row.
+        at_s: when it was.
+        due_s: when the next may be.
+        since_s: when the row of troubles began.
+        trouble: why it was not done; None when it was.
+    """
+
+    kind: str
     what: str
     count: int
     at_s: float
+    due_s: float
+    since_s: float
+    trouble: Refusal | Failure | None = None
+
+
+@dataclass
+class _History:
+    """What one ModelDeployment has tried lately."""
+
+    records: dict[Hashable, _Record] = field(default_factory=dict)
+    fruitless: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FRUITLESS))
+    texts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TEXTS))
+    said: dict[str, float] = field(default_factory=dict)  # words of statuses, and when they were written
+    status: _Record | None = None
 
 
 class Pace:
-    """Remembers writes that bring an object to a state: to repeat one soon means that somebody undid it.
+    """Remembers the tries of all ModelDeployments.
 
     Args:
-        backoff: between the same writes in a row; they are forgotten after twice the longest.
         now: monotonic time in seconds.
     """
 
-    def __init__(self, backoff: Backoff, now: Callable[[], float]) -> None:
-        self._backoff = backoff
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._last: OrderedDict[tuple[str, ...], _Done] = OrderedDict()
+        self._histories: dict[Key, _History] = {}
 
-    def wait_s(self, namespace: str, action: Action) -> float:
-        """How long an action has to wait; 0 for what was not done lately."""
-        identity, what = _identity(namespace, action)
-        last = self._last.get(identity)
-        if last is None or last.what != what:
-            return 0.0
-        return max(0.0, last.at_s + self._backoff.delay_s(last.count, 0.0) - self._now())
+    def forget(self, key: Key) -> None:
+        """The ModelDeployment is gone."""
+        self._histories.pop(key, None)
 
-    def done(self, namespace: str, action: Action) -> None:
+    def wait_s(self, key: Key, action: Action) -> float:
+        """Seconds until an action may be tried; 0 for what had no trouble lately."""
+        history, now = self._history(key), self._now()
+        identity, what = _identity(action)
+        record = history.records.get(identity)
+        if record is not None and record.what == what and _left_s(record.due_s, now):
+            return _left_s(record.due_s, now)
+        kind = kind_of(action)
+        is_tried_again = any(
+            other.kind == kind and (name != identity or other.what == what)
+            for name, other in history.records.items()
+            if other.trouble is not None or other.count > 1
+        )
+        return _slot_s(history.fruitless, now) if is_tried_again else 0.0
+
+    def tried_at_s(self, key: Key, action: Action) -> float:
+        """When an action was tried last; of several of a kind, the one that waits longest should be next."""
+        record = self._history(key).records.get(_identity(action)[0])
+        return 0.0 if record is None else record.at_s
+
+    def trouble(self, key: Key, action: Action) -> Refusal | Failure | None:
+        """Why the last try of an action came to nothing; None when it did not, or when nothing was tried."""
+        identity, what = _identity(action)
+        record = self._history(key).records.get(identity)
+        return None if record is None or record.what != what else record.trouble
+
+    def trouble_s(self, key: Key, action: Action) -> float:
+        """For how many seconds an action has had trouble."""
+        record = self._history(key).records.get(_identity(action)[0])
+        return 0.0 if record is None or record.trouble is None else self._now() - record.since_s
+
+    def done(self, key: Key, action: Action) -> None:
         """An action was carried out."""
-        identity, what = _identity(namespace, action)
-        if not identity:
-            return
-        now, last = self._now(), self._last.pop(identity, None)
-        is_repeated = last is not None and last.what == what and not self._is_over(last, now)
-        self._last[identity] = _Done(what, last.count + 1 if last and is_repeated else 1, now)
-        while self._is_over(next(iter(self._last.values())), now):
-            self._last.popitem(last=False)
+        history, now = self._history(key), self._now()
+        identity, what = _identity(action)
+        last = history.records.pop(identity, None)
+        if isinstance(action, CreatePod | DeletePod | DeleteBudget):
+            return  # nobody can bring back what was there
+        is_undone = last is not None and last.trouble is None and last.what == what
+        count = last.count + 1 if last is not None and is_undone else 1
+        if is_undone:
+            history.fruitless.append(now)
+        due_s = now + UNDONE.delay_s(count, 0.0)
+        history.records[identity] = _Record(kind_of(action), what, count, now, due_s, now)
 
-    def _is_over(self, done: _Done, now: float) -> bool:
-        return now - done.at_s > 2 * self._backoff.max_s
+    def failed(
+        self,
+        key: Key,
+        action: Action,
+        trouble: Refusal | Failure,
+        at_least_s: float = 0.0,
+        num_writes: int = 1,
+    ) -> None:
+        """An action was refused or failed.
+
+        Args:
+            key: whose it is.
+            action: what was tried.
+            trouble: why it was not done.
+            at_least_s: how long the server asked to wait.
+            num_writes: how many calls the try was.
+        """
+        history = self._history(key)
+        identity, what = _identity(action)
+        last = history.records.get(identity)
+        history.records[identity] = self._next(kind_of(action), last, what, trouble, at_least_s)
+        history.fruitless.extend([self._now()] * num_writes)
+
+    def status_wait_s(self, key: Key, change: Change, words: str) -> float:
+        """Seconds until a status may be written.
+
+        Args:
+            key: whose status.
+            change: how it differs from the stored one.
+            words: what it says, digits aside.
+        """
+        history, now = self._history(key), self._now()
+        last = history.status
+        if last is not None and (last.what == words or last.trouble is not None) and _left_s(last.due_s, now):
+            return _left_s(last.due_s, now)
+        said_s = now - history.said.get(words, -MINUTE_S)
+        if change is Change.PROGRESS:
+            # Back to what was a moment ago: pods that flap. Once or twice that is news, not for ever.
+            return _slot_s(history.texts, now) if said_s < MINUTE_S else 0.0
+        return max(_left_s(now + SAME_WORDS_S - said_s, now), _slot_s(history.texts, now))
+
+    def status_written(self, key: Key, change: Change, words: str) -> None:
+        """A status was written."""
+        history, now = self._history(key), self._now()
+        last = history.status
+        is_repeated = last is not None and last.trouble is None and last.what == words
+        count = last.count + 1 if last is not None and is_repeated else 1
+        due_s = now + UNDONE.delay_s(count, 0.0)
+        history.status = _Record("status", words, count, now, due_s, now)
+        if change is not Change.PROGRESS or now - history.said.get(words, -MINUTE_S) < MINUTE_S:
+            history.texts.append(now)
+        history.said[words] = now
+
+    def status_failed(self, key: Key, words: str, trouble: Failure, at_least_s: float = 0.0) -> float:
+        """A status could not be written; returns seconds until it may be tried again."""
+        history = self._history(key)
+        last = history.status
+        record = self._next("status", last, words, trouble, at_least_s)
+        history.status = record
+        return record.due_s - self._now()
+
+    def _next(
+        self, kind: str, last: _Record | None, what: str, trouble: Refusal | Failure, at_least_s: float
+    ) -> _Record:
+        now = self._now()
+        # A status is refused as a whole, whatever it says.
+        is_row = last is not None and last.trouble is not None and (last.what == what or kind == "status")
+        count, since_s = (last.count + 1, last.since_s) if last is not None and is_row else (1, now)
+        backoff = REFUSED if isinstance(trouble, Refusal) else FAILED
+        due_s = now + max(at_least_s, backoff.delay_s(count, 0.0))
+        return _Record(kind, what, count, now, due_s, since_s, trouble)
+
+    def _history(self, key: Key) -> _History:
+        """The history of a ModelDeployment, without what is too old to matter."""
+        history, before_s = self._histories.setdefault(key, _History()), self._now() - FORGET_S
+        if any(record.at_s < before_s for record in history.records.values()):
+            history.records = {
+                name: record for name, record in history.records.items() if record.at_s >= before_s
+            }
+        if any(at_s < before_s for at_s in history.said.values()):
+            history.said = {text: at_s for text, at_s in history.said.items() if at_s >= before_s}
+        if history.status is not None and history.status.at_s < before_s:
+            history.status = None
+        return history
 
 
-def _identity(namespace: str, action: Action) -> tuple[tuple[str, ...], str]:
-    """What an action writes to, and what; nothing for pods that come and go, which nobody can bring back."""
+def kind_of(action: Action) -> str:
+    """The kind of write that an action is: what is refused to one is likely refused to all of its kind."""
     match action:
+        case CreatePod():
+            return "create pods"
+        case StopServing():
+            return "patch pods"
+        case DeletePod():
+            return "delete pods"
+        case DeleteBudget():
+            return "delete budget"
+        case Apply(manifest=manifest):
+            return f"apply {manifest['kind']}"
+
+
+def _identity(action: Action) -> tuple[Hashable, str]:
+    """What an action writes to, and what it writes there."""
+    match action:
+        case CreatePod(manifest=manifest):
+            return ("create",), manifest["metadata"]["labels"][REVISION]
         case Apply(manifest=manifest):
             metadata = manifest["metadata"]
-            return (namespace, manifest["kind"], metadata["name"]), metadata["annotations"][APPLIED_HASH]
+            return (manifest["kind"], metadata["name"]), metadata["annotations"][APPLIED_HASH]
         case StopServing(uid=uid):
-            return (uid,), ""
-    return (), ""
+            return ("stop", uid), ""
+        case DeletePod(uid=uid) | DeleteBudget(uid=uid):
+            return ("delete", uid), ""
+
+
+def _slot_s(times: deque[float], now: float) -> float:
+    """Seconds until another one fits into a minute."""
+    is_full = len(times) == times.maxlen
+    return _left_s(times[0] + MINUTE_S, now) if is_full else 0.0
+
+
+def _left_s(due_s: float, now: float) -> float:
+    """Seconds until then; what rounding leaves of a time that has come is nothing to wait for."""
+    return due_s - now if due_s - now > 1e-3 else 0.0

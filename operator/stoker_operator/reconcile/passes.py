@@ -1,38 +1,42 @@
 """One pass over one ModelDeployment: snapshot, decide purely, act, report."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
-from stoker_operator.cluster.errors import NotFound
 from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.inflight import InFlightReader
-from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, PODS
+from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
-from stoker_operator.observed import Failure, Observed, Refusal
-from stoker_operator.plan import Action, Plan, groups, plan
+from stoker_operator.observed import Observed
+from stoker_operator.plan import Plan, groups, plan
 from stoker_operator.profiles import profile_of
-from stoker_operator.reconcile.act import ACT_AGAIN, Actor, Outcome
+from stoker_operator.reconcile.act import Actor, Outcome
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.drains import Drains
+from stoker_operator.reconcile.pace import FAILED, Pace
+from stoker_operator.reconcile.report import Reporter
 from stoker_operator.reconcile.slow import SlowPods
-from stoker_operator.retry import Backoff
-from stoker_operator.status import events, status
+from stoker_operator.retry import Backoff, PassFailed
+from stoker_operator.status import status
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-# Nothing tells us when a quota grew, a policy changed or a name became free. The first looks come soon: in a
-# new namespace pods are refused for the moment until its service account is there.
+# A name that an object without our label holds: no watch tells when it becomes free.
 LOOK_AGAIN = Backoff(first_s=0.5, max_s=15.0, jitter=0.0)
+# What a pass did shows in the caches at once and brings on the next one; this is for what does not.
+ACT_AGAIN = Backoff(first_s=0.01, max_s=30.0, jitter=0.0)
 # What goes wrong once and then works is no news: the status tells what has lasted so long.
-NEWS_AFTER = timedelta(seconds=0.5)
+NEWS_AFTER_S = 0.5
+NEWS_AFTER_TRIES = 4
 
 
 @dataclass
@@ -41,13 +45,13 @@ class _Memory:
 
     Args:
         num_acting: passes in a row that changed something.
-        num_blocked: passes in a row that were kept from it.
-        troubled_since: when the first of the passes in a row was that a call went wrong in.
+        num_blocked: passes in a row that met an object in the way.
+        num_unread: passes in a row that could not read what is in the way.
     """
 
     num_acting: int = 0
     num_blocked: int = 0
-    troubled_since: datetime | None = None
+    num_unread: int = 0
 
 
 class Reconciler:
@@ -77,7 +81,9 @@ class Reconciler:
         self._drains = Drains(in_flight, clock)
         self._recorder = recorder
         self._clock = clock
-        self._actor = Actor(client, caches)
+        self._pace = Pace(lambda: asyncio.get_running_loop().time())
+        self._actor = Actor(client, caches, self._pace)
+        self._reporter = Reporter(client, caches, recorder, self._pace)
         self._slow_pods = SlowPods(client, clock)
         self._memories: dict[Key, _Memory] = {}
 
@@ -88,30 +94,42 @@ class Reconciler:
             seconds until the next pass is due, None when only an event can change anything.
 
         Raises:
-            ApiError, ApiUnreachable: a call failed that may work later; the status says what is known.
+            PassFailed: a call failed; the status says what is known, and the error when to come back.
+            ApiError, ApiUnreachable: the same of a call that has no due time of its own.
         """
         model = self._caches.model(key)
         if model is None or "deletionTimestamp" in model["metadata"]:
             # The garbage collector deletes the children: what they need for that are our owner references.
-            self._caches.forget(key)
-            self._slow_pods.forget(key)
-            self._actor.forget(key)
-            self._drains.forget(key)
-            self._memories.pop(key, None)
+            self._forget(key)
             return None
         wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
         todo, observed = await self._plan(key, model, wanted)
         outcome = looked if looked.error else await self._actor.act(key, model, todo.actions)
-        refusals, failure = self._news(key, outcome)
         after = self._caches.observe(key, model, observed.readings)
         warnings, look_s = await self._slow_pods.warnings(key, after)
-        after = replace(after, refusals=refusals, failure=failure, warnings=warnings)
-        await self._report(model, status(wanted, after, self._config, self._clock()), outcome.done)
-        if outcome.error is not None:
-            raise outcome.error
-        waits = (look_s, todo.requeue_after_s, self._due(key, todo, outcome))
-        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+        memory = self._memories.setdefault(key, _Memory())
+        memory.num_unread = memory.num_unread + 1 if looked.error else 0
+        if memory.num_unread >= NEWS_AFTER_TRIES or outcome.trouble_s >= NEWS_AFTER_S:
+            after = replace(after, refusals=outcome.refusals, failure=outcome.failure)
+        after = replace(after, warnings=warnings)
+        told = status(wanted, after, self._config, self._clock())
+        report = await self._reporter.report(key, model, told, outcome.done)
+        if looked.error is not None:
+            raise looked.error
+        waits = (look_s, report.wait_s, todo.requeue_after_s, self._due(key, todo, outcome))
+        wait_s = min((wait_s for wait_s in waits if wait_s is not None), default=None)
+        error = outcome.error or report.error
+        if error is not None:
+            raise PassFailed(str(error), FAILED.first_s if wait_s is None else wait_s) from error
+        return wait_s
+
+    def _forget(self, key: Key) -> None:
+        self._caches.forget(key)
+        self._slow_pods.forget(key)
+        self._drains.forget(key)
+        self._pace.forget(key)
+        self._memories.pop(key, None)
 
     def _wanted(self, key: Key, model: Object) -> Wanted:
         """What should exist; for a spec that cannot be served that is what earlier ones left, kept alive."""
@@ -137,53 +155,19 @@ class Reconciler:
         observed = self._caches.observe(key, model, readings)
         return plan(wanted, observed, self._clock()), observed
 
-    async def _report(self, model: Object, wanted: Object, done: tuple[Action, ...]) -> None:
-        """Write the status if it changed, then what happened as Events."""
-        before = model.get("status") or {}
-        if wanted != before:
-            # To /status a uid is no precondition, and of another object of that name all this would be a lie.
-            metadata = {name: model["metadata"][name] for name in ("name", "namespace", "resourceVersion")}
-            body = {
-                "apiVersion": MODEL_DEPLOYMENTS.api_version,
-                "kind": MODEL_DEPLOYMENTS.kind,
-                "metadata": metadata,
-                "status": wanted,
-            }
-            try:
-                written = await self._client.apply(MODEL_DEPLOYMENTS, body, "status")
-            except NotFound:
-                logger.info("the ModelDeployment was deleted meanwhile", extra={"key": metadata["name"]})
-                return
-            self._caches.stores[MODEL_DEPLOYMENTS].put(written)
-        for event in events(before, wanted, done):
-            await self._recorder.record(model, event)
-
-    def _news(self, key: Key, outcome: Outcome) -> tuple[tuple[Refusal, ...], Failure | None]:
-        """What went wrong, if it has lasted: the status of a first try says nothing of it."""
-        memory = self._memory(key)
-        if not (outcome.refusals or outcome.failure):
-            memory.troubled_since = None
-            return (), None
-        now = self._clock()
-        memory.troubled_since = memory.troubled_since or now
-        has_lasted = now - memory.troubled_since >= NEWS_AFTER
-        return (outcome.refusals, outcome.failure) if has_lasted else ((), None)
-
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
         """Seconds until what this pass did or could not do is worth another look."""
-        memory = self._memory(key)
+        memory = self._memories.setdefault(key, _Memory())
         # A pod in the way is stepped around: nobody waits for its name.
-        names = [plural for plural, _ in self._caches.in_the_way(key) if plural != PODS.plural]
-        is_blocked = bool(outcome.refusals or names)
-        is_acting = bool(outcome.done or (todo.actions and not is_blocked and outcome.wait_s is None))
+        is_blocked = any(plural != PODS.plural for plural, _ in self._caches.in_the_way(key))
+        is_acting = bool(outcome.done or outcome.is_unfinished)
         memory.num_blocked = memory.num_blocked + 1 if is_blocked else 0
         memory.num_acting = memory.num_acting + 1 if is_acting else 0
         waits = [] if outcome.wait_s is None else [outcome.wait_s]
+        if outcome.trouble_s < NEWS_AFTER_S and (outcome.refusals or outcome.failure):
+            waits.append(NEWS_AFTER_S - outcome.trouble_s + 0.01)
         if is_blocked:
             waits.append(LOOK_AGAIN.delay_s(memory.num_blocked, 0.0))
         if is_acting:
             waits.append(ACT_AGAIN.delay_s(memory.num_acting, 0.0))
         return min(waits, default=None)
-
-    def _memory(self, key: Key) -> _Memory:
-        return self._memories.setdefault(key, _Memory())

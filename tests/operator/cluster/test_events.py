@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,14 +23,14 @@ class World:
             self.api, "modeldeployments", {"metadata": {"name": "m", "namespace": "ns"}, "spec": {}}
         )
         self.dropped = 0
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.recorder = self.make_recorder()
 
     def make_recorder(self) -> EventRecorder:
         def drop() -> None:
             self.dropped += 1
 
-        now = datetime(2026, 1, 1, tzinfo=UTC)
-        return EventRecorder(KubeClient(self.api), lambda: now, "pod-1", drop)
+        return EventRecorder(KubeClient(self.api), lambda: self.now, "pod-1", drop)
 
     def record(self, event: Event) -> None:
         run_virtual(self.recorder.record(self.model, event))
@@ -44,11 +44,21 @@ def test_the_first_time_is_an_event_and_every_further_time_a_count() -> None:
     world = World()
     for _ in range(3):
         world.record(STARTED)
+        world.now += timedelta(minutes=5)
     (event,) = world.events
     assert event["regarding"]["uid"] == world.model["metadata"]["uid"]
     assert (event["reason"], event["note"], event["type"]) == ("PodCreated", "created pod m-1", "Normal")
     assert event["eventTime"] == "2026-01-01T00:00:00.000000Z"
-    assert event["series"] == {"count": 3, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}
+    assert event["series"] == {"count": 3, "lastObservedTime": "2026-01-01T00:10:00.000000Z"}
+
+
+def test_what_happens_again_and_again_is_counted_in_memory_and_written_now_and_then() -> None:
+    world = World()
+    for _ in range(600):
+        world.record(STARTED)
+        world.now += timedelta(seconds=1)
+    assert [event["series"]["count"] for event in world.events] == [302]
+    assert len(world.api.writes) == 3, "the first, the second, and one five minutes later"
 
 
 def test_different_happenings_are_different_events_and_long_notes_are_cut() -> None:

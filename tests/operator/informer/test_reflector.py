@@ -328,3 +328,159 @@ def test_list_items_get_their_kind() -> None:
     held = world.store.get("default", "p")
     assert held is not None
     assert (held["apiVersion"], held["kind"]) == ("v1", "Pod")
+
+
+def test_a_storm_of_410_is_waited_out_and_an_event_ends_it() -> None:
+    """A list that takes longer than the server remembers: every watch comes too late."""
+    world = World()
+    put(world.api, "pods", pod("p"))
+    is_stormy = True
+    world.api.injector = lambda call: Fault.GONE if call.is_watch and is_stormy else None
+
+    async def scenario() -> None:
+        nonlocal is_stormy
+        await pass_time(60.0)
+        assert 4 <= world.lists <= 10
+        is_stormy = False
+        await pass_time(60.0)
+        put(world.api, "pods", pod("q"))
+        await until(lambda: world.names == ["p", "q"], 1.0)
+        world.api.storage.compact()
+        world.api.break_watches()
+        put(world.api, "pods", pod("r"))
+        await until(lambda: world.names == ["p", "q", "r"], 1.0)
+
+    follow(world, scenario)
+
+
+def test_lists_that_take_long_are_no_more_than_half_of_the_time() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+    lines, answer = world.api.stream, world.api.request
+
+    async def request(*args: Any) -> Reply:
+        await pass_time(8.0)
+        return await answer(*args)
+
+    async def stream(path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """One event, then the end of the history, each time."""
+        async with aclosing(lines(path, {**params, "resourceVersion": "1"})) as found:
+            async for line in found:
+                yield line
+                break
+        yield b'{"type": "ERROR", "object": {"code": 410}}'
+
+    world.api.request, world.api.stream = request, stream  # type: ignore[method-assign,assignment]
+
+    async def scenario() -> None:
+        await pass_time(160.0)
+
+    follow(world, scenario)
+    assert 5 <= world.lists <= 10
+
+
+def test_every_error_of_a_watch_is_waited_out() -> None:
+    """Errors as an event, with codes that are none, and streams that end at once with or without an event."""
+    endings = [
+        b'{"type": "ERROR", "object": {"code": 410}}',
+        b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}',
+        b'{"type": "ERROR", "object": {"code": "x"}}',
+        b'{"type": "ERROR", "object": {}}',
+        b'{"type": "ERROR", "object": {"code": 504, "message": "Too large resource version: 9"}}',
+        b"not an event",
+        None,
+    ]
+    for ending in endings:
+        world = World()
+        put(world.api, "pods", pod("p"))
+        num_watches = 0
+
+        async def stream(
+            path: str, params: Mapping[str, str], ending: bytes | None = ending
+        ) -> AsyncGenerator[bytes, None]:
+            nonlocal num_watches
+            num_watches += 1
+            if ending is not None:
+                yield ending
+
+        world.api.stream = stream  # type: ignore[method-assign]
+
+        async def scenario() -> None:
+            await pass_time(60.0)
+
+        follow(world, scenario)
+        assert 4 <= num_watches <= 12, ending
+        assert world.lists <= 12, ending
+
+
+def test_a_version_that_the_server_refuses_for_ever_is_given_up() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+    lines = world.api.stream
+
+    async def stream(path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        if int(params["resourceVersion"]) < 50:
+            yield b'{"type": "ERROR", "object": {"code": 400, "message": "invalid resource version"}}'
+            return
+        async with aclosing(lines(path, params)) as found:
+            async for line in found:
+                yield line
+
+    world.api.stream = stream  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        world.api.storage.version = 60
+        put(world.api, "pods", pod("q"))
+        await until(lambda: world.names == ["p", "q"], 120.0)
+
+    follow(world, scenario)
+
+
+def phase(world: World, name: str) -> object:
+    return ((world.store.get("default", name) or {}).get("status") or {}).get("phase")
+
+
+def restored(world: World, version: int, *names: str) -> None:
+    """The server now has what a backup had, at this version; its watches go on."""
+    backup = FakeApi(latency_s=0.001)
+    for name in names:
+        put(backup, "pods", pod(name))
+    world.api.storage = backup.storage
+    world.api.storage.version = world.api.storage.oldest_version = version
+    world.api.storage.history.clear()
+    world.api.storage.on_change(world.api._wake)
+
+
+def test_a_watch_whose_versions_go_back_is_a_restored_backup() -> None:
+    """The connection stays, or the watch starts from a version that is not there yet: no 410 tells."""
+    world = World()
+    for index in range(50):
+        put(world.api, "pods", pod(f"p{index}"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        await until(lambda: world.watches == 1)
+        restored(world, 10, "p0", "p1")
+        await until(lambda: world.names == ["p0", "p1"], 130.0)
+        put(world.api, "pods", {**pod("p0"), "status": {"phase": "Running"}})
+        await until(lambda: phase(world, "p0") == "Running", 1.0)
+
+    follow(world, scenario)
+
+
+def test_a_restored_backup_that_has_grown_past_us_is_seen_in_the_list() -> None:
+    world = World()
+    for index in range(5):
+        put(world.api, "pods", pod(f"p{index}"))
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        put(world.api, "pods", {**pod("p0"), "status": {"phase": "Running"}})
+        await until(lambda: phase(world, "p0") == "Running")
+        restored(world, 1000, "p0")
+        world.api.break_watches()
+        await until(lambda: world.names == ["p0"])
+        assert phase(world, "p0") == "Pending"
+
+    follow(world, scenario)

@@ -1,0 +1,79 @@
+"""The invariant that every component scenario keeps: few writes a minute that bring nothing about.
+
+A write is progress when it changed what is stored into something that was not stored by a write of the last
+minute. Refused and failed writes are none, nor those that change nothing, repeat what somebody undoes, say a
+status again in other digits, or count an Event once more.
+"""
+
+import json
+import re
+from collections import defaultdict
+from typing import Any
+
+from fakeapi.core import FakeApi, Write
+
+WINDOW_S = 60.0
+MAX_FRUITLESS = 12
+
+
+def assert_writes_are_bounded(api: FakeApi) -> None:
+    """At most so many fruitless writes for each ModelDeployment within any minute."""
+    for name, writes in fruitless(api).items():
+        for index, last in enumerate(writes):
+            minute = [write for write in writes[: index + 1] if write.at_s > last.at_s - WINDOW_S]
+            shown = [f"{w.at_s:.2f} {w.call.method} {w.call.path} {w.code}" for w in minute]
+            assert len(minute) <= MAX_FRUITLESS, f"{name}: {len(minute)} within a minute: {shown}"
+
+
+def fruitless(api: FakeApi) -> dict[str, list[Write]]:
+    """Writes without progress by the ModelDeployment that they are for, in their order."""
+    result: dict[str, list[Write]] = defaultdict(list)
+    seen_at: dict[str, float] = {}
+    for write in api.outcomes:
+        content = _content(write)
+        is_new = content is None or write.at_s - seen_at.get(content, -WINDOW_S) >= WINDOW_S
+        if content is not None:
+            seen_at[content] = write.at_s
+        if write.change is None or not is_new:
+            result[_owner(write)].append(write)
+    return result
+
+
+def _content(write: Write) -> str | None:
+    """What a write says, digits aside; None where each one is something else: pods that come and go."""
+    if write.change is None:
+        return None
+    path, body = write.call.path, json.loads(write.call.body or b"{}")
+    if write.change.plural == "pods" and write.call.method in ("POST", "DELETE"):
+        return None
+    if write.change.plural == "pods":
+        return path
+    if path.endswith("/status"):
+        status = {**body["status"]}
+        aspects = [
+            (c["type"], c["status"], c["observedGeneration"], c["reason"], _without_digits(c["message"]))
+            for c in status.pop("conditions")
+        ]
+        return repr((path, sorted(status.items()), aspects))
+    return repr((write.call.method, path, _stable(body)))
+
+
+def _stable(body: Any) -> str:
+    if body.get("kind") == "Event" or "series" in body:
+        return str((body.get("metadata") or {}).get("name", ""))
+    return json.dumps(body, sort_keys=True)
+
+
+def _without_digits(text: str) -> str:
+    return re.sub(r"[\w.:-]*\d[\w.:-]*", "#", text)
+
+
+def _owner(write: Write) -> str:
+    parts = write.call.path.split("/")
+    body = json.loads(write.call.body or b"{}")
+    name = str((body.get("metadata") or {}).get("name") or parts[-1])
+    if parts[-1] == "status":
+        name = parts[-2]
+    if "events" in parts:
+        return name.rpartition(".")[0]
+    return name.rsplit("-", 2)[0] if "pods" in parts else name
