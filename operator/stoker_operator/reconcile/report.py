@@ -78,7 +78,7 @@ class Reporter:
                 written = await self._client.apply(MODEL_DEPLOYMENTS, _body(model, told), "status")
             except NotFound:
                 logger.info("the ModelDeployment was deleted meanwhile", extra={"key": "/".join(key)})
-                # Else each child that is collected is another pass, which makes it anew, until a watch says so.
+                # Else each child that is collected is another pass, that makes it anew until a watch says so.
                 self._caches.stores[MODEL_DEPLOYMENTS].forget_deleted(model)
                 return Report(), False
             except Conflict as error:
