@@ -228,6 +228,16 @@ class Rollout(ApiModel):
             "percentage rounded down."
         ),
     ] = 0
+    progress_deadline_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=2_592_000,
+            description="Longest time without a step of a new pod: created, placed, containers created, "
+            "ready. After that Stalled is true, with the reason ProgressDeadlineExceeded; older pods stay, "
+            "and new ones are waited for all the same. A download or a load that takes longer needs more.",
+        ),
+    ] = 3600
     paused: Annotated[
         bool,
         Field(

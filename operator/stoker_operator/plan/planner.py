@@ -20,6 +20,7 @@ from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
+from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.revisions import Revision, target_revision
 from stoker_operator.plan.rollout import Decision, Limits, decide
 from stoker_operator.plan.successors import Start
@@ -70,6 +71,9 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
     waits += [wait_s for group in all_groups if (wait_s := _until_lost(group, now)) > 0]
+    stuck_at = deadline_at(all_groups, wanted)
+    if stuck_at is not None and stuck_at > now:
+        waits.append((stuck_at - now).total_seconds())
     # Nobody answers from a node that does not report.
     uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
     return Plan(tuple(actions), min(waits, default=None), uids)

@@ -114,6 +114,13 @@ def ended_at(pod: Manifest, otherwise: datetime) -> datetime:
     return max((parse_time(time) for time in times if time), default=otherwise)
 
 
+def condition_times(pod: Manifest, status: str) -> list[datetime]:
+    """Return since when the conditions hold that have this status."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    times = [c.get("lastTransitionTime") for c in conditions if c.get("status") == status]
+    return [parse_time(time) for time in times if time]
+
+
 def _condition(pod: Manifest, kind: str) -> Manifest:
     conditions = pod.get("status", {}).get("conditions", ())
     return next((condition for condition in conditions if condition["type"] == kind), {})

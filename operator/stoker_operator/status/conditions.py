@@ -20,6 +20,7 @@ from stoker_operator.plan import name_conflict
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, groups, node_of
 from stoker_operator.plan.pods import is_terminating
+from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
@@ -50,6 +51,7 @@ class _View:
     has_service: bool
     misrouted: tuple[str, ...]  # where the Service differs, so that requests do not reach our pods
     failure: Cause | None  # the call that keeps failing
+    is_late: bool  # the rollout has not got on within its deadline
 
     @property
     def num_answering(self) -> int:
@@ -85,6 +87,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
     states = _states(wanted, observed, all_groups)
     if not (model.max_unavailable or wanted.is_held):
         states = name_holders(states, live, wanted.revision)
+    late_at = deadline_at(all_groups, wanted)
     view = _View(
         model,
         live,
@@ -94,6 +97,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
+        is_late=late_at is not None and late_at <= now,
     )
     blocked = _blocked(wanted, observed)
     aspects = [
@@ -218,6 +222,14 @@ def _why_not_ready(view: _View) -> Cause:
     return Cause("RollingOut", counts)
 
 
+def _late(view: _View) -> Cause | None:
+    if not view.is_late:
+        return None
+    seconds = view.model.spec.rollout.progress_deadline_seconds
+    text = f"no pod has come further for {seconds} s (spec.rollout.progressDeadlineSeconds)"
+    return Cause("ProgressDeadlineExceeded", f"{text}: {_why_not_ready(view).message}")
+
+
 def _paused(text: str) -> Cause:
     return Cause("Paused", f"spec.rollout.paused is true: {text}")
 
@@ -226,7 +238,7 @@ def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
     model = view.model
     stalled = blocked
     if stalled is None and view.num_answering < model.num_wanted:
-        stalled = first_cause(state for state in view.states if state.is_stalled)
+        stalled = first_cause(state for state in view.states if state.is_stalled) or _late(view)
     none = Cause("AsExpected", "nothing stands in the way")
     is_settled = (
         view.num_answering >= model.num_wanted
