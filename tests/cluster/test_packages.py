@@ -214,7 +214,7 @@ def test_a_holder_that_comes_and_goes_is_not_waited_for_without_end(tmp_path: Pa
 
 
 def test_what_the_update_said_is_told_when_the_installation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its mirrors `apt-get update` succeeds, and what is missing then has another reason than its name."""
+    """Without its mirrors `apt-get update` succeeds: what is missing then is not at fault."""
 
     def apt_get(action: str, *arguments: str) -> str:
         if action == "update":
