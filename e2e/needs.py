@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-KIND, NATIVE, ANY, NONE = "kind", "native", "any", "none"
+KIND, NATIVE, ANY, ENGINE, NONE = "kind", "native", "any", "engine", "none"
 NEEDED = {
     KIND: "Docker; kind, kubectl, helm or Go",
     NATIVE: "root, Go 1.26, Debian or Ubuntu",
     ANY: "either of the two",
+    ENGINE: "Docker, or root on Debian or Ubuntu",
     NONE: "Python 3.11",
 }
 
@@ -26,7 +27,8 @@ class Need:
 
     Attributes:
         command: as a person types it.
-        cluster: what must be able to run a cluster here: KIND, NATIVE, ANY of them, or NONE.
+        cluster: what must be able to run a cluster here: KIND, NATIVE, ANY of them, kind with a Docker
+            ENGINE that may be started for it, or NONE.
         cold_min: minutes with nothing built or downloaded.
         warm_s: seconds when an earlier run left everything ready.
         disk_gib: disk space that a first run takes.
@@ -47,13 +49,15 @@ NEEDS = (
     Need("make demo", KIND, 8, 60, 12, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
     Need("make test", ANY, 65, 3120, 26, 8),
-    Need("make test-long", NONE, 15, 720, 4, 4),
-    Need("make test-kind", ANY, 40, 1500, 20, 8),
+    Need("make test-long", ANY, 35, 1260, 26, 8),
+    Need("make test-kind", ENGINE, 40, 1200, 20, 8),
 )
 # What a first run with pip's default, the CUDA build of torch, takes more.
 CUDA_GIB = 20
 # What a run takes that finds everything built: new layers, and the nodes.
 AGAIN_GIB = 8
+# What the environment takes, with the CPU build of torch: all that grows beside the sources.
+VENV_GIB = 5
 
 # Seconds on 2 quiet cores, downloads included, that the parts of a first run take.
 DEMO_INSTALL_S = 20

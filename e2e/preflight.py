@@ -27,6 +27,7 @@ from needs import Need
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 MIN_PYTHON = (3, 11)
+PREFLIGHT = "STOKER_PREFLIGHT"  # "warn" turns what is missing into a warning
 GIB = 1 << 30
 
 
@@ -38,7 +39,8 @@ class Machine:
         lacks: back end -> what keeps this machine from it; None when nothing does.
         free_gib: folder that grows -> free disk space there.
         memory_gib: memory that is available.
-        is_built: whether the environment, the tools of the back end and the images are there.
+        is_built: whether the demo's environment, the tools of the back end and the images are there.
+        is_installed: whether everything that the tests need is installed.
         is_cuda: whether torch is the CUDA build.
         unwritable: folders that this user may not write to, with what to do about it.
     """
@@ -48,6 +50,7 @@ class Machine:
     memory_gib: float
     is_built: bool
     is_cuda: bool
+    is_installed: bool = False
     unwritable: dict[Path, str] = dataclasses.field(default_factory=dict)
 
 
@@ -79,7 +82,7 @@ def cluster_problem(cluster: str, lacks: dict[str, str | None]) -> str | None:
         return None
     if cluster != needs.ANY:
         return f"{needs.NEEDED[cluster]}: {lacks[cluster]}" if lacks[cluster] else None
-    if not all(lacks.values()):
+    if not (lacks[needs.KIND] and lacks[needs.NATIVE]):
         return None
     return (
         "a way to run Kubernetes, one of these:\n"
@@ -88,15 +91,25 @@ def cluster_problem(cluster: str, lacks: dict[str, str | None]) -> str | None:
     )
 
 
+def is_ready(need: Need, machine: Machine) -> bool:
+    """Tell whether an earlier run left everything that a command needs."""
+    takes_cluster, takes_tests = need.cluster != needs.NONE, need.command != "make demo"
+    return (machine.is_built or not takes_cluster) and (machine.is_installed or not takes_tests)
+
+
 def disk_problems(need: Need, machine: Machine) -> list[str]:
     """Return which disks are too full."""
-    needed = needs.AGAIN_GIB if machine.is_built else need.disk_gib + needs.CUDA_GIB * machine.is_cuda
+    is_again = is_ready(need, machine)
+    needed = needs.AGAIN_GIB if is_again else need.disk_gib + needs.CUDA_GIB * machine.is_cuda
     hint = f". {needs.CUDA_GIB} less with the CPU build of torch: see the README"
+    # The sources' disk has only the environment, where the cache is on another one.
+    most = needs.VENV_GIB + needs.CUDA_GIB * machine.is_cuda
+    needed_at = {folder: min(needed, most) if folder == REPOSITORY else needed for folder in machine.free_gib}
     return [
-        f"disk space: {free:.1f} GiB are free at {folder}, {needed} are needed"
-        + hint * (machine.is_cuda and not machine.is_built)
+        f"disk space: {free:.1f} GiB are free at {folder}, {needed_at[folder]} are needed"
+        + hint * (machine.is_cuda and not is_again)
         for folder, free in machine.free_gib.items()
-        if free < needed
+        if free < needed_at[folder]
     ]
 
 
@@ -138,7 +151,9 @@ def verdict(command: str, machine: Machine) -> str:
         return "no: " + "; ".join(short(text) for text in lacking)
     need = choices(command, machine)[0][0]
     warm, cold = needs.duration(need.warm_s), needs.duration(need.cold_min * 60)
-    return f"yes, about {warm}" if machine.is_built else f"yes, about {cold} the first time, then {warm}"
+    return (
+        f"yes, about {warm}" if is_ready(need, machine) else f"yes, about {cold} the first time, then {warm}"
+    )
 
 
 def short(problem: str) -> str:
@@ -183,11 +198,14 @@ def existing(folder: Path) -> Path:
 
 def look() -> Machine:
     """Look at this machine; changes nothing."""
-    from cluster import build, prerequisites
+    from cluster import build, dockerd, prerequisites
     from cluster.versions import cache_dir, load_tools, tools_of
 
     wheels = Path(os.environ.get("STOKER_WHEELS") or REPOSITORY.parent / "shared" / "wheels")
     lacks = {needs.KIND: prerequisites.kind_lacks(), needs.NATIVE: prerequisites.native_lacks()}
+    # `make test-kind` is kind whatever is asked for otherwise.
+    lacks[needs.ENGINE] = lacks[needs.KIND] and (dockerd.lacks() or prerequisites.no_client())
+    lacks |= prerequisites.ruled_out()
     tools = lacks[needs.KIND] is None or build.is_built(tools_of("e2e", load_tools()))
     folders = [REPOSITORY, existing(cache_dir())]
     return Machine(
@@ -199,6 +217,7 @@ def look() -> Machine:
         },
         memory_gib=available_gib(),
         is_built=(VENV / ".demo").exists() and any(cache_dir().glob("images/*.tar")) and tools,
+        is_installed=(VENV / ".installed").exists(),
         is_cuda=not os.environ.get("TORCH_INDEX_URL") and not any(wheels.glob("torch-*.whl")),
         unwritable=unwritable(cache_dir()),
     )
@@ -219,7 +238,7 @@ def report(machine: Machine) -> str:
     lines = [
         f"This machine: {system()}, {os.cpu_count()} cores, "
         f"{machine.memory_gib:.1f} GiB of memory available, {disks}",
-        *(f"  {name}: {problem or 'can run'}" for name, problem in machine.lacks.items()),
+        *(f"  {name}: {machine.lacks[name] or 'can run'}" for name in (needs.KIND, needs.NATIVE)),
         "",
         *(f"  {command:16}{verdict(command.removeprefix('make '), machine)}" for command in commands),
     ]
@@ -233,7 +252,9 @@ def main(arguments: list[str]) -> int:
     if python:
         found = [python]  # what follows is not written for older ones
     elif "--python-only" in arguments:
-        found = []
+        from cluster.versions import cache_dir
+
+        found = [f"write access to {folder}: {step}" for folder, step in unwritable(cache_dir()).items()]
     elif "--for" in arguments:
         found = problems_for(arguments[arguments.index("--for") + 1], look())
     else:
@@ -246,9 +267,18 @@ def main(arguments: list[str]) -> int:
         print(f"  - {problem}", file=sys.stderr)
     if found:
         again = os.environ.get("STOKER_COMMAND") or "make preflight"
-        print(f"\nNext: get what is named, then `{again}`.", file=sys.stderr)
+        if python:  # the same one again would be refused again
+            again = re.sub(r"PYTHON=\S+", "PYTHON=...", again)
+        if os.environ.get(PREFLIGHT) == "warn" and not python:
+            print(f"{PREFLIGHT} is warn: going on all the same.", file=sys.stderr)
+            return 0
+        way = f"; `{PREFLIGHT}=warn {again}` tries all the same" if not python else ""
+        print(f"\nNext: get what is named, then `{again}`{way}.", file=sys.stderr)
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(f"\nNext: `{os.environ.get('STOKER_COMMAND') or 'make preflight'}` begins again.")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 from cluster import kind, native, prerequisites
 from cluster.api import Cluster, ClusterError
 
 DEFAULT_NAME = "dev"
-BACKENDS = ("auto", "kind", "native")
 
 
 def needed_stages() -> list[str]:
@@ -25,6 +23,14 @@ def needed_stages() -> list[str]:
     return sorted({*absent, *integration})
 
 
+def standing(name: str) -> list[Cluster]:
+    """The clusters of a name that have left anything on this machine, whichever back end made them."""
+    by_kind, by_us = kind.KindCluster(name), native.NativeCluster(name)
+    found: list[Cluster] = [by_kind] if by_kind.folder.exists() else []
+    has_ours = by_us.plan.run_dir.exists() or by_us.plan.data_dir.exists()
+    return [*found, by_us] if has_ours else found
+
+
 def open_cluster(name: str = DEFAULT_NAME, backend: str | None = None) -> Cluster:
     """A handle on a cluster, whether it is up or not.
 
@@ -35,9 +41,9 @@ def open_cluster(name: str = DEFAULT_NAME, backend: str | None = None) -> Cluste
     Raises:
         ClusterError: this machine can run neither; the text says what each of them lacks.
     """
-    backend = backend or os.environ.get("STOKER_CLUSTER_BACKEND") or "auto"
-    if backend not in BACKENDS:
-        raise ClusterError(f"backend {backend!r} is none of {', '.join(BACKENDS)}.")
+    backend = backend or prerequisites.asked_for()
+    if backend not in prerequisites.BACKENDS:
+        raise prerequisites.unknown(backend)
     kind_lacks = prerequisites.kind_lacks() if backend != "native" else "not asked for"
     if kind_lacks is None:
         return kind.KindCluster(name)

@@ -11,7 +11,8 @@ import click
 
 from cluster import build, dockerd, failures, host, leftovers, shell
 from cluster.api import Cluster, ClusterError
-from cluster.backends import BACKENDS, DEFAULT_NAME, needed_stages, open_cluster
+from cluster.backends import DEFAULT_NAME, needed_stages, open_cluster
+from cluster.prerequisites import BACKENDS
 from cluster.versions import STAGES
 
 

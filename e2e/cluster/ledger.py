@@ -7,6 +7,7 @@ Only the standard library is imported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -102,14 +103,15 @@ def shared_file() -> Path | None:
 
 
 def hand_on() -> None:
-    """Leave this process' steps to the next one of the same make."""
+    """Leave this process' steps to the next one of the same make; where nothing can be written, to nobody."""
     path = shared_file()
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as shared:
-        for entry in RECORD.entries():
-            shared.write(json.dumps(dataclasses.asdict(entry)) + "\n")
+    lines = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in RECORD.entries()]
+    with contextlib.suppress(OSError):  # what a step does with a full disk it says itself
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as shared:
+            shared.writelines(lines)
 
 
 def handed_on() -> list[Entry]:
@@ -117,7 +119,10 @@ def handed_on() -> list[Entry]:
     path = shared_file()
     if path is None or not path.exists():
         return []
-    entries = [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
+    entries = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a full disk cut it off
+            entries.append(Entry(**json.loads(line)))
     path.unlink()
     return entries
 

@@ -69,8 +69,14 @@ def _install(programs: dict[str, str]) -> None:
             "these packages), then `{again}`.",
         )
     with step(f"install packages: {' '.join(packages)}"):
-        apt_get("update", "--quiet")
-        apt_get(*command)
+        # It succeeds without its mirrors, with what an earlier one found.
+        updated = apt_get("update", "--quiet")
+        try:
+            apt_get(*command)
+        except ClusterError as error:
+            raise ClusterError(
+                f"{error}\nBefore, `apt-get update` said:\n{updated[-2000:].strip()}"
+            ) from error
     still = missing(programs)
     if still:
         raise ClusterError(

@@ -11,11 +11,45 @@ import shutil
 import subprocess
 
 from cluster import build, cgroups, failures, host, packages
+from cluster.api import ClusterError
 from cluster.versions import load_tools, tools_of
 
 GO = f"Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer"
 # What a kind cluster takes beside Docker, and the stage that builds it where it is not on PATH.
 CLIENTS = {"kind": "kind", "kubectl": "integration", "helm": "charts"}
+
+BACKENDS = ("auto", "kind", "native")
+VARIABLE = "STOKER_CLUSTER_BACKEND"
+
+
+def asked_for() -> str:
+    """The back end that STOKER_CLUSTER_BACKEND names; "auto" when nothing does.
+
+    Raises:
+        ClusterError: it names none that there is.
+    """
+    backend = os.environ.get(VARIABLE) or "auto"
+    if backend not in BACKENDS:
+        raise unknown(backend)
+    return backend
+
+
+def unknown(backend: str) -> ClusterError:
+    """The error about a back end that does not exist."""
+    return ClusterError(
+        f"{VARIABLE}: backend {backend!r} is none of {', '.join(BACKENDS)}.",
+        next_step=f"unset {VARIABLE}, or set it to one of these, then `{{again}}`.",
+    )
+
+
+def ruled_out() -> dict[str, str]:
+    """The back ends that STOKER_CLUSTER_BACKEND keeps from being used, each with that as the reason."""
+    try:
+        chosen = asked_for()
+    except ClusterError as error:
+        return {backend: f"{error} Unset it, or set it to one of these" for backend in BACKENDS[1:]}
+    others = BACKENDS[1:] if chosen != "auto" else ()
+    return {backend: f"{VARIABLE} is {chosen}" for backend in others if backend != chosen}
 
 
 def no_build(stage: str) -> str | None:

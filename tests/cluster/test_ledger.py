@@ -147,3 +147,21 @@ def test_a_ledger_that_cannot_be_kept_is_still_printed(
     said = capsys.readouterr().err
     assert "in all: make demo, done" in said
     assert "not kept as JSON" in said
+
+
+def test_steps_that_cannot_be_handed_on_or_were_cut_off_are_left_out(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ledger.STARTED, "1000.3")
+    with step("whole"):
+        pass
+    ledger.hand_on()
+    path = ledger.shared_file()
+    assert path is not None
+    with path.open("a") as shared:
+        shared.write('{"title": "cut o')
+    assert [entry.title for entry in ledger.handed_on()] == ["whole"]
+    (cache / "ledger").rmdir()
+    (cache / "ledger").write_text("no folder")
+    ledger.hand_on()
+    assert (cache / "ledger").read_text() == "no folder"

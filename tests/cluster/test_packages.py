@@ -211,3 +211,19 @@ def test_a_holder_that_comes_and_goes_is_not_waited_for_without_end(tmp_path: Pa
         wait.until_free(tmp_path / "lock")
     with pytest.raises(ClusterError, match="comes and goes holds"):
         wait.until_free(tmp_path / "lock")
+
+
+def test_what_the_update_said_is_told_when_the_installation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its mirrors `apt-get update` succeeds: what is missing then is not at fault."""
+
+    def apt_get(action: str, *arguments: str) -> str:
+        if action == "update":
+            return "W: Failed to fetch http://mirror.example/debian/dists  Could not connect to 127.0.0.1:9"
+        raise ClusterError("`apt-get install` failed:\nE: Unable to locate package buildah")
+
+    monkeypatch.setattr(packages, "apt_get", apt_get)
+    monkeypatch.setattr(packages, "missing", lambda programs: ["buildah"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(ClusterError, match="Failed to fetch") as failure:
+        packages.ensure({"buildah": "buildah"})
+    assert "package mirrors" in failures.next_step(failure.value, "make demo")

@@ -11,6 +11,7 @@ import pytest
 
 import demo
 import product
+from cluster import kind, native, prerequisites
 from cluster.api import Cluster, ClusterError
 from cluster.kind import KindCluster
 from demo import Progress, changes, progress_of
@@ -130,3 +131,23 @@ def test_a_cluster_that_cannot_be_prepared_is_told_after_the_images(monkeypatch:
     monkeypatch.setattr(product, "build_images", cluster.build_images)
     with pytest.raises(ClusterError, match="no Go"):
         product.prepare(cast(Cluster, cluster))
+
+
+def test_the_cluster_that_is_there_goes_whichever_back_end_is_chosen_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    downs: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native.NativeCluster, "down", lambda self: downs.append("native"))
+    monkeypatch.setattr(kind.KindCluster, "down", lambda self: downs.append("kind"))
+    monkeypatch.setattr(demo, "NAME", "nobodys")
+    assert demo.down.main([], standalone_mode=False) is None
+    assert downs == []
+    folder = kind.KindCluster("nobodys").folder
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(prerequisites, "kind_lacks", lambda: "no Docker engine answers")
+    demo.down.main([], standalone_mode=False)
+    assert downs == ["kind"]
+    monkeypatch.setattr(prerequisites, "native_lacks", lambda: None)
+    with pytest.raises(ClusterError, match="other back end"):
+        demo.up.main([], standalone_mode=False)

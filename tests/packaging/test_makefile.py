@@ -12,6 +12,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `python -m venv` without ensurepip fails when the environment's Python is already in place.
 PYTHON = """#!/bin/sh
+case "$*" in
+  "-c import sys; sys.exit("*) [ ! -e .venv/old ]; exit ;;
+esac
 echo "$*" >> "$NOTES"
 case "$*" in
   "e2e/step.py"*) shift 2; exec "$@" ;;
@@ -47,7 +50,9 @@ def make(project: Path, target: str, *settings: str) -> tuple[int, list[str]]:
     # A make that runs these tests must not hand its own flags and job slots down.
     env = {name: value for name, value in env.items() if not name.startswith("MAKE")}
     command = ["make", "PYTHON=./python3", *settings, target]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=60
+    )
     return done.returncode, notes.read_text().splitlines()
 
 
@@ -79,11 +84,49 @@ def test_environment_that_was_cut_off_half_way_is_made_anew(project: Path) -> No
     (project / ".venv" / ".installed").unlink()
     uv.write_text("#!/bin/sh\nkill -KILL $PPID\n")  # ends the shell that make runs, as a power cut would
     assert make(project, "install")[0] != 0
-    assert (project / ".venv" / ".half").exists()
+    assert (project / ".venv-half").exists()
     status, asked = make(project, "install")
     assert status == 0
     assert "-m venv --clear .venv" in asked
-    assert not (project / ".venv" / ".half").exists()
+    assert not (project / ".venv-half").exists()
+
+
+def test_a_second_make_waits_for_the_first(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    # Nobody's child: one of ours would stay visible after its end until we asked for its status.
+    command = ["sh", "-c", "sleep 3 > /dev/null & echo $!"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    (project / ".venv-half").write_text(first)
+    status, asked = make(project, "install")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(first), 0)
+    assert status == 0
+    assert "-m venv --clear .venv" in asked
+
+
+@pytest.mark.parametrize("reason", ["moved", "old Python", "no Python"])
+def test_environment_of_another_place_or_python_is_made_anew(project: Path, reason: str) -> None:
+    (project / "has-ensurepip").touch()
+    assert make(project, "install")[0] == 0
+    if reason == "moved":
+        (project / ".venv" / ".demo").write_text("/somewhere/else\n")
+    elif reason == "old Python":
+        (project / ".venv" / "old").touch()
+    else:
+        (project / ".venv" / "bin" / "python").unlink()
+        (project / ".venv" / "bin" / "python").symlink_to("/nonexistent/python3")
+    status, asked = make(project, "install")
+    assert status == 0
+    assert "-m venv --clear .venv" in asked
+    assert make(project, "install") == (0, [])
+
+
+def test_a_python_that_is_not_there_is_named(project: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "PYTHON=python3.99", "install"]
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Next: there is no python3.99: name another Python" in done.stdout
 
 
 def test_a_cluster_is_taken_down_with_the_environment_that_is_there(project: Path) -> None:

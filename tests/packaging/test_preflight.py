@@ -19,7 +19,7 @@ from preflight import Machine
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = Path("/x")
 ROOMY = Machine(
-    lacks={KIND: None, NATIVE: None},
+    lacks={KIND: None, NATIVE: None, needs.ENGINE: None},
     free_gib={HERE: 100.0},
     memory_gib=32.0,
     is_built=False,
@@ -81,7 +81,8 @@ NEED = Need("make it", ANY, cold_min=5, warm_s=30, disk_gib=10, memory_gib=6)
     [
         pytest.param(ROOMY, 10, id="first"),
         pytest.param(changed(is_cuda=True), 10 + needs.CUDA_GIB, id="first-with-cuda"),
-        pytest.param(changed(is_built=True, is_cuda=True), needs.AGAIN_GIB, id="once-built"),
+        pytest.param(changed(is_built=True), 10, id="once-built-for-the-demo"),
+        pytest.param(changed(is_built=True, is_installed=True, is_cuda=True), needs.AGAIN_GIB, id="again"),
     ],
 )
 def test_disk_space_depends_on_what_is_still_to_do(machine: Machine, needed: int) -> None:
@@ -90,7 +91,51 @@ def test_disk_space_depends_on_what_is_still_to_do(machine: Machine, needed: int
     less = dataclasses.replace(machine, free_gib={HERE: needed - 0.1})
     (problem,) = preflight.disk_problems(NEED, less)
     assert f"{needed - 0.1:.1f} GiB are free at /x, {needed} are needed" in problem
-    assert ("CPU build" in problem) is (machine.is_cuda and not machine.is_built)
+    assert ("CPU build" in problem) is (machine.is_cuda and not machine.is_installed)
+
+
+def test_the_disk_of_the_sources_alone_has_the_environment_only() -> None:
+    machine = changed(free_gib={preflight.REPOSITORY: 6.0, HERE: 11.0})
+    assert preflight.disk_problems(NEED, machine) == []
+    (problem,) = preflight.disk_problems(NEED, changed(free_gib={preflight.REPOSITORY: 4.0, HERE: 11.0}))
+    assert f"{needs.VENV_GIB} are needed" in problem
+
+
+def test_what_is_there_of_a_demo_is_no_environment_for_tests() -> None:
+    machine = changed(is_built=True)
+    assert "the first time" not in preflight.verdict("demo", machine)
+    for command in ("install", "test", "test-long", "test-fast"):
+        assert "the first time" in preflight.verdict(command, machine)
+    assert "the first time" not in preflight.verdict("install", changed(is_installed=True))
+
+
+def test_a_back_end_that_is_asked_for_rules_the_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import prerequisites
+
+    for backend, ruled_out in {"": [], "auto": [], "kind": [NATIVE], "native": [KIND]}.items():
+        monkeypatch.setenv("STOKER_CLUSTER_BACKEND", backend)
+        assert list(prerequisites.ruled_out()) == ruled_out
+    monkeypatch.setenv("STOKER_CLUSTER_BACKEND", "foo")
+    found = prerequisites.ruled_out()
+    assert list(found) == [KIND, NATIVE]
+    assert "'foo' is none of auto, kind, native" in found[KIND]
+
+
+def test_kind_alone_is_judged_by_the_engine_that_could_be_started() -> None:
+    lacks = {KIND: "no engine answers", NATIVE: "no root", needs.ENGINE: None}
+    assert preflight.problems_for("test-kind", changed(lacks=lacks)) == []
+    assert preflight.problems_for("test", changed(lacks=lacks)) != []
+
+
+def test_what_is_missing_can_be_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preflight, "look", lambda: changed(memory_gib=0.1))
+    assert preflight.main(["--for", "demo"]) == 1
+    assert "STOKER_PREFLIGHT=warn" in capsys.readouterr().err
+    monkeypatch.setenv("STOKER_PREFLIGHT", "warn")
+    assert preflight.main(["--for", "demo"]) == 0
+    assert "memory: 0.1 GiB are available" in capsys.readouterr().err
 
 
 def test_memory_and_folders_of_others_are_named() -> None:
@@ -102,7 +147,7 @@ def test_memory_and_folders_of_others_are_named() -> None:
 
 
 def test_a_verdict_says_how_long_or_why_not() -> None:
-    lines = preflight.report(changed(is_built=True, lacks={KIND: "no docker", NATIVE: None})).splitlines()
+    lines = preflight.report(changed(is_built=True, lacks={**ROOMY.lacks, KIND: "no docker"})).splitlines()
     assert "  kind: no docker" in lines
     assert "  native: can run" in lines
     verdicts = {line.split("  ")[1]: line for line in lines if line.startswith("  make ")}
