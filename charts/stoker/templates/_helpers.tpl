@@ -25,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 
 {{- /* The name of an image: of the registry that global.imageRegistry puts in the place of its own, by digest or tag. */ -}}
 {{- define "stoker.imageReference" -}}
-{{- $registry := dig "imageRegistry" "" (default dict .context.Values.global) -}}
+{{- $registry := .context.Values.global.imageRegistry -}}
 {{- $repository := .image.repository -}}
 {{- if $registry -}}
 {{- /* The first part of a name is a registry when it could be a host, as container engines have it. */ -}}
