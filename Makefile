@@ -177,8 +177,8 @@ picture: install ## record README's picture anew, on the cluster of make demo
 golden: install ## rewrite the golden manifests that tests compare with, and record the revisions of new cases
 	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py tests/operator/desired/test_revisions.py -q
 
-chart: install ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
-	$(BIN)/python e2e/package_chart.py
+chart: $(VENV)/.demo ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
+	PYTHONPATH=operator $(BIN)/python e2e/package_chart.py
 
 images: $(VENV)/.demo ## build the images from the Dockerfiles (with Docker, else with buildah as root)
 	$(BIN)/python e2e/product.py

@@ -1,8 +1,8 @@
 """What each command needs and how long it takes: the one table of `make help`, `make preflight` and README.
 
 `make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.8.
-Times are for 2 quiet cores without AVX-512. Only those of the demo without Docker were measured so; the
-others are estimates from parts that were measured beside other load. Disk space is what a first run adds,
+Times are for 2 cores without AVX-512, as they were measured, some beside other load; first runs of tests are
+sums of measured parts. Disk space is what a first run adds,
 with the CPU build of torch.
 """
 
@@ -46,11 +46,11 @@ class Need:
 NEEDS = (
     Need("make install", NONE, 3, 1, 4, 1),
     Need("make test-fast", NONE, 8, 300, 4, 4),
-    Need("make demo", KIND, 8, 60, 12, 4),
+    Need("make demo", KIND, 18, 60, 16, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
     Need("make test", ANY, 65, 3120, 26, 8),
     Need("make test-long", ANY, 35, 1260, 26, 8),
-    Need("make test-kind", ENGINE, 40, 1200, 20, 8),
+    Need("make test-kind", ENGINE, 40, 1200, 24, 8),
 )
 # What a first run with pip's default, the CUDA build of torch, takes more.
 CUDA_GIB = 20

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster import build
+from cluster import build, shell
 from cluster.api import ClusterError
 from stoker_operator import __version__
 
@@ -45,19 +45,18 @@ def package(destination: Path) -> Path:
     return destination / f"stoker-{__version__}.tgz"
 
 
-def main() -> int:
+def main() -> None:
     """Package, and say what comes next."""
-    try:
-        archive = package(DESTINATION)
-    except ClusterError as error:
-        print(error, file=sys.stderr)
-        return 1
+    archive = package(DESTINATION)
     shown = archive.relative_to(REPOSITORY)
+    where = "oci://REGISTRY/stoker-dev/charts"
     print(f"{shown}  sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}")
-    print(f"To publish it:  helm push {shown} oci://REGISTRY/charts")
-    print(f"To install it:  helm install stoker oci://REGISTRY/charts/stoker --version {__version__} ...")
-    return 0
+    print(f"To publish it:  helm push {shown} {where}")
+    print(
+        f"To install it:  helm install stoker {where}/stoker --version {__version__} "
+        "--set global.imageRegistry=REGISTRY ..."
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.run("make chart", main))
