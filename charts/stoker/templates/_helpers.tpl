@@ -8,14 +8,14 @@
 
 {{- define "stoker.selector" -}}
 app.kubernetes.io/name: stoker-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "stoker.labels" -}}
 {{ include "stoker.selector" . }}
 app.kubernetes.io/part-of: stoker
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end -}}
 
@@ -47,17 +47,37 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- include "stoker.imageReference" (dict "image" .Values.runtimeImage "context" .) -}}
 {{- end -}}
 
+{{- /* The names of pull secrets, with commas: .own and the global ones, each once. */ -}}
+{{- define "stoker.pullSecretNames" -}}
+{{- $names := list -}}
+{{- range concat .own .context.Values.global.imagePullSecrets -}}
+{{- if kindIs "map" . -}}
+{{- $names = append $names .name -}}
+{{- else -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
+{{- $names | uniq | join "," -}}
+{{- end -}}
+
+{{- /* Of a pod that runs the operator's image. */ -}}
+{{- define "stoker.imagePullSecrets" -}}
+{{- with include "stoker.pullSecretNames" (dict "own" .Values.imagePullSecrets "context" .) -}}
+imagePullSecrets:
+{{- range splitList "," . }}
+  - name: {{ . | quote }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "stoker.runtimePullSecrets" -}}
-{{- range $i, $secret := .Values.runtimePods.imagePullSecrets }}{{ if $i }},{{ end }}{{ $secret.name }}{{ end -}}
+{{- include "stoker.pullSecretNames" (dict "own" .Values.runtimePods.imagePullSecrets "context" .) -}}
 {{- end -}}
 
 {{- /* The ConfigMap and key of the authorities that downloads trust, empty where there is none. */ -}}
 {{- define "stoker.caBundle" -}}
 {{- with .Values.runtimePods.caBundle -}}
 {{- if .configMap -}}
-{{- if hasKey $.Values.runtimePods.env "SSL_CERT_FILE" -}}
-{{- fail "runtimePods.env sets SSL_CERT_FILE, and so does runtimePods.caBundle: remove one" -}}
-{{- end -}}
 {{- printf "%s/%s" .configMap .key -}}
 {{- end -}}
 {{- end -}}
@@ -97,9 +117,9 @@ capabilities:
 {{- /* Not the operator's: its Deployment and monitors select those. */ -}}
 {{- define "stoker.testLabels" -}}
 app.kubernetes.io/name: stoker-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/part-of: stoker
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{- define "stoker.testNamespace" -}}

@@ -3,7 +3,7 @@ What values.yaml says. helm takes away a key that somebody sets to null, and a m
 null: it counts as left out.
 */ -}}
 {{- define "stoker.defaults" -}}
-global: {imageRegistry: ""}
+global: {imageRegistry: "", imagePullSecrets: []}
 image: {repository: ghcr.io/stoker-dev/stoker-operator, tag: "", digest: "", pullPolicy: IfNotPresent}
 imagePullSecrets: []
 runtimeImage: {repository: ghcr.io/stoker-dev/stoker-runtime, tag: "", digest: "", pullPolicy: ""}
@@ -59,7 +59,10 @@ a map that has something by default; that stays so for those that are free to fi
 {{- end -}}
 {{- end -}}
 
-{{- /* What every template begins with, whichever is rendered first: whole values from here on. */ -}}
+{{- /* What every template begins with, whichever is rendered first: whole values that can work from here on. */ -}}
 {{- define "stoker.values" -}}
 {{- include "stoker.fill" (dict "values" .Values "defaults" (include "stoker.defaults" . | fromYaml)) -}}
+{{- with include "stoker.problems" . | trim -}}
+{{- fail (printf "values that cannot work:\n%s" .) -}}
+{{- end -}}
 {{- end -}}
