@@ -78,7 +78,8 @@ def test_defaults_are_filled_in_by_the_server(kube: Kube) -> None:
     }
     spec = kube.apply(bare, dry_run=True)["spec"]
     assert spec["accelerator"] == {"resource": "nvidia.com/gpu", "perPod": 1}
-    assert spec["rollout"] == {"maxSurge": 1, "maxUnavailable": 0, "paused": False}
+    rollout = {"maxSurge": 1, "maxUnavailable": 0, "paused": False, "progressDeadlineSeconds": 3600}
+    assert spec["rollout"] == rollout
     assert spec["service"]["port"] == 80
     assert spec["suspend"] is False
     json.dumps(spec)

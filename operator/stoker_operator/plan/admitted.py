@@ -11,7 +11,8 @@ from stoker_operator.profiles import Cause
 
 IMAGE_VOLUMES_OFF = (
     "the API server drops image volumes, which oci:// models are: turn on the feature gate ImageVolume of "
-    "the API server and of the kubelets, use Kubernetes 1.35 or later, or choose another spec.model.source"
+    "the API server and of the kubelets, use Kubernetes 1.35 or later, or do without them (another "
+    "spec.model.source; no image in spec.pod.volumes)"
 )
 
 
@@ -39,9 +40,12 @@ def unusable(asked: Manifest, created: Manifest) -> Cause | None:
             f"admission changed {', '.join(lost)}: exempt what begins with {labels.GROUP}/ from that policy"
         )
         return Cause("ChangedByAdmission", text)
-    if has_model_volume(created):
+    images = {volume["name"] for volume in asked["spec"]["volumes"] if "image" in volume}
+    has_model = has_model_volume(created)
+    is_image_lost = bool(images - {volume["name"] for volume in created["spec"].get("volumes") or ()})
+    if has_model and not is_image_lost:
         return None
-    if any("image" in volume for volume in asked["spec"]["volumes"]):
+    if is_image_lost or MODEL_VOLUME in images:
         return Cause("ImageVolumesOff", IMAGE_VOLUMES_OFF)
     text = "admission removed the volume of the model: exempt the pods of ModelDeployments from that policy"
     return Cause("ChangedByAdmission", text)

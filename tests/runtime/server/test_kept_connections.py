@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from server_process import DEADLINE_S, ServerProcess, make_model_folder, server_
 
 pytestmark = pytest.mark.slow
 
+LOAD_CLIENT = Path(__file__).resolve().parents[3] / "bench" / "load.py"
 KEY = "6f1c2a90-0b7e-4f6e-9a55-0d9f7c1f2b3e"
 BEARER = {"authorization": f"Bearer {KEY}"}
 SHORT = {"model": "tiny", "prompt": "a", "max_tokens": 2, "ignore_eos": True}
@@ -156,6 +160,43 @@ async def test_a_server_that_is_asked_for_its_load_alone_keeps_its_clients(tmp_p
         clients.should_end = True
         await running
     assert clients.failures == []
+
+
+@pytest.mark.parametrize("options", [("--keep-alive",), ()], ids=["kept", "new"])
+async def test_the_load_client_of_the_scenarios_sees_no_drain(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    model = make_model_folder(tmp_path / "model")
+    async with server_process(model, tmp_path, drain_key=KEY) as (_, http):
+        await until_status(http, "/ready", 200)
+        target = ("--url", str(http.base_url), "--model", "tiny", "--concurrency", "4", "--records")
+        command = (str(LOAD_CLIENT), *target, "--output-tokens", "5", "--until-eof", *options)
+        load = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        await until_looked(load, lambda found: len(found["e2e_s"]) > 20)
+        assert (await http.post("/drain", headers=BEARER)).status_code == 200
+        told = await until_looked(load, lambda found: True)
+        await until_looked(load, lambda found: len(found["e2e_s"]) > len(told["e2e_s"]) + 20)
+        async with asyncio.timeout(DEADLINE_S):
+            out, _ = await load.communicate(b"")
+    report = json.loads(out)
+    assert [outcome for outcome in report["records"] if outcome["failure"]] == []
+    assert report["load"]["keep_alive"] is bool(options)
+
+
+async def until_looked(
+    load: asyncio.subprocess.Process, is_enough: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Ask the load client how far it is until that is enough."""
+    assert load.stdin is not None
+    assert load.stdout is not None
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            load.stdin.write(b"\n")
+            found: dict[str, Any] = json.loads(await load.stdout.readline())
+            if is_enough(found):
+                return found
 
 
 def messages(server: ServerProcess) -> list[object]:
