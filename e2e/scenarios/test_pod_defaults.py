@@ -30,6 +30,7 @@ def object_of(kind: str, name: str, namespace: str, **content: Object) -> Object
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}, **content}
 
 
+@pytest.mark.long  # most of it a kubelet's back-off
 def test_a_hub_of_a_private_authority_is_trusted_and_no_pod_restarts(
     platform: Platform, shelf: Shelf, namespace: str
 ) -> None:
