@@ -40,14 +40,20 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
+define need_python
+@command -v $(PYTHON) > /dev/null || { echo "Next: there is no $(PYTHON): name another Python with \`make PYTHON=python3.X ...\`."; exit 1; }
+endef
+
 .PHONY: help preflight install lock fmt lint clients tools test test-long test-kind test-fast test-gpu crd docs picture golden \
   chart images demo demo-down
 help: ## list the targets, what they need and how long they take
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
+	$(need_python)
 	@$(PYTHON) e2e/needs.py
 
 preflight: ## say what this machine has and lacks, and what can run on it
+	$(need_python)
 	$(PYTHON) e2e/preflight.py $(PREFLIGHT)
 
 # Each installation is a step of the ledger, and a failure ends with what to do next.
@@ -70,7 +76,7 @@ unsound:
 # What e2e/demo.py and e2e/cluster import: a first demo need not wait for torch and the tests.
 # Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
 $(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt $(if $(IS_SOUND),,unsound)
-	@command -v $(PYTHON) > /dev/null || { echo "Next: there is no $(PYTHON): name another Python with \`make PYTHON=python3.X ...\`."; exit 1; }
+	$(need_python)
 	$(PYTHON) e2e/preflight.py --python-only
 	$(wait_for_others)
 	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi

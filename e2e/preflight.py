@@ -8,8 +8,9 @@ The Makefile calls it first, so that nobody waits for downloads only to read tha
 runs on a bare Python and needs no package.
 """
 
-from __future__ import annotations
+import python_version  # noqa: F401  (ends this script where the Python is too old)
 
+# isort: split
 import dataclasses
 import getpass
 import importlib.util
@@ -26,7 +27,6 @@ from needs import Need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
-MIN_PYTHON = (3, 11)
 PREFLIGHT = "STOKER_PREFLIGHT"  # "warn" turns what is missing into a warning
 GIB = 1 << 30
 
@@ -62,9 +62,6 @@ def python_problem(version: tuple[int, ...], has_ensurepip: bool, has_venv: bool
         has_ensurepip: whether it can put pip into a new environment; Debian and Ubuntu package that apart.
         has_venv: whether the environment exists already.
     """
-    have = ".".join(str(part) for part in version[:3])
-    if version < MIN_PYTHON:
-        return f"Python 3.11 or newer: this is {have}. Name another one with `make PYTHON=python3.X ...`"
     if not has_ensurepip and not has_venv:
         package = f"python{version[0]}.{version[1]}-venv"
         return f"Python's ensurepip module. On Debian and Ubuntu, as root: apt-get install {package}"
@@ -250,7 +247,7 @@ def main(arguments: list[str]) -> int:
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     python = python_problem(tuple(sys.version_info[:3]), has_ensurepip, (VENV / "bin" / "uv").exists())
     if python:
-        found = [python]  # what follows is not written for older ones
+        found = [python]
     elif "--python-only" in arguments:
         from cluster.versions import cache_dir
 
@@ -267,8 +264,6 @@ def main(arguments: list[str]) -> int:
         print(f"  - {problem}", file=sys.stderr)
     if found:
         again = os.environ.get("STOKER_COMMAND") or "make preflight"
-        if python:  # the same one again would be refused again
-            again = re.sub(r"PYTHON=\S+", "PYTHON=...", again)
         if os.environ.get(PREFLIGHT) == "warn" and not python:
             print(f"{PREFLIGHT} is warn: going on all the same.", file=sys.stderr)
             return 0

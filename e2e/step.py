@@ -4,8 +4,9 @@ The Makefile's installations go through it. So their seconds are in the ledger t
 same make prints, and when one fails, what to do next is the last line. It runs on a bare Python 3.11.
 """
 
-from __future__ import annotations
+import python_version  # noqa: F401  (ends this script where the Python is too old)
 
+# isort: split
 import subprocess
 import sys
 from collections import deque

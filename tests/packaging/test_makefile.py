@@ -121,9 +121,10 @@ def test_environment_of_another_place_or_python_is_made_anew(project: Path, reas
     assert make(project, "install") == (0, [])
 
 
-def test_a_python_that_is_not_there_is_named(project: Path) -> None:
+@pytest.mark.parametrize("target", ["help", "preflight", "install", "demo", "test-kind"])
+def test_a_python_that_is_not_there_is_named(project: Path, target: str) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    command = ["make", "PYTHON=python3.99", "install"]
+    command = ["make", "PYTHON=python3.99", target]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Next: there is no python3.99: name another Python" in done.stdout
