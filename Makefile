@@ -158,8 +158,14 @@ test-long: tools install ## what `make test` leaves out for its time: more model
 	$(BIN)/pytest -m "long and e2e and not gpu"
 
 # With the Docker engine that answers, else with one that is started for it (root, Debian or Ubuntu); without a way to
-# have one it says so. KIND_TESTS chooses what runs.
-test-kind: install ## the scenarios on kind, where a Docker engine answers or can be started
+# have one it says so (and exits with 3 here) before anything is installed. KIND_TESTS chooses what runs.
+test-kind: ## the scenarios on kind, where a Docker engine answers or can be started
+	$(need_python)
+	@if $(PYTHON) e2e/kind_check.py --can; then exec $(MAKE) --no-print-directory test-on-kind; else [ $$? = 3 ]; fi
+
+.PHONY: test-on-kind
+test-on-kind: PREFLIGHT := --for test-kind
+test-on-kind: preflight install
 	$(BIN)/python e2e/kind_check.py $(KIND_TESTS)
 
 test-fast: install ## unit and component tests, for the inner loop

@@ -220,13 +220,17 @@ def test_a_step_that_fails_does_not_promise_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_preflight_that_is_interrupted_leaves_nobody_behind(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", ["preflight.py --for test", "kind_check.py --can"])
+def test_a_look_at_the_machine_that_is_interrupted_leaves_nobody_behind(
+    arguments: str, number: signal.Signals, tmp_path: Path
+) -> None:
     """Docker's client waits for an engine that does not answer."""
     pid, docker = tmp_path / "pid", tmp_path / "docker"
     docker.write_text(f"#!/bin/sh\n{ENDLESS.format(pid=pid)}\n")
     docker.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", shell.COMMAND: "make test"}
-    line = [sys.executable, "-S", str(E2E / "preflight.py"), "--for", "test"]
+    script, *options = arguments.split()
+    line = [sys.executable, "-S", str(E2E / script), *options]
     with subprocess.Popen(
         line, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from endless import ENDLESS, noted, wait_for_end
 
+import kind_check
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `python -m venv` without ensurepip fails when the environment's Python is already in place.
 PYTHON = """#!/bin/sh
 case "$*" in
+  "e2e/kind_check.py --can") echo "$*" >> "$NOTES"; exit "${CAN_KIND:-0}" ;;
   "-c import sys; sys.exit("*) [ ! -e .venv/old ]; exit ;;
 esac
 echo "$*" >> "$NOTES"
@@ -190,6 +193,27 @@ def test_what_is_missing_is_said_before_anything_is_installed(project: Path, tar
     assert asked[0].startswith("e2e/preflight.py")
     assert "--python-only" not in asked[0]
     assert "-m venv .venv" in asked[1:]
+
+
+def test_a_machine_without_kind_gets_no_environment_for_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "has-ensurepip").touch()
+    monkeypatch.setenv("CAN_KIND", str(kind_check.CANNOT))
+    assert make(project, "test-kind") == (0, ["e2e/kind_check.py --can"])
+    monkeypatch.setenv("CAN_KIND", "1")  # as when it was interrupted
+    status, asked = make(project, "test-kind")
+    assert status != 0
+    assert asked == ["e2e/kind_check.py --can"]
+
+
+def test_kind_is_tested_once_everything_is_there(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    status, asked = make(project, "test-kind", "KIND_TESTS=a b")
+    assert status == 0
+    assert asked[:2] == ["e2e/kind_check.py --can", "e2e/preflight.py --for test-kind"]
+    assert "-m venv .venv" in asked
+    assert asked[-1] == "e2e/kind_check.py a b"
 
 
 def test_git_answers_root_in_a_checkout_of_somebody_else(project: Path) -> None:

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 E2E = REPOSITORY / "e2e"
 OLDEST = (3, 6)
 # Guarded scripts end at the first import; the other two are for any Python.
-GUARDED = ("preflight.py", "step.py")
+GUARDED = ("preflight.py", "step.py", "kind_check.py")
 FOR_ANY = ("needs.py", "python_version.py")
 # Runs a script as an older Python would, without the modules that came after 3.6.
 AS_OLDER = """
