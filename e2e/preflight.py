@@ -8,8 +8,9 @@ The Makefile calls it first, so that nobody waits for downloads only to read tha
 runs on a bare Python and needs no package.
 """
 
-from __future__ import annotations
+import python_version  # noqa: F401  (ends this script where the Python is too old)
 
+# isort: split
 import dataclasses
 import getpass
 import importlib.util
@@ -22,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import needs
+from cluster import failures, shell
+from cluster.progress import say
 from needs import Need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
-MIN_PYTHON = (3, 11)
 PREFLIGHT = "STOKER_PREFLIGHT"  # "warn" turns what is missing into a warning
 GIB = 1 << 30
 
@@ -62,9 +64,6 @@ def python_problem(version: tuple[int, ...], has_ensurepip: bool, has_venv: bool
         has_ensurepip: whether it can put pip into a new environment; Debian and Ubuntu package that apart.
         has_venv: whether the environment exists already.
     """
-    have = ".".join(str(part) for part in version[:3])
-    if version < MIN_PYTHON:
-        return f"Python 3.11 or newer: this is {have}. Name another one with `make PYTHON=python3.X ...`"
     if not has_ensurepip and not has_venv:
         package = f"python{version[0]}.{version[1]}-venv"
         return f"Python's ensurepip module. On Debian and Ubuntu, as root: apt-get install {package}"
@@ -245,12 +244,17 @@ def report(machine: Machine) -> str:
     return "\n".join(lines)
 
 
+def again() -> str:
+    """The command that a person typed."""
+    return shell.again("make preflight")
+
+
 def main(arguments: list[str]) -> int:
     """Print what is asked for; the exit status says whether anything is missing."""
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     python = python_problem(tuple(sys.version_info[:3]), has_ensurepip, (VENV / "bin" / "uv").exists())
     if python:
-        found = [python]  # what follows is not written for older ones
+        found = [python]
     elif "--python-only" in arguments:
         from cluster.versions import cache_dir
 
@@ -266,19 +270,23 @@ def main(arguments: list[str]) -> int:
     for problem in found:
         print(f"  - {problem}", file=sys.stderr)
     if found:
-        again = os.environ.get("STOKER_COMMAND") or "make preflight"
-        if python:  # the same one again would be refused again
-            again = re.sub(r"PYTHON=\S+", "PYTHON=...", again)
         if os.environ.get(PREFLIGHT) == "warn" and not python:
             print(f"{PREFLIGHT} is warn: going on all the same.", file=sys.stderr)
             return 0
-        way = f"; `{PREFLIGHT}=warn {again}` tries all the same" if not python else ""
-        print(f"\nNext: get what is named, then `{again}`{way}.", file=sys.stderr)
+        way = f"; `{PREFLIGHT}=warn {again()}` tries all the same" if not python else ""
+        print(f"\nNext: get what is named, then `{again()}`{way}.", file=sys.stderr)
     return 1 if found else 0
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
+    """As `main`, and what tells it to end is no traceback."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        with shell.terminable():
+            return main(arguments)
     except KeyboardInterrupt:
-        sys.exit(f"\nNext: `{os.environ.get('STOKER_COMMAND') or 'make preflight'}` begins again.")
+        say(f"\n{failures.line(f'`{again()}` begins again.')}")
+        return shell.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

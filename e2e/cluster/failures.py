@@ -19,7 +19,8 @@ class Kind:
 
     Attributes:
         pattern: what programs print then.
-        step: what to do; {again} stands for the command that failed.
+        step: what to do; {again} stands for the command that failed, {goes_on} for what it does when it is
+            run again.
     """
 
     name: str
@@ -27,13 +28,14 @@ class Kind:
     step: str
 
 
+GOES_ON = "goes on where it stopped"
+
 # The first that fits counts.
 KINDS = (
     Kind(
         "disk",
         r"No space left on device|Disk quota exceeded|not enough free space",
-        "free disk space (`df -h`; `make preflight` says how much is needed), then `{again}`: it goes on"
-        " where it stopped.",
+        "free disk space (`df -h`; `make preflight` says how much is needed), then `{again}`: it {goes_on}.",
     ),
     Kind(
         "memory",
@@ -71,7 +73,7 @@ KINDS = (
         r"|dial tcp|Failed to fetch|error sending request|Failed getting release file|i/o timeout"
         r"|ENOTFOUND|EAI_AGAIN|\(from versions: none\)",  # the last is all that pip says of a silent index
         "see whether this machine reaches its package mirrors (`http_proxy`, `https_proxy`, `PIP_INDEX_URL`,"
-        " `GOPROXY`), then `{again}`: it goes on where it stopped.",
+        " `GOPROXY`), then `{again}`: it {goes_on}.",
     ),
     Kind(
         "hash",
@@ -106,13 +108,11 @@ KINDS = (
     Kind(
         "timeout",
         r"did not (?:end|happen) within|timed out after",
-        "perhaps the machine is busy (`uptime`): `{again}` goes on where it stopped. If it fails again,"
+        "perhaps the machine is busy (`uptime`): `{again}` {goes_on}. If it fails again,"
         " `make demo-down` and `{again}` begin with a new cluster.",
     ),
 )
-OTHERWISE = (
-    "`{again}` goes on where it stopped. If it fails again in the same way, report it with the lines above."
-)
+OTHERWISE = "`{again}` {goes_on}. If it fails again in the same way, report it with the lines above."
 
 
 def kind_of(text: str) -> str | None:
@@ -120,14 +120,15 @@ def kind_of(text: str) -> str | None:
     return next((kind.name for kind in KINDS if re.search(kind.pattern, text)), None)
 
 
-def advice(text: str, again: str) -> str:
+def advice(text: str, again: str, goes_on: str = GOES_ON) -> str:
     """What to do after a failure that printed this.
 
     Args:
         again: the command that a person would type again.
+        goes_on: what that command does then, with the verb first.
     """
     found = next((kind.step for kind in KINDS if kind.name == kind_of(text)), OTHERWISE)
-    return found.replace("{again}", again)
+    return found.replace("{goes_on}", goes_on).replace("{again}", again)
 
 
 def text_of(error: BaseException) -> str:
@@ -145,11 +146,11 @@ def _line(command: object) -> str:
     return " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
 
 
-def next_step(error: BaseException, again: str) -> str:
-    """What to do after an error: what it knows itself, else by its kind."""
+def next_step(error: BaseException, again: str, goes_on: str = GOES_ON) -> str:
+    """What to do after an error: what it knows itself, else by its kind. For arguments see `advice`."""
     if isinstance(error, ClusterError) and error.next_step:
         return error.next_step.replace("{again}", again)
-    return advice(text_of(error), again)
+    return advice(text_of(error), again, goes_on)
 
 
 def render(error: BaseException, again: str) -> str:

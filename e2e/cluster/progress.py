@@ -6,6 +6,8 @@ recorded, too.
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import sys
 import threading
 import time
@@ -14,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 DONE, FAILED, STOPPED, CACHED = "done", "failed", "stopped", "cached"
+# Ctrl-C ends the programs of all threads at once; their failure may be seen a moment before the signal is.
+LAG_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,29 @@ class Record:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._open: dict[int, int] = {}
+        self._interrupted_s = float("inf")
         self._lock = threading.Lock()
 
     def entries(self) -> list[Entry]:
-        """What ended so far, in the order in which it began."""
+        """What ended so far, in the order in which it began.
+
+        What failed after an interrupt was stopped by it: in threads it shows as the failure of a program.
+        """
         with self._lock:
-            return sorted(self._entries, key=lambda entry: (entry.start_s, entry.depth))
+            found = [self._stopped(entry) for entry in self._entries]
+        return sorted(found, key=lambda entry: (entry.start_s, entry.depth))
+
+    def _stopped(self, entry: Entry) -> Entry:
+        is_late = entry.start_s + entry.seconds > self._interrupted_s - LAG_S
+        return dataclasses.replace(entry, outcome=STOPPED) if entry.outcome == FAILED and is_late else entry
+
+    def interrupt(self, now_s: float) -> None:
+        """Note that this process was told to end; the first time counts.
+
+        Args:
+            now_s: seconds since the epoch.
+        """
+        self._interrupted_s = min(self._interrupted_s, now_s)  # no lock: a signal's handler may be within one
 
     def begin(self) -> int:
         """Note that a step of this thread begins; return how many others it is part of."""
@@ -71,8 +92,20 @@ RECORD = Record()
 
 
 def say(text: str) -> None:
-    """Print one line at once, also when the output is a file."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line at once, also when the output is a file.
+
+    A terminal that was closed takes none. Then nobody reads it, and there is still something to clear away.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
+def interrupted() -> None:
+    """Record that this process was told to end."""
+    RECORD.interrupt(time.time())
 
 
 def found(title: str) -> None:

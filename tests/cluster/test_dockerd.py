@@ -127,13 +127,16 @@ def test_where_kind_cannot_run_its_tests_say_so_and_succeed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dockerd, "lacks", lambda: "starting one takes Linux and root")
-    kind_check.main([], standalone_mode=False)
-    assert capsys.readouterr().err == (
-        "kind was not tested: no Docker engine answers, and starting one takes Linux and root.\n"
-    )
+    for arguments, status in (([], 0), (["--few"], 0), (["--can"], kind_check.CANNOT)):
+        assert kind_check.main(arguments) == status
+        assert capsys.readouterr().err == (
+            "kind was not tested: no Docker engine answers, and starting one takes Linux and root.\n"
+        )
     monkeypatch.setattr(dockerd, "lacks", lambda: None)
     monkeypatch.setattr(prerequisites, "no_client", lambda: "there is no kind on PATH")
     assert kind_check.why_not() == "there is no kind on PATH"
+    monkeypatch.setattr(kind_check, "why_not", lambda: None)
+    assert kind_check.main(["--can"]) == 0
 
 
 @pytest.mark.usefixtures("host_without_engine")

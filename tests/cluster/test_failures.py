@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from cluster import build, failures, host, ledger, packages, progress, shell
 from cluster.api import ClusterError
-from cluster.progress import Record, step
+from cluster.progress import Record
 from cluster.versions import Tool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -129,53 +128,6 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         port = server.getsockname()[1]
         assert shell.run("make demo", lambda: socket.create_server(("127.0.0.1", port)).close()) == 1
     assert "`ss -ltnp`" in last_line(capsys)
-
-
-@pytest.fixture
-def at_a_terminal() -> Iterator[None]:
-    """Ctrl-C interrupts, also where these tests are a shell's background job, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_an_interrupt_and_a_termination_are_told_apart_from_failures(
-    capsys: pytest.CaptureFixture[str], at_a_terminal: None
-) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-
-        def body(number: int = number) -> None:
-            with step("compile"):
-                os.kill(os.getpid(), number)
-                signal.pause()
-
-        assert shell.run("make demo", body) == shell.INTERRUPTED
-        said = capsys.readouterr().err
-        assert "compile  (stopped)" in said
-        assert said.splitlines()[-1].startswith(
-            "Next: `make demo` goes on where it stopped; `make demo-down`"
-        )
-
-
-def test_a_termination_reaches_what_was_started(tmp_path: Path) -> None:
-    script = (
-        "import subprocess, sys\n"
-        f"sys.path.insert(0, {str(REPOSITORY / 'e2e')!r})\n"
-        "from cluster import shell\n"
-        "def body():\n"
-        "    with subprocess.Popen(['sh', '-c', 'echo $$; exec sleep 600']) as child:\n"
-        "        child.wait()\n"
-        "sys.exit(shell.run('make demo', body))\n"
-    )
-    environment = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        child = int(process.stdout.readline())
-        process.terminate()
-        assert process.wait(timeout=60) == shell.INTERRUPTED
-    host.wait_for("the child's end", lambda: not Path(f"/proc/{child}").exists(), 20)
 
 
 def test_a_defect_shows_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from endless import ENDLESS, noted, wait_for_end
+
+import kind_check
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `python -m venv` without ensurepip fails when the environment's Python is already in place.
 PYTHON = """#!/bin/sh
 case "$*" in
+  "e2e/kind_check.py --can") echo "$*" >> "$NOTES"; exit "${CAN_KIND:-0}" ;;
   "-c import sys; sys.exit("*) [ ! -e .venv/old ]; exit ;;
 esac
 echo "$*" >> "$NOTES"
@@ -63,7 +67,7 @@ def test_environment_without_pip_is_made_anew_once_ensurepip_is_there(project: P
     (project / "has-ensurepip").touch()
     status, asked = make(project, "install")
     assert status == 0
-    assert "-m venv --clear .venv" in asked
+    assert "-m venv .venv" in asked
     assert (project / ".venv" / ".installed").exists()
 
 
@@ -74,7 +78,7 @@ def test_whole_environment_is_left_alone(project: Path) -> None:
     (project / ".venv" / ".installed").unlink()
     status, asked = make(project, "install")
     assert status == 0
-    assert not any("venv --clear" in line for line in asked)
+    assert not any("-m venv" in line for line in asked)
 
 
 def test_environment_that_was_cut_off_half_way_is_made_anew(project: Path) -> None:
@@ -87,8 +91,40 @@ def test_environment_that_was_cut_off_half_way_is_made_anew(project: Path) -> No
     assert (project / ".venv-half").exists()
     status, asked = make(project, "install")
     assert status == 0
-    assert "-m venv --clear .venv" in asked
+    assert "-m venv .venv" in asked
     assert not (project / ".venv-half").exists()
+
+
+def test_a_make_that_is_told_to_end_leaves_no_installation_behind(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    assert make(project, "install")[0] == 0
+    (project / ".venv" / ".installed").unlink()
+    pid = project / "pid"
+    (project / ".venv" / "bin" / "uv").write_text(f"#!/bin/sh\n{ENDLESS.format(pid=pid)}\n")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    with subprocess.Popen(
+        ["make", "PYTHON=./python3", "install"], cwd=project, env={**env, "NOTES": "notes"}
+    ) as process:
+        child = noted(pid)
+        process.terminate()
+        assert process.wait(timeout=60) != 0
+    wait_for_end(child)
+    assert (project / ".venv-half").exists()
+
+
+def test_a_make_within_a_make_is_known_by_what_was_typed(project: Path) -> None:
+    """The next step of a failure names the command, and the ledger has the steps of both."""
+    with (project / "Makefile").open("a") as file:
+        file.write(
+            "outer:\n\t@echo $$STOKER_COMMAND $$STOKER_STARTED\n\t@$(MAKE) --no-print-directory inner\n"
+        )
+        file.write("inner:\n\t@echo $$STOKER_COMMAND $$STOKER_STARTED\n")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", "outer", "A=b"]
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.startswith("make outer A=b ")
 
 
 def test_a_second_make_waits_for_the_first(project: Path) -> None:
@@ -101,7 +137,7 @@ def test_a_second_make_waits_for_the_first(project: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(int(first), 0)
     assert status == 0
-    assert "-m venv --clear .venv" in asked
+    assert "-m venv .venv" in asked
 
 
 @pytest.mark.parametrize("reason", ["moved", "old Python", "no Python"])
@@ -117,13 +153,14 @@ def test_environment_of_another_place_or_python_is_made_anew(project: Path, reas
         (project / ".venv" / "bin" / "python").symlink_to("/nonexistent/python3")
     status, asked = make(project, "install")
     assert status == 0
-    assert "-m venv --clear .venv" in asked
+    assert "-m venv .venv" in asked
     assert make(project, "install") == (0, [])
 
 
-def test_a_python_that_is_not_there_is_named(project: Path) -> None:
+@pytest.mark.parametrize("target", ["help", "preflight", "install", "demo", "test-kind"])
+def test_a_python_that_is_not_there_is_named(project: Path, target: str) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    command = ["make", "PYTHON=python3.99", "install"]
+    command = ["make", "PYTHON=python3.99", target]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Next: there is no python3.99: name another Python" in done.stdout
@@ -155,7 +192,28 @@ def test_what_is_missing_is_said_before_anything_is_installed(project: Path, tar
     _, asked = make(project, target)
     assert asked[0].startswith("e2e/preflight.py")
     assert "--python-only" not in asked[0]
-    assert "-m venv --clear .venv" in asked[1:]
+    assert "-m venv .venv" in asked[1:]
+
+
+def test_a_machine_without_kind_gets_no_environment_for_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "has-ensurepip").touch()
+    monkeypatch.setenv("CAN_KIND", str(kind_check.CANNOT))
+    assert make(project, "test-kind") == (0, ["e2e/kind_check.py --can"])
+    monkeypatch.setenv("CAN_KIND", "1")  # as when it was interrupted
+    status, asked = make(project, "test-kind")
+    assert status != 0
+    assert asked == ["e2e/kind_check.py --can"]
+
+
+def test_kind_is_tested_once_everything_is_there(project: Path) -> None:
+    (project / "has-ensurepip").touch()
+    status, asked = make(project, "test-kind", "KIND_TESTS=a b")
+    assert status == 0
+    assert asked[:2] == ["e2e/kind_check.py --can", "e2e/preflight.py --for test-kind"]
+    assert "-m venv .venv" in asked
+    assert asked[-1] == "e2e/kind_check.py a b"
 
 
 def test_git_answers_root_in_a_checkout_of_somebody_else(project: Path) -> None:

@@ -35,7 +35,6 @@ def changed(**fields: object) -> Machine:
     ("version", "has_ensurepip", "has_venv", "wanted"),
     [
         pytest.param((3, 11, 2), True, False, None, id="right"),
-        pytest.param((3, 10, 12), True, True, "PYTHON=python3.X", id="old"),
         pytest.param((3, 12, 3), False, False, "apt-get install python3.12-venv", id="no-ensurepip"),
         pytest.param((3, 12, 3), False, True, None, id="no-ensurepip-and-no-need"),
     ],
