@@ -56,8 +56,16 @@ class Metrics:
             "Kubernetes Events that could not be written.",
             registry=self.registry,
         )
+        self._pods_asked = Counter(
+            "stoker_operator_pods_asked",
+            "Calls of draining pods for their requests in flight, by what came of them.",
+            ["result"],
+            registry=self.registry,
+        )
         for result in ("ok", "error"):
             self._passes.labels(result)
+        for result in ("answered", "silent", "error"):
+            self._pods_asked.labels(result)
 
     def watch_queue(self, num_ready: Callable[[], float], num_delayed: Callable[[], float]) -> None:
         """Report the queue's depth from now on."""
@@ -78,6 +86,10 @@ class Metrics:
         """See ``workqueue.QueueObserver``."""
         self._passes.labels("ok" if error is None else "error").inc()
         self._pass_seconds.observe(seconds)
+
+    def pod_asked(self, result: str) -> None:
+        """See ``reconcile.readings.ReadingsObserver``."""
+        self._pods_asked.labels(result).inc()
 
     def watch_restarted(self, resource: Resource, reason: str) -> None:
         """See ``informer.reflector.WatchObserver``."""

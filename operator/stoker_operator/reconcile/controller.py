@@ -16,6 +16,7 @@ from stoker_operator.metrics import Metrics
 from stoker_operator.model_metrics import watch_models
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.passes import Reconciler
+from stoker_operator.reconcile.readings import Readings
 from stoker_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue(rng=rng, observer=metrics)
         self.caches = Caches(client, config.watch_namespaces, self.queue.add, rng, clock, metrics)
         recorder = EventRecorder(client, clock, instance, metrics.event_dropped)
-        self._reconciler = Reconciler(client, self.caches, config, in_flight, recorder, clock)
+        self._readings = Readings(in_flight, clock, self.queue.add, metrics)
+        self._reconciler = Reconciler(client, self.caches, config, self._readings, recorder, clock)
         metrics.watch_queue(lambda: len(self.queue), lambda: self.queue.num_delayed)
         stores = {kind.plural: store for kind, store in self.caches.stores.items()}
         metrics.watch_stores({plural: store.__len__ for plural, store in stores.items()})
@@ -72,6 +74,7 @@ class Controller:
                 for reflector in self.caches.reflectors:
                     await reflector.synced.wait()
                 logger.info("caches are filled", extra={"num_models": len(self.caches.keys())})
+                group.create_task(self._readings.run(), name="readings")
                 for number in range(NUM_WORKERS):
                     group.create_task(self.queue.work(self._reconciler), name=f"worker {number}")
                 await self.queue.resync(self.caches.keys, RESYNC_S)
