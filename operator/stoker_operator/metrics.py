@@ -4,11 +4,12 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stoker_operator.cluster.resources import Resource
+from stoker_operator.informer.reflector import Reflector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PLURAL = re.compile(
@@ -81,6 +82,20 @@ class Metrics:
         )
         for plural, count in counts.items():
             gauge.labels(plural).set_function(count)
+
+    def watch_scopes(self, reflectors: Iterable[Reflector]) -> None:
+        """Report from now on which caches follow the cluster, of those that have to."""
+        gauge = Gauge(
+            "stoker_operator_scope_synced",
+            "Whether the cache of a kind in a namespace (all of them: empty) follows the API server.",
+            ["resource", "namespace"],
+            registry=self.registry,
+        )
+        for reflector in reflectors:
+            scope = reflector.scope
+            if scope.required:
+                child = gauge.labels(scope.resource.plural, scope.namespace or "")
+                child.set_function(lambda reflector=reflector: float(reflector.is_current))
 
     def pass_done(self, seconds: float, error: Exception | None) -> None:
         """See ``workqueue.QueueObserver``."""
