@@ -12,6 +12,7 @@ from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS
 from stoker_operator.config import OperatorConfig
+from stoker_operator.lanes import Priority
 from stoker_operator.metrics import Metrics
 from stoker_operator.model_metrics import watch_models
 from stoker_operator.reconcile.caches import Caches, Key
@@ -95,7 +96,8 @@ class Controller:
         logger.info(
             "caches are filled", extra=extra if namespace is None else {**extra, "namespace": namespace}
         )
-        self.queue.add_all(sorted(keys))
+        # Whoever edits meanwhile need not wait until all have been looked at.
+        self.queue.add_all(sorted(keys), Priority.LOW)
 
     async def _pass(self, key: Key) -> float | None:
         """One pass, where everything may be read: what is not known would look deleted, what is old alive."""
