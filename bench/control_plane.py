@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ async def measure_beside_silent_pods(num_silent: int, num_applies: int) -> dict[
                 await asyncio.sleep(1.0)
                 name, started_at = f"new-{number}", asyncio.get_running_loop().time()
                 put(api, "modeldeployments", _model(name))
-                await when(lambda name=name: name in watcher.first_pod_at)
+                await when(partial(watcher.first_pod_at.__contains__, name))
                 seconds.append(watcher.first_pod_at[name] - started_at)
     return {f"apply_to_first_pod_beside_{num_silent}_silent_drains_ms": percentiles(seconds)}
 

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -95,7 +96,7 @@ class Metrics:
             scope = reflector.scope
             if scope.required:
                 child = gauge.labels(scope.resource.plural, scope.namespace or "")
-                child.set_function(lambda reflector=reflector: float(reflector.is_current))
+                child.set_function(partial(_is_current, reflector))
 
     def pass_done(self, seconds: float, error: Exception | None) -> None:
         """See ``workqueue.QueueObserver``."""
@@ -121,3 +122,7 @@ class Metrics:
     def event_dropped(self) -> None:
         """A Kubernetes Event was lost."""
         self._dropped_events.inc()
+
+
+def _is_current(reflector: Reflector) -> float:
+    return float(reflector.is_current)

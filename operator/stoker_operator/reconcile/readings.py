@@ -7,7 +7,7 @@ written and before the pod was told, nor when a pod's engine restarts meanwhile.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -91,10 +91,7 @@ class Readings:
             pods: by uid.
             profile: of their engine.
         """
-        for uid in self._uids.get(key, frozenset()) - pods.keys():
-            del self._pods[uid]
-            # What it said when it drained before must not end another drain.
-            self._readings.pop(uid, None)
+        self._drop(key, self._uids.get(key, frozenset()) - pods.keys())
         for uid, pod in pods.items():
             self._pods[uid] = _Pod(key, tuple(questions_to(pod, profile)), profile)
             if uid not in self._asked:
@@ -106,9 +103,7 @@ class Readings:
 
     def forget(self, key: Key) -> None:
         """The ModelDeployment is gone."""
-        for uid in self._uids.pop(key, frozenset()):
-            del self._pods[uid]
-            self._readings.pop(uid, None)
+        self._drop(key, self._uids.pop(key, frozenset()))
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -123,6 +118,15 @@ class Readings:
                         group.create_task(self._ask_again_and_again(uid), name=f"ask pod {uid}")
         finally:
             self._asked.clear()
+
+    def _drop(self, key: Key, uids: Iterable[str]) -> None:
+        for uid in uids:
+            pod = self._pods.get(uid)
+            # One whose label was changed is another ModelDeployment's by now.
+            if pod is not None and pod.key == key:
+                del self._pods[uid]
+                # What it said when it drained before must not end another drain.
+                self._readings.pop(uid, None)
 
     async def _ask_again_and_again(self, uid: str) -> None:
         is_silent = False

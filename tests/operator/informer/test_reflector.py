@@ -304,8 +304,7 @@ def test_what_may_not_be_read_any_more_is_listed_again_once_it_may() -> None:
         await pass_time(120.0)
         assert world.names == ["p"]
         world.api.injector = lambda call: None
-        await until(lambda: world.names == ["q"], 31.0)
-        assert world.reflector.is_current
+        await until(lambda: world.names == ["q"] and world.reflector.is_current, 31.0)
         assert (told[1], told[-1]) == ((True, False), (True, True))
 
     follow(world, scenario)

@@ -131,6 +131,22 @@ def test_what_a_pod_said_before_is_forgotten_when_it_is_named_anew() -> None:
     drive(scenario)
 
 
+def test_a_pod_whose_label_was_changed_belongs_to_who_named_it_last() -> None:
+    other = ("default", "other")
+
+    async def scenario(bench: Bench) -> None:
+        bench.readings.ask(other, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(other, {}, STOKER)
+        bench.readings.forget(other)
+        await until(lambda: bench.of(1))
+        assert bench.readings.of(other) == {}
+        bench.readings.forget(KEY)
+        bench.readings.forget(KEY)
+
+    drive(scenario)
+
+
 def test_an_answer_to_a_question_that_nobody_asks_any_more_is_dropped() -> None:
     async def scenario(bench: Bench) -> None:
         bench.pods.takes_s = lambda uid: 0.5
