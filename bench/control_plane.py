@@ -1,8 +1,9 @@
 """Measures the operator as a process of its own against the API server in memory of the component tests.
 
 Prints one JSON object: from the apply of a ModelDeployment to the last write of a child (milliseconds, seen
-by the server), resident memory with one ModelDeployment and with all of them (MiB), and the time of a restart
-until everything is watched. Run: ``python bench/control_plane.py [--applies N]``.
+by the server), resident memory with one ModelDeployment and with all of them (MiB), the time of a restart
+until everything is watched, and from the apply of a ModelDeployment to the creation of its first pod beside
+many pods that drain, take connections on port 8000 and never answer. Run: ``python bench/control_plane.py``.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
 
-from fakeapi.client import get, put  # noqa: E402
+from fakeapi.client import everything, get, put  # noqa: E402
 from fakeapi.core import FakeApi  # noqa: E402
 from fakeapi.server import FakeServer  # noqa: E402
 from fakeapi.storage import Change  # noqa: E402
 
 CHILDREN = ("services", "pods", "poddisruptionbudgets")
 DEADLINE_S = 60.0
+SILENT_ADDRESS, PORT = "127.0.1.1", 8000  # where the operator looks for engines
 
 
 class Watcher:
@@ -37,6 +40,7 @@ class Watcher:
 
     def __init__(self, api: FakeApi) -> None:
         self.last_child_at: dict[str, float] = {}
+        self.first_pod_at: dict[str, float] = {}
         self.reported: dict[str, asyncio.Event] = {}
         api.storage.on_change(self._note)
 
@@ -45,6 +49,8 @@ class Watcher:
         if change.plural in CHILDREN:
             name = metadata["labels"]["stoker.dev/deployment"]
             self.last_child_at[name] = asyncio.get_running_loop().time()
+            if change.plural == "pods":
+                self.first_pod_at.setdefault(name, self.last_child_at[name])
         elif change.plural == "modeldeployments" and change.obj.get("status"):
             self.reported.setdefault(metadata["name"], asyncio.Event()).set()
 
@@ -52,8 +58,7 @@ class Watcher:
         """Apply a ModelDeployment; returns seconds until the last write of a child."""
         reported = self.reported.setdefault(name, asyncio.Event())
         started_at = asyncio.get_running_loop().time()
-        spec = {"model": {"source": "oci://registry.example/smol:1"}, "accelerator": {"perPod": 0}}
-        put(api, "modeldeployments", {"metadata": {"name": name, "namespace": "default"}, "spec": spec})
+        put(api, "modeldeployments", _model(name))
         async with asyncio.timeout(DEADLINE_S):
             await reported.wait()
         return self.last_child_at[name] - started_at
@@ -117,6 +122,74 @@ async def when(condition: Callable[[], object]) -> float:
     return loop.time() - started_at
 
 
+def serve_from(api: FakeApi, pod: dict[str, Any]) -> None:
+    """Make a pod ready at an address of which nothing answers."""
+    ready = [{"type": "Ready", "status": "True"}]
+    status = {
+        "phase": "Running",
+        "podIP": SILENT_ADDRESS,
+        "podIPs": [{"ip": SILENT_ADDRESS}],
+        "containerStatuses": [{"name": "engine", "ready": True, "started": True, "restartCount": 0}],
+        "conditions": ready,
+    }
+    identity = {name: pod["metadata"][name] for name in ("name", "namespace")}
+    put(api, "pods", {"metadata": identity, "status": status}, "kubelet")
+
+
+def is_draining(pod: dict[str, Any]) -> bool:
+    """Whether a pod has left its Service."""
+    return bool(pod["metadata"]["labels"]["stoker.dev/serving"] == "false")
+
+
+def is_ready(model: dict[str, Any]) -> bool:
+    """Whether a ModelDeployment's pod is known to answer."""
+    return bool((model.get("status") or {}).get("readyReplicas"))
+
+
+@asynccontextmanager
+async def silent_port() -> AsyncIterator[None]:
+    """Take connections as pods do that are behind a broken network: nothing comes back."""
+    is_over = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader
+        await is_over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(wait, SILENT_ADDRESS, PORT):
+        try:
+            yield
+        finally:
+            is_over.set()
+
+
+async def measure_beside_silent_pods(num_silent: int, num_applies: int) -> dict[str, Any]:
+    """Apply ModelDeployments one a second while others' pods drain and do not answer."""
+    api = FakeApi()
+    watcher, server = Watcher(api), FakeServer(api)
+    names = [f"silent-{number}" for number in range(num_silent)]
+    pod = {"terminationGracePeriodSeconds": 3600}
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with server.running(), silent_port(), operator_running(Path(folder), server.url):
+            for name in names:
+                put(api, "modeldeployments", _model(name, pod=pod))
+            await when(lambda: len(everything(api, "pods")) == num_silent)
+            for one in everything(api, "pods"):
+                serve_from(api, one)
+            await when(lambda: all(map(is_ready, everything(api, "modeldeployments"))))
+            for name in names:
+                put(api, "modeldeployments", _model(name, pod=pod, replicas=0))
+            await when(lambda: sum(map(is_draining, everything(api, "pods"))) == num_silent)
+            for number in range(num_applies):
+                await asyncio.sleep(1.0)
+                name, started_at = f"new-{number}", asyncio.get_running_loop().time()
+                put(api, "modeldeployments", _model(name))
+                await when(partial(watcher.first_pod_at.__contains__, name))
+                seconds.append(watcher.first_pod_at[name] - started_at)
+    return {f"apply_to_first_pod_beside_{num_silent}_silent_drains_ms": percentiles(seconds)}
+
+
 async def measure(num_applies: int) -> dict[str, Any]:
     """Run everything once."""
     api = FakeApi()
@@ -136,7 +209,7 @@ async def measure(num_applies: int) -> dict[str, Any]:
             num_calls_before, num_writes = len(api.calls), len(api.writes)
             async with operator_running(Path(folder), server.url):
                 restart_s = await when(lambda: sum(c.is_watch for c in api.calls[num_calls_before:]) >= 6)
-                put(api, "modeldeployments", _one_more())
+                put(api, "modeldeployments", _model("one-more"))
                 await when(lambda: (get(api, "modeldeployments", "one-more") or {}).get("status"))
                 new_writes = [
                     call.path for call in api.writes[num_writes:] if "one-more" not in str(call.body)
@@ -154,18 +227,23 @@ async def measure(num_applies: int) -> dict[str, Any]:
     }
 
 
-def _one_more() -> dict[str, Any]:
-    spec = {"model": {"source": "oci://registry.example/smol:1"}, "accelerator": {"perPod": 0}}
-    return {"metadata": {"name": "one-more", "namespace": "default"}, "spec": spec}
+def _model(name: str, **more: Any) -> dict[str, Any]:
+    spec = {"model": {"source": "oci://registry.example/smol:1"}, "accelerator": {"perPod": 0}, **more}
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": spec}
 
 
 @click.command()
 @click.option(
     "--applies", default=200, show_default=True, help="ModelDeployments to apply one after another."
 )
-def main(applies: int) -> None:
+@click.option("--silent", default=150, show_default=True, help="Pods that drain and do not answer.")
+@click.option("--only-silent", is_flag=True, help="Measure beside such pods only.")
+def main(applies: int, silent: int, only_silent: bool) -> None:
     """Measure the operator's latency and memory; prints JSON."""
-    click.echo(json.dumps(asyncio.run(measure(applies)), indent=2))
+    result = {} if only_silent else asyncio.run(measure(applies))
+    if silent:
+        result |= asyncio.run(measure_beside_silent_pods(silent, 5))
+    click.echo(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

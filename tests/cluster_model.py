@@ -346,10 +346,10 @@ class ClusterModel:
     def _reading(self, uid: str) -> Reading:
         pod = next((pod for pod in self.pods.values() if uid_of(pod) == uid), None)
         if pod is None or pod["status"]["phase"] != "Running" or is_terminating(pod):
-            return Reading(None)
+            return Reading(self.now, None)
         if not self._node_of(pod, self.nodes).is_ready:
-            return Reading(None)
-        return Reading(self.in_flight.get(uid, 0))
+            return Reading(self.now, None)
+        return Reading(self.now, self.in_flight.get(uid, 0))
 
     @staticmethod
     def _node_of(pod: Object, nodes: dict[str, Node]) -> Node:

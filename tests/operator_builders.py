@@ -159,7 +159,7 @@ def make_observed(
         in_flight: requests in flight by pod name.
     """
     uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
-    readings = {uids[name]: Reading(count) for name, count in (in_flight or {}).items()}
+    readings = {uids[name]: Reading(NOW, count) for name, count in (in_flight or {}).items()}
     num_draining = sum(pod["metadata"]["labels"].get(labels.SERVING) == "false" for pod in pods)
     usual = wanted.budget(num_draining)
     return Observed(

@@ -52,14 +52,16 @@ class World:
 
     Args:
         storage: what was in the cluster an hour ago, copied; None for one empty node.
+        config: of the operator.
     """
 
-    def __init__(self, storage: Storage | None = None) -> None:
+    def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
+        self.config = config
         self.controller: Controller | None = None
         self.metrics = Metrics()
         self.config = CONFIG  # of the operator when it is started next
@@ -126,12 +128,12 @@ class World:
                 self._task.result()
             await pass_time(0.5)
 
-    def apply(self, name: str = NAME, /, **spec: Any) -> Object:
+    def apply(self, name: str = NAME, /, namespace: str = "default", **spec: Any) -> Object:
         """What a user applies: this spec, merged into what is there."""
         fresh: Object = {}
-        if get(self.api, "modeldeployments", name) is None:
+        if get(self.api, "modeldeployments", name, namespace) is None:
             fresh = {"model": {"source": "oci://registry.example/smol:1"}, "accelerator": {"perPod": 0}}
-        body = {"metadata": {"name": name, "namespace": "default"}, "spec": {**fresh, **spec}}
+        body = {"metadata": {"name": name, "namespace": namespace}, "spec": {**fresh, **spec}}
         return put(self.api, "modeldeployments", body)
 
     def delete(self, name: str = NAME) -> None:
@@ -203,9 +205,11 @@ class World:
         return result
 
 
-def play(scenario: Callable[[World], Awaitable[None]], kubelet: bool = True) -> World:
+def play(
+    scenario: Callable[[World], Awaitable[None]], kubelet: bool = True, config: OperatorConfig = CONFIG
+) -> World:
     """A scenario in a world of its own, in virtual time."""
-    world = World()
+    world = World(config=config)
 
     async def main() -> None:
         async with world.running(kubelet):

@@ -108,7 +108,7 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
     in_flight = HttpInFlightReader()
     client = KubeClient(transport)
     controller = Controller(client, config, in_flight, metrics, instance=socket.gethostname())
-    page = telemetry.app(metrics.registry, controller.caches.unsynced)
+    page = telemetry.app(metrics.registry, controller.readiness)
     health = telemetry.health_app(controller.health)
     try:
         async with asyncio.TaskGroup() as group:

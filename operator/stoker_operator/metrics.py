@@ -4,11 +4,13 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stoker_operator.cluster.resources import Resource
+from stoker_operator.informer.reflector import Reflector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PLURAL = re.compile(
@@ -56,8 +58,16 @@ class Metrics:
             "Kubernetes Events that could not be written.",
             registry=self.registry,
         )
+        self._pods_asked = Counter(
+            "stoker_operator_pods_asked",
+            "Calls of draining pods for their requests in flight, by what came of them.",
+            ["result"],
+            registry=self.registry,
+        )
         for result in ("ok", "error"):
             self._passes.labels(result)
+        for result in ("answered", "silent", "error"):
+            self._pods_asked.labels(result)
 
     def watch_queue(self, num_ready: Callable[[], float], num_delayed: Callable[[], float]) -> None:
         """Report the queue's depth from now on."""
@@ -74,10 +84,28 @@ class Metrics:
         for plural, count in counts.items():
             gauge.labels(plural).set_function(count)
 
+    def watch_scopes(self, reflectors: Iterable[Reflector]) -> None:
+        """Report from now on which caches follow the cluster, of those that have to."""
+        gauge = Gauge(
+            "stoker_operator_scope_synced",
+            "Whether the cache of a kind in a namespace (all of them: empty) follows the API server.",
+            ["resource", "namespace"],
+            registry=self.registry,
+        )
+        for reflector in reflectors:
+            scope = reflector.scope
+            if scope.required:
+                child = gauge.labels(scope.resource.plural, scope.namespace or "")
+                child.set_function(partial(_is_current, reflector))
+
     def pass_done(self, seconds: float, error: Exception | None) -> None:
         """See ``workqueue.QueueObserver``."""
         self._passes.labels("ok" if error is None else "error").inc()
         self._pass_seconds.observe(seconds)
+
+    def pod_asked(self, result: str) -> None:
+        """See ``reconcile.readings.ReadingsObserver``."""
+        self._pods_asked.labels(result).inc()
 
     def watch_restarted(self, resource: Resource, reason: str) -> None:
         """See ``informer.reflector.WatchObserver``."""
@@ -94,3 +122,7 @@ class Metrics:
     def event_dropped(self) -> None:
         """A Kubernetes Event was lost."""
         self._dropped_events.inc()
+
+
+def _is_current(reflector: Reflector) -> float:
+    return float(reflector.is_current)

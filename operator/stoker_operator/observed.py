@@ -29,14 +29,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a draining pod said.
+    """What a draining pod said the last time it was asked.
 
     Args:
+        read_at: when it was asked.
         num_in_flight: its requests; None when it could not be asked.
         trouble: why it could not.
         silent_since: since when it cannot be asked.
     """
 
+    read_at: datetime
     num_in_flight: int | None
     trouble: str = ""
     silent_since: datetime | None = None
@@ -83,7 +85,7 @@ class Observed:
         revisions: every ControllerRevision in its namespace with the label of this name, whoever owns it.
         nodes: those of the pods, by name; one that is absent does not exist. None when nodes may not be read,
             and then all count as healthy.
-        readings: requests in flight by pod uid; asked of draining pods only.
+        readings: requests in flight by pod uid; of draining pods only, and of those that were asked already.
         refusals: what the API server refuses; only the status looks at them.
         failure: the call that keeps failing; only the status looks at it.
         warnings: what the kubelet says about a pod that takes long to be created, by uid, "" when it says

@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 
-def app(registry: CollectorRegistry, unsynced: Callable[[], list[str]]) -> web.Application:
+def app(registry: CollectorRegistry, readiness: Callable[[], tuple[bool, dict[str, Any]]]) -> web.Application:
     """The page.
 
     Args:
         registry: what to show under /metrics.
-        unsynced: what the operator still waits for; it is ready when nothing is left.
+        readiness: whether the operator is ready, and what /readyz shows.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -26,8 +26,8 @@ def app(registry: CollectorRegistry, unsynced: Callable[[], list[str]]) -> web.A
 
     async def readyz(request: web.Request) -> web.Response:
         del request
-        waiting = unsynced()
-        return web.json_response({"waiting_for": waiting}, status=503 if waiting else 200)
+        is_ready, shown = readiness()
+        return web.json_response(shown, status=200 if is_ready else 503)
 
     result = web.Application()
     result.router.add_get("/metrics", metrics)

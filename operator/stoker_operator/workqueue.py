@@ -1,8 +1,9 @@
 """The queue between watch events and reconcile passes.
 
 Holds keys, never objects: ten events of one ModelDeployment are one pass. A key never runs twice at once, a
-failed pass comes back with exponential back-off, and a pass may ask to come back later. Knows nothing of
-Kubernetes; the only clock is the event loop's, so tests may run it in virtual time.
+failed pass comes back with exponential back-off, and a pass may ask to come back later. What happened goes
+before what is only looked at again. Knows nothing of Kubernetes; the only clock is the event loop's, so tests
+may run it in virtual time.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
+from stoker_operator.lanes import Lanes, Priority
 from stoker_operator.retry import Backoff, PassFailed, RetryLater
 
 logger = logging.getLogger(__name__)
@@ -43,16 +45,16 @@ class WorkQueue(Generic[K]):
         self._backoff = backoff or Backoff()
         self._rng = rng or random.Random()
         self._observer = observer
-        self._ready: asyncio.Queue[K] = asyncio.Queue()
-        self._queued: set[K] = set()
+        self._lanes: Lanes[K] = Lanes()
+        self._num_waiting = asyncio.Semaphore(0)  # as many as keys in the lanes, less what workers take now
         self._running: set[K] = set()
-        self._again: set[K] = set()
+        self._again: dict[K, Priority] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._num_failures: dict[K, int] = {}
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._queued) + len(self._again)
+        return len(self._lanes) + len(self._again)
 
     @property
     def num_delayed(self) -> int:
@@ -62,24 +64,23 @@ class WorkQueue(Generic[K]):
     @property
     def is_idle(self) -> bool:
         """Whether no pass runs or could start now; delayed keys do not count."""
-        return not self._queued and not self._running
+        return not self._lanes and not self._running
 
     def num_failures(self, key: K) -> int:
         """Failed passes of this key in a row."""
         return self._num_failures.get(key, 0)
 
-    def add(self, key: K) -> None:
-        """Ask for one pass of this key, as soon as a worker is free."""
+    def add(self, key: K, priority: Priority = Priority.HIGH) -> None:
+        """Ask for one pass of this key, when a worker is free; of several priorities the highest counts."""
         if key in self._running:
-            self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._ready.put_nowait(key)
+            self._again[key] = max(priority, self._again.get(key, priority))
+        elif self._lanes.add(key, priority):
+            self._num_waiting.release()
 
-    def add_all(self, keys: Iterable[K]) -> None:
+    def add_all(self, keys: Iterable[K], priority: Priority = Priority.HIGH) -> None:
         """Ask for one pass of each key."""
         for key in keys:
-            self.add(key)
+            self.add(key, priority)
 
     def add_after(self, key: K, delay_s: float) -> None:
         """Ask for a pass after a delay; of several requests for one key the earliest counts.
@@ -106,8 +107,8 @@ class WorkQueue(Generic[K]):
             handler: one pass; returns when to come back (seconds) or None. An exception means back-off.
         """
         while True:
-            key = await self._ready.get()
-            self._queued.discard(key)
+            await self._num_waiting.acquire()
+            key = self._lanes.take()
             self._running.add(key)
             # The pass sees everything that is known now and says anew when it wants to come back.
             timer = self._timers.pop(key, None)
@@ -118,14 +119,24 @@ class WorkQueue(Generic[K]):
             finally:
                 self._running.discard(key)
             if key in self._again:
-                self._again.discard(key)
-                self.add(key)
+                self.add(key, self._again.pop(key))
 
     async def resync(self, keys: Callable[[], Iterable[K]], period_s: float) -> None:
-        """Add every key again and again, for what no event told us; runs until cancelled."""
+        """Add every key once a period, for what no event told us; runs until cancelled.
+
+        They are spread over the period: all at once would take seconds of CPU, and a burst of calls.
+
+        Args:
+            keys: all of them, when a period begins.
+            period_s: how long a period is, seconds.
+        """
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(period_s)
-            self.add_all(keys())
+            begun_at, due = loop.time(), list(keys())
+            for index, key in enumerate(due, start=1):
+                await _sleep_until(begun_at + period_s * index / len(due))
+                self.add(key, Priority.LOW)
+            await _sleep_until(begun_at + period_s)
 
     def close(self) -> None:
         """Forget the timers."""
@@ -168,3 +179,7 @@ class WorkQueue(Generic[K]):
     def _expire(self, key: K) -> None:
         del self._timers[key]
         self.add(key)
+
+
+async def _sleep_until(at_s: float) -> None:
+    await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,9 +14,8 @@ from server_engine import listening, make_server_config, running_stack
 
 from stoker_operator.api import ModelDeployment, parse
 from stoker_operator.cluster.inflight import HttpInFlightReader
-from stoker_operator.observed import Reading
-from stoker_operator.profiles import STOKER
-from stoker_operator.reconcile.drains import Drains
+from stoker_operator.profiles import STOKER, EngineProfile
+from stoker_operator.reconcile.readings import Readings
 from stoker_runtime import __main__ as runtime
 from stoker_runtime import termination
 from stoker_runtime.config import QUANTIZATIONS, EngineConfig, ServerConfig
@@ -154,15 +154,30 @@ async def test_operator_tells_the_runtime_to_drain_and_reads_its_answer() -> Non
     async with running_stack(config=make_server_config(drain_key="uid-1")) as stack, listening(stack) as url:
         profile = replace(STOKER, port=int(url.rpartition(":")[2]))
         reader = HttpInFlightReader(answer_within_s=10)
-        drains = Drains(reader, lambda: datetime.now(UTC))
         try:
             other = {**pod, "metadata": {"uid": "another pod, which had the address before"}}
-            assert await drains.readings(("n", "m"), {"x": other}, profile) == {"x": Reading(0)}
+            assert await first_reading(reader, other, profile) == 0
             assert not stack.serving.is_draining
-            assert await drains.readings(("n", "m"), {"x": pod}, profile) == {"x": Reading(0)}
+            assert await first_reading(reader, pod, profile) == 0
             assert stack.serving.is_draining
         finally:
             await reader.close()
+
+
+async def first_reading(
+    reader: HttpInFlightReader, pod: dict[str, Any], profile: EngineProfile
+) -> int | None:
+    """Return what a pod says the first time it is asked."""
+    is_read = asyncio.Event()
+    readings = Readings(reader, lambda: datetime.now(UTC), lambda key: is_read.set())
+    readings.ask(("n", "m"), {"x": pod}, profile)
+    task = asyncio.create_task(readings.run())
+    try:
+        async with asyncio.timeout(30):
+            await is_read.wait()
+    finally:
+        task.cancel()
+    return readings.of(("n", "m"))["x"].num_in_flight
 
 
 def test_paths_the_operator_probes_exist() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 class Fault(enum.Enum):
     """One way a call fails. BEFORE: nothing was carried out. AFTER: it was, but the caller never hears."""
 
+    FORBIDDEN = "403"
     CONFLICT = "409"
     GONE = "410"
     THROTTLED = "429"
@@ -24,6 +25,7 @@ class Fault(enum.Enum):
 
 
 REFUSALS: dict[Fault, tuple[int, str]] = {
+    Fault.FORBIDDEN: (403, "Forbidden"),
     Fault.CONFLICT: (409, "Conflict"),
     Fault.GONE: (410, "Expired"),
     Fault.THROTTLED: (429, "TooManyRequests"),

@@ -1,5 +1,6 @@
 """Scheduler and kubelets of the fake cluster: single steps for tests that stage a moment, or all alone."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,8 @@ class Kubelet:
 
     Attributes:
         unreachable: why a pod (by name) does not answer the operator; "" when it does.
+        answer_s: seconds until it answers, or until the operator gives it up.
+        asked_by: name of the task that asked, each time.
         is_older: pods (by name) whose engine cannot be told to drain.
         told: names of the pods that were told to drain, each time. They are not ready from then on.
     """
@@ -55,7 +58,9 @@ class Kubelet:
         self.is_reachable: Callable[[str], bool] = lambda address: True
         self.unreachable: Callable[[str], str] = lambda name: ""
         self.is_older: Callable[[str], bool] = lambda name: False
+        self.answer_s: Callable[[], float] = lambda: 0.0
         self.told: list[str] = []
+        self.asked_by: list[str] = []
         self._drained: set[str] = set()
         self.nodes = Nodes(api)
         self.scheduler = Scheduler(api)
@@ -140,6 +145,10 @@ class Kubelet:
 
     async def read(self, questions: Mapping[str, Question]) -> dict[str, PodAnswer]:
         """Answer as the pods would; see ``cluster.inflight.InFlightReader``."""
+        task = asyncio.current_task()
+        self.asked_by.append("" if task is None else task.get_name())
+        if self.answer_s():
+            await pass_time(self.answer_s())
         return {key: self._answer(question) for key, question in questions.items()}
 
     def _answer(self, question: Question) -> PodAnswer:

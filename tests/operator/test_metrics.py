@@ -2,9 +2,13 @@ import re
 from pathlib import Path
 
 import pytest
+from fakeapi.core import FakeApi
 from prometheus_client.exposition import generate_latest
 
-from stoker_operator.cluster.resources import PODS
+from stoker_operator.cluster.client import KubeClient
+from stoker_operator.cluster.resources import NODES, PODS
+from stoker_operator.informer.reflector import Reflector, Scope
+from stoker_operator.informer.store import Store
 from stoker_operator.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +18,8 @@ def make_metrics() -> Metrics:
     metrics = Metrics()
     metrics.watch_queue(lambda: 2.0, lambda: 1.0)
     metrics.watch_stores({"pods": lambda: 7.0})
+    scopes = (Scope(PODS, "team"), Scope(NODES, required=False))
+    metrics.watch_scopes(Reflector(KubeClient(FakeApi()), scope, Store()) for scope in scopes)
     return metrics
 
 
@@ -43,6 +49,8 @@ def test_gauges_read_the_queue_and_the_caches() -> None:
     assert "stoker_operator_queue_depth 2.0" in text
     assert "stoker_operator_queue_delayed 1.0" in text
     assert 'stoker_operator_cached_objects{resource="pods"} 7.0' in text
+    assert 'stoker_operator_scope_synced{namespace="team",resource="pods"} 0.0' in text
+    assert 'stoker_operator_scope_synced{namespace="",resource="nodes"}' not in text
 
 
 def test_restarts_and_lost_events_are_counted() -> None:

@@ -4,8 +4,11 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from virtual_time import pass_time, run_virtual, until
 
+from stoker_operator.lanes import Priority
 from stoker_operator.retry import Backoff, RetryLater
 from stoker_operator.workqueue import WorkQueue
 
@@ -169,17 +172,133 @@ def test_a_pass_may_ask_to_come_back() -> None:
     assert handler.passes == [(0.0, "a"), (3.0, "a")]
 
 
-def test_resync_adds_every_key_again() -> None:
+def resynced(period_s: float, run_s: float, keys: Callable[[], list[str]]) -> list[tuple[float, str]]:
+    """Passes of a queue that is only resynced."""
     handler = Recorder()
 
     async def scenario(queue: WorkQueue[str]) -> None:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(queue.resync(lambda: ["a", "b"], 10.0))
-            await pass_time(25.0)
+            task = group.create_task(queue.resync(keys, period_s))
+            await pass_time(run_s)
             task.cancel()
 
     drive(handler, scenario)
-    assert [key for _, key in handler.passes] == ["a", "b", "a", "b"]
+    return handler.passes
+
+
+def test_resync_adds_every_key_again_spread_over_the_period() -> None:
+    passes = resynced(10.0, 22.0, lambda: ["a", "b"])
+    assert passes == [(5.0, "a"), (10.0, "b"), (15.0, "a"), (20.0, "b")]
+
+
+def test_resync_of_nothing_waits_for_a_period() -> None:
+    asked: list[int] = []
+
+    def keys() -> list[str]:
+        asked.append(1)
+        return []
+
+    assert resynced(10.0, 35.0, keys) == []
+    assert len(asked) == 4
+
+
+@given(changes=st.lists(st.tuples(st.sets(st.sampled_from("abcdefgh")), st.floats(0.5, 60.0)), max_size=8))
+def test_resync_leaves_out_no_key_for_two_periods_and_has_no_bursts(
+    changes: list[tuple[set[str], float]],
+) -> None:
+    there: dict[str, float] = {}
+    missed: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        last_at: dict[str, float] = {}
+        num_at: dict[float, int] = {}
+
+        class Noting(WorkQueue[str]):
+            def add(self, key: str, priority: Priority = Priority.HIGH) -> None:
+                assert priority is Priority.LOW
+                last_at[key] = loop.time()
+                num_at[loop.time()] = num_at.get(loop.time(), 0) + 1
+
+        task = asyncio.create_task(Noting().resync(lambda: sorted(there), 10.0))
+        for keys, stays_s in changes:
+            there.update({key: there.get(key, loop.time()) for key in keys})
+            for key in there.keys() - keys:
+                del there[key]
+            await pass_time(stays_s)
+            missed.extend(
+                key
+                for key, since in there.items()
+                if loop.time() - max(since, last_at.get(key, since)) > 20.001
+            )
+        task.cancel()
+        assert max(num_at.values(), default=0) <= 1
+
+    run_virtual(main())
+    assert missed == []
+
+
+def test_what_happens_goes_before_what_is_only_looked_at_again() -> None:
+    handler = Recorder(duration_s=1.0)
+
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_all(["a", "b", "c", "d"], Priority.LOW)
+        queue.add("c")
+        queue.add("e")
+        await pass_time(0.5)
+        queue.add("e", Priority.LOW)
+        queue.add("e")
+        await until(lambda: queue.is_idle)
+
+    drive(handler, scenario, workers=1)
+    assert [key for _, key in handler.passes] == ["c", "e", "a", "b", "d"]
+
+
+def test_a_key_that_runs_comes_back_with_the_highest_priority_that_was_asked() -> None:
+    handler = Recorder(duration_s=1.0)
+
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add("x")
+        await pass_time(0.5)
+        queue.add_all(["a", "b"], Priority.LOW)
+        queue.add("x", Priority.LOW)
+        queue.add("x")
+        queue.add("x", Priority.LOW)
+        await until(lambda: queue.is_idle)
+
+    drive(handler, scenario, workers=1)
+    assert [key for _, key in handler.passes] == ["x", "x", "a", "b"]
+
+
+@given(
+    adds=st.lists(
+        st.tuples(st.floats(0.0, 5.0), st.sampled_from("abcdef"), st.sampled_from(Priority), st.booleans()),
+        max_size=60,
+    ),
+    num_workers=st.integers(1, 4),
+)
+def test_each_request_is_followed_by_a_pass_and_none_runs_twice_at_once(
+    adds: list[tuple[float, str, Priority, bool]], num_workers: int
+) -> None:
+    handler = Recorder(duration_s=0.3)
+    asked: list[tuple[float, str]] = []
+
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for wait_s, key, priority, is_delayed in adds:
+            await pass_time(wait_s)
+            asked.append((round(asyncio.get_running_loop().time(), 3), key))
+            if is_delayed:
+                queue.add_after(key, 0.7)
+            else:
+                queue.add(key, priority)
+        await until(lambda: queue.is_idle and not queue.num_delayed)
+        assert len(queue) == 0
+
+    drive(handler, scenario, num_workers)
+    for at_s, key in asked:
+        assert any(other == key and started_at >= at_s for started_at, other in handler.passes)
+    assert len(handler.passes) <= len(adds)
+    assert set(handler.most_at_once.values()) <= {1}
 
 
 def test_a_crash_of_the_process_is_not_swallowed() -> None:

@@ -1,4 +1,4 @@
-"""Asks pods how many requests they have in flight: the one call that goes to a pod, not to the API server.
+"""Asks a pod how many requests it has in flight: the one call that goes to a pod, not to the API server.
 
 A pod that drains is told so with the same call, each time it is asked: whoever asks needs no memory of what
 was said before.
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # An answer is one short JSON object, or a page of metrics for engines that have nothing smaller.
 MAX_ANSWER_BYTES = 1 << 20
-# A draining server may close connections at any time: none is kept for the next pass.
+# A draining server may close connections at any time: none is kept for the next call.
 _CLOSE = {"Connection": "close"}
 
 
@@ -66,17 +66,17 @@ class PodAnswer:
 
 
 class InFlightReader(Protocol):
-    """Asks several pods."""
+    """Asks pods."""
 
     async def read(self, questions: Mapping[str, Question]) -> dict[str, PodAnswer]:
-        """What each pod said, under its key."""
+        """What was said to each question, under its key."""
 
 
 class HttpInFlightReader:
-    """Asks over HTTP, all pods at once.
+    """Asks over HTTP, all questions at once.
 
     Args:
-        answer_within_s: a pod that takes longer has no reading in this pass.
+        answer_within_s: what takes longer is no answer.
     """
 
     def __init__(self, answer_within_s: float = 1.0) -> None:
@@ -93,7 +93,8 @@ class HttpInFlightReader:
         if not questions:
             return {}
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            # Who asks has a limit of its own: to wait here for a connection would look like a silent pod.
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         answers = await asyncio.gather(*(self._ask(self._session, one) for one in questions.values()))
         return dict(zip(questions, answers, strict=True))
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,7 +71,13 @@ class Scope:
 
 
 class Reflector:
-    """List and watch of one scope into a store; ``trouble`` is why the API refuses it now, if it does.
+    """List and watch of one scope into a store.
+
+    Attributes:
+        synced: set when the store was filled, or stays empty as it may not be read and need not.
+        is_current: whether the store follows the server, as far as anybody can tell.
+        trouble: why the API refuses it now, if it does.
+        refusal: why we may not read it, until it was listed again.
 
     Args:
         source: where lists and watches come from.
@@ -95,7 +101,7 @@ class Reflector:
     ) -> None:
         self.scope = scope
         self.synced = asyncio.Event()
-        self.is_current = False  # whether the store follows the server, as far as anybody can tell
+        self.is_current = False
         self._source = source
         self._store = store
         self._rng = rng or random.Random()
@@ -109,6 +115,12 @@ class Reflector:
         self._list_s = 0.0
         self._listed_at_s = 0.0
         self.trouble: str | None = None
+        self.refusal: str | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the store has been filled, and when the right to read the scope went."""
+        self._listeners.append(listener)
 
     async def run(self) -> None:
         """Follow the scope until cancelled; errors of the API are waited out, all others end it."""
@@ -117,7 +129,8 @@ class Reflector:
                 if self._version is None:
                     self._version = await self._list()
                     self.synced.set()
-                    self.is_current = True
+                    self.is_current, self.refusal = True, None
+                    self._tell()
                 await self._watch(self._version)
                 self._restarted("expired")
             except Gone as error:
@@ -136,7 +149,11 @@ class Reflector:
         if self.trouble is None and self.scope.required:
             logger.warning("%s may not be followed: %s", self.scope, error)
         self.trouble = str(error)
-        if self._num_failures >= MAX_REFUSALS and not isinstance(error, Forbidden | Unauthorized | Throttled):
+        if isinstance(error, Forbidden):
+            # Only a whole list shows that everything may be read again, and what happened meanwhile.
+            self._version, self.refusal = None, str(error)
+            self._tell()
+        elif self._num_failures >= MAX_REFUSALS and not isinstance(error, Unauthorized | Throttled):
             self._version = None
         await self._wait_out(error, "refused", error.retry_after_s)
 
@@ -215,6 +232,10 @@ class Reflector:
             extra["namespace"] = self.scope.namespace
         logger.warning("watch failed: %s", error, extra=extra)
         await asyncio.sleep(delay_s)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _restarted(self, reason: str) -> None:
         if self._observer is not None:

@@ -102,7 +102,7 @@ class Plan:
     Args:
         actions: empty at the fixed point.
         requeue_after_s: seconds until time alone may change the plan; None when only events can.
-        draining: uids of the pods whose requests in flight the next plan needs to know.
+        draining: uids of the pods whose requests in flight the next plans need to know.
     """
 
     actions: tuple[Action, ...] = ()

@@ -97,6 +97,7 @@ class Group:
         draining_since: when it stopped serving; None when nobody wrote that down.
         grace_s: how long it may take to finish its requests.
         num_in_flight: requests not fully answered; None when unknown.
+        read_at: when it was asked for them.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Group:
     draining_since: datetime | None = None
     grace_s: float = 0.0
     num_in_flight: int | None = None
+    read_at: datetime | None = None
 
     @property
     def is_live(self) -> bool:
@@ -212,6 +214,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -
         draining_since=noted_time(notes.get(labels.DRAINING_SINCE, "")),
         grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
+        read_at=reading.read_at if reading else None,
     )
 
 

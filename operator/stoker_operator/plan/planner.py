@@ -36,9 +36,8 @@ from stoker_operator.plan.revisions import Revisions, Target, revisions
 from stoker_operator.plan.rollout import Decision, Limits, decide
 from stoker_operator.plan.successors import Start
 
-DRAIN_POLL_S = 1.0
-# A pod that cannot be asked is asked less often: an answer is no longer what its drain is likely to end with.
-SILENT_POLL_S = 5.0
+# An older reading shows what was. It is renewed every second, so only a process that stood still has one.
+FRESH_FOR = timedelta(seconds=10)
 # Why a group is removed that is neither drained nor of the wrong revision, by its phase.
 _REMOVED = {Phase.FAILED: "Failed", Phase.LOST: "NodeNotReady", Phase.STARTING: "NoOtherNode"}
 
@@ -201,27 +200,25 @@ def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[li
         since = group.draining_since
         if since is None:
             continue
-        wait_s = (since + timedelta(seconds=settle_s) - now).total_seconds()
-        left_s = (since + timedelta(seconds=group.grace_s) - now).total_seconds()
-        reason = _why_finished(group, left_s)
-        if wait_s > 0:
-            waits.append(min(wait_s, SILENT_POLL_S))
-        elif reason is not None:
+        settled_at = since + timedelta(seconds=settle_s)
+        late_at = since + timedelta(seconds=group.grace_s)
+        reason = _why_finished(group, settled_at, late_at, now)
+        if settled_at <= now and reason is not None:
             deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
-        elif group.num_in_flight is None:
-            waits.append(min(SILENT_POLL_S, left_s))
-        else:
-            waits.append(DRAIN_POLL_S)
+            continue
+        wait_s = ((settled_at if settled_at > now else late_at) - now).total_seconds()
+        waits.append(wait_s)
     return deletions, min(waits, default=None)
 
 
-def _why_finished(group: Group, left_s: float) -> str | None:
+def _why_finished(group: Group, settled_at: datetime, late_at: datetime, now: datetime) -> str | None:
     """Return why a draining group may be deleted: it was seen empty, cannot have requests, or is late."""
-    if group.num_in_flight == 0:
+    is_current = group.read_at is not None and group.read_at >= max(settled_at, now - FRESH_FOR)
+    if group.num_in_flight == 0 and is_current:
         return "Drained"
     if not group.has_answered:
         return "EngineNotRunning"
-    return "DrainDeadline" if left_s <= 0 else None
+    return "DrainDeadline" if late_at <= now else None
 
 
 def name_conflict(wanted: Wanted, observed: Observed) -> str | None:

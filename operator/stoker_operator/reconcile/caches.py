@@ -68,9 +68,8 @@ class Caches:
         self._node_reflector = next(r for r in self.reflectors if r.scope.resource == NODES)
 
     def unsynced(self) -> list[str]:
-        """The kinds whose first list has not come yet."""
-        waiting = {r.scope.resource.plural for r in self.reflectors if not r.synced.is_set()}
-        return sorted(waiting)
+        """What has not been listed yet."""
+        return sorted(str(reflector.scope) for reflector in self.reflectors if not reflector.synced.is_set())
 
     def keys(self) -> list[Key]:
         """Keys of all ModelDeployments."""

@@ -10,7 +10,6 @@ from typing import Any
 from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.events import EventRecorder
-from stoker_operator.cluster.inflight import InFlightReader
 from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
@@ -19,9 +18,9 @@ from stoker_operator.plan import Plan, groups, plan, records
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
-from stoker_operator.reconcile.drains import Drains
 from stoker_operator.reconcile.outcome import Outcome
 from stoker_operator.reconcile.pace import FAILED, Pace
+from stoker_operator.reconcile.readings import Readings
 from stoker_operator.reconcile.report import Reporter
 from stoker_operator.reconcile.slow import SlowPods
 from stoker_operator.retry import Backoff, PassFailed
@@ -62,7 +61,7 @@ class Reconciler:
         client: the API.
         caches: what is known of the cluster.
         config: the operator's settings.
-        in_flight: tells pods to drain and asks them for their requests.
+        readings: what pods say, and which of them are asked.
         recorder: writes Events.
         clock: the time, for everything that plans and statuses say.
     """
@@ -72,14 +71,14 @@ class Reconciler:
         client: KubeClient,
         caches: Caches,
         config: OperatorConfig,
-        in_flight: InFlightReader,
+        readings: Readings,
         recorder: EventRecorder,
         clock: Callable[[], datetime],
     ) -> None:
         self._client = client
         self._caches = caches
         self._config = config
-        self._drains = Drains(in_flight, clock)
+        self._readings = readings
         self._recorder = recorder
         self._clock = clock
         self._pace = Pace(lambda: asyncio.get_running_loop().time())
@@ -105,15 +104,17 @@ class Reconciler:
             return None
         wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
-        todo, observed = await self._plan(key, model, wanted)
-        outcome = looked if looked.error else await self._actor.act(key, model, records(todo))
-        if outcome.error is None:
+        todo, observed = self._plan(key, model, wanted)
+        outcome = looked
+        if looked.error is None:
             # A new revision is put on record before all else: what else there is to do follows from whether
             # that worked, and a status between the two would tell nothing.
-            if outcome.done:
-                todo, observed = await self._plan(key, model, wanted)
-            rest = await self._actor.act(key, model, todo.actions)
-            outcome = replace(rest, done=(*outcome.done, *rest.done))
+            first = outcome = await self._actor.act(key, model, records(todo))
+            if first.done:
+                todo, observed = self._plan(key, model, wanted)
+            if first.error is None:
+                rest = await self._actor.act(key, model, todo.actions)
+                outcome = replace(rest, done=(*first.done, *rest.done))
         after = self._caches.observe(key, model, observed.readings)
         warnings, look_s = await self._slow_pods.warnings(key, after)
         memory = self._memories.setdefault(key, _Memory())
@@ -135,7 +136,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._caches.forget(key)
         self._slow_pods.forget(key)
-        self._drains.forget(key)
+        self._readings.forget(key)
         self._pace.forget(key)
         self._memories.pop(key, None)
 
@@ -151,17 +152,13 @@ class Reconciler:
         except InvalidSpec as error:
             return held(parsed, error)
 
-    async def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
-        """Plan; when pods drain, tell them, ask for their requests in flight and plan with that."""
-        observed = self._caches.observe(key, model)
+    def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
+        """Plan with what draining pods said last, and have them told and asked from now on."""
+        observed = self._caches.observe(key, model, self._readings.of(key))
         todo = plan(wanted, observed, self._clock())
-        if not todo.draining:
-            self._drains.forget(key)
-            return todo, observed
         pods = {uid: pod for pod in observed.pods if (uid := pod["metadata"]["uid"]) in todo.draining}
-        readings = await self._drains.readings(key, pods, profile_of(wanted.model.spec))
-        observed = self._caches.observe(key, model, readings)
-        return plan(wanted, observed, self._clock()), observed
+        self._readings.ask(key, pods, profile_of(wanted.model.spec))
+        return todo, observed
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:
         """Seconds until what this pass did or could not do is worth another look."""

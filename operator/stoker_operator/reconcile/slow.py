@@ -14,7 +14,7 @@ READ_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Looked:
     uid: str
     warning: str
     at: datetime
@@ -31,11 +31,11 @@ class SlowPods:
     def __init__(self, client: KubeClient, clock: Callable[[], datetime]) -> None:
         self._client = client
         self._clock = clock
-        self._readings: dict[Key, _Reading] = {}
+        self._looked: dict[Key, _Looked] = {}
 
     def forget(self, key: Key) -> None:
         """The ModelDeployment is gone."""
-        self._readings.pop(key, None)
+        self._looked.pop(key, None)
 
     async def warnings(self, key: Key, observed: Observed) -> tuple[dict[str, str], float | None]:
         """What the kubelet says, by the pod's uid, and seconds until it should be asked (again)."""
@@ -47,8 +47,8 @@ class SlowPods:
         wait_s = SLOW_S - (now - creating_since(pod)).total_seconds()
         if wait_s > 0:
             return {}, wait_s
-        held = self._readings.get(key)
-        if held is None or held.uid != uid or (now - held.at).total_seconds() >= READ_AGAIN_S:
-            held = _Reading(uid, await newest_warning(self._client, dict(pod)), now)
-            self._readings[key] = held
-        return {uid: held.warning}, READ_AGAIN_S - (now - held.at).total_seconds()
+        last = self._looked.get(key)
+        if last is None or last.uid != uid or (now - last.at).total_seconds() >= READ_AGAIN_S:
+            last = _Looked(uid, await newest_warning(self._client, dict(pod)), now)
+            self._looked[key] = last
+        return {uid: last.warning}, READ_AGAIN_S - (now - last.at).total_seconds()

@@ -8,7 +8,7 @@ from stoker_operator.observed import Observed
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.profiles import Cause, EngineProfile
 
-# One call that fails is no news: a busy pod may not answer in time, and is asked again before this is over.
+# One call that fails is no news, as a busy pod may not answer in time: the next one has to fail, too.
 SILENT_FOR = timedelta(seconds=3)
 
 
@@ -20,7 +20,7 @@ def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cau
         profile: of their engine.
         now: the time.
     """
-    silent = [group for group in groups(observed, now) if _is_silent(group, observed, now)]
+    silent = [group for group in groups(observed, now) if _is_silent(group, observed)]
     if not silent:
         return None
     first = silent[0]
@@ -33,10 +33,11 @@ def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cau
     )
 
 
-def _is_silent(group: Group, observed: Observed, now: datetime) -> bool:
-    """Tell whether a group drains, may have requests and has not answered for a while."""
+def _is_silent(group: Group, observed: Observed) -> bool:
+    """Tell whether a group drains, may have requests and did not answer for a while."""
     if group.phase is not Phase.DRAINING or not group.has_answered:
         return False
     reading = observed.readings.get(group.pods[0].uid)
-    since = None if reading is None else reading.silent_since
-    return since is not None and now - since >= SILENT_FOR
+    if reading is None or reading.silent_since is None:
+        return False
+    return reading.read_at - reading.silent_since >= SILENT_FOR

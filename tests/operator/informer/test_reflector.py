@@ -272,16 +272,40 @@ def test_answers_without_a_version_are_waited_out() -> None:
     follow(world, scenario)
 
 
-def test_an_optional_scope_that_is_forbidden_counts_as_synced(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from fakeapi import faults
-
-    monkeypatch.setitem(faults.REFUSALS, Fault.CONFLICT, (403, "Forbidden"))
+def test_an_optional_scope_that_is_forbidden_counts_as_synced() -> None:
     world = World(resource=NODES, required=False)
-    world.api.injector = lambda call: Fault.CONFLICT
+    world.api.injector = lambda call: Fault.FORBIDDEN
 
     async def scenario() -> None:
         await world.reflector.synced.wait()
         assert len(world.store) == 0
+
+    follow(world, scenario)
+
+
+def test_what_may_not_be_read_any_more_is_listed_again_once_it_may() -> None:
+    world = World()
+    put(world.api, "pods", pod("p"))
+    told: list[tuple[bool, bool]] = []
+    world.reflector.subscribe(
+        lambda: told.append((world.reflector.synced.is_set(), world.reflector.refusal is None))
+    )
+
+    async def scenario() -> None:
+        await world.reflector.synced.wait()
+        assert told == [(True, True)]
+        world.api.injector = lambda call: Fault.FORBIDDEN
+        world.api.break_watches()
+        await until(lambda: world.reflector.refusal is not None)
+        assert not world.reflector.is_current
+        assert world.names == ["p"], "the last view is kept"
+        delete(world.api, "pods", "p")
+        put(world.api, "pods", pod("q"))
+        await pass_time(120.0)
+        assert world.names == ["p"]
+        world.api.injector = lambda call: None
+        await until(lambda: world.names == ["q"] and world.reflector.is_current, 31.0)
+        assert (told[1], told[-1]) == ((True, False), (True, True))
 
     follow(world, scenario)
 

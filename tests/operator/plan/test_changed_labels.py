@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wanted, timestamp
 
 from stoker_operator.api import labels
+from stoker_operator.observed import Reading
 from stoker_operator.plan import CreatePod, DeletePod, StopServing, name_conflict, plan
 from stoker_operator.plan.successors import MAX_BACKOFF_S
 from stoker_operator.status import status
@@ -61,7 +63,10 @@ def test_pod_that_somebody_took_out_of_the_service_drains_from_now_on(value: str
     pod["metadata"]["labels"][labels.SERVING] = "false"
     observed = make_observed(wanted, pod, make_pod(wanted, 1), in_flight={pod["metadata"]["name"]: 0})
     assert plan(wanted, observed, NOW + timedelta(seconds=1)).actions == ()
-    (delete,) = plan(wanted, observed, NOW + timedelta(seconds=4)).actions
+    later = NOW + timedelta(seconds=4)
+    assert plan(wanted, observed, later).actions == ()
+    observed = replace(observed, readings={pod["metadata"]["uid"]: Reading(later, 0)})
+    (delete,) = plan(wanted, observed, later).actions
     assert isinstance(delete, DeletePod)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
 
 from stoker_operator.api import labels
-from stoker_operator.observed import Node, Observed
+from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import CreatePod, DeletePod, plan
 
 
@@ -47,19 +48,38 @@ def test_a_pod_on_a_silent_node_goes_at_its_deadline_and_is_not_called_drained()
 @pytest.mark.parametrize(
     ("since_s", "in_flight", "expected"),
     [
-        pytest.param(1, 0, ([], 5.0), id="told-again-meanwhile"),
+        pytest.param(1, 0, ([], 59.0), id="just-begun"),
         pytest.param(57, 0, ([], 3.0), id="empty-but-load-balancers-may-not-know"),
         pytest.param(60, 0, (["Drained"], None), id="over"),
-        pytest.param(60, 1, ([], 1.0), id="over-and-busy"),
+        pytest.param(60, 1, ([], 60.0), id="over-and-busy"),
     ],
 )
 def test_a_pod_stays_as_long_as_load_balancers_need(since_s: float, in_flight: int, expected: Any) -> None:
     assert drains(since_s, in_flight, service={"drainSeconds": 60}) == expected
 
 
+@pytest.mark.parametrize(
+    ("read_s_ago", "expected"),
+    [
+        pytest.param(300, None, id="before-the-drain"),
+        pytest.param(28, None, id="while-it-may-still-be-sent-some"),
+        pytest.param(11, None, id="by-a-process-that-stood-still"),
+        pytest.param(9, "Drained", id="just-now"),
+    ],
+)
+def test_only_a_fresh_reading_ends_a_drain(read_s_ago: float, expected: str | None) -> None:
+    wanted = make_wanted()
+    pod = make_pod(wanted, 0, is_serving=False, draining_since=ago(30))
+    observed = make_observed(wanted, pod, make_pod(wanted, 1))
+    observed = replace(observed, readings={pod["metadata"]["uid"]: Reading(ago(read_s_ago), 0)})
+    todo = plan(wanted, observed, NOW)
+    assert [action.reason for action in todo.actions] == ([] if expected is None else [expected])
+    assert todo.requeue_after_s == (90.0 if expected is None else None)
+
+
 def test_load_balancers_get_their_time_even_where_it_is_longer_than_the_grace_period() -> None:
     spec: Any = {"service": {"drainSeconds": 300}, "pod": {"terminationGracePeriodSeconds": 60}}
-    assert drains(100, 1, **spec) == ([], 5.0)
+    assert drains(100, 1, **spec) == ([], 200.0)
     assert drains(300, 1, **spec) == (["DrainDeadline"], None)
 
 

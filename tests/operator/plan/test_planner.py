@@ -235,12 +235,12 @@ def test_draining_pod_goes_once_it_is_empty_or_late(since: Any, in_flight: int |
     ("since", "in_flight", "wait_s"),
     [
         pytest.param(ago(1), None, 2.0, id="nodes-may-not-know-yet"),
-        pytest.param(ago(10), 2, 1.0, id="requests-in-flight"),
-        pytest.param(ago(10), None, 5.0, id="cannot-be-asked"),
+        pytest.param(ago(10), 2, 110.0, id="requests-in-flight-until-a-reading-says-otherwise"),
+        pytest.param(ago(10), None, 110.0, id="cannot-be-asked"),
         pytest.param(ago(118), None, 2.0, id="cannot-be-asked-until-the-deadline"),
     ],
 )
-def test_draining_pod_that_does_not_answer_is_asked_less_often(
+def test_draining_pod_waits_for_its_deadline_or_for_a_reading(
     since: Any, in_flight: int | None, wait_s: float
 ) -> None:
     wanted = make_wanted()

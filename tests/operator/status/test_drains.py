@@ -21,7 +21,7 @@ def draining(silent_s: float | None, *, num_pods: int = 1, **pod: Any) -> Observ
         make_pod(wanted, ordinal, **{"is_serving": False, "draining_since": ago(9), **pod})
         for ordinal in range(num_pods)
     ]
-    reading = Reading(0) if silent_s is None else Reading(None, BROKEN, ago(silent_s))
+    reading = Reading(NOW, 0) if silent_s is None else Reading(NOW, None, BROKEN, ago(silent_s))
     observed = make_observed(wanted, *pods, make_pod(wanted, 9))
     return replace(observed, readings={pod["metadata"]["uid"]: reading for pod in pods})
 
