@@ -1,6 +1,7 @@
 """What to do next: `plan(wanted, observed, now)` compares what is wanted with what was observed. Pure."""
 
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
+from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.groups import groups
 from stoker_operator.plan.planner import name_conflict, plan
 
@@ -15,4 +16,5 @@ __all__ = [
     "groups",
     "name_conflict",
     "plan",
+    "plan_deletion",
 ]

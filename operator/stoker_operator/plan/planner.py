@@ -18,6 +18,7 @@ from stoker_operator.desired.metadata import is_left_behind, is_owned_by
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
+from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.progress import deadline_at
@@ -45,7 +46,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     """
     model = wanted.model
     if model.is_deleting:
-        return Plan()
+        return plan_deletion(observed)
     all_groups = groups(observed, now)
     target = target_revision(wanted, all_groups)
     if target is None:
