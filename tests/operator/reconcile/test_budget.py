@@ -1,4 +1,4 @@
-"""ModelDeployments that are deleted and do not go, because something holds them."""
+"""Budgets that go: with a ModelDeployment that is held in its deletion, and where no budget is wanted."""
 
 from fakeapi import faults
 from fakeapi.client import get, put
@@ -87,5 +87,27 @@ def test_an_invalid_one_that_is_deleted_loses_its_budget_too() -> None:
         await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
         world.delete()
         await until(lambda: budget(world) is None, 5.0)
+
+    play(scenario)
+
+
+def test_a_budget_with_room_or_none_restarts_no_pod() -> None:
+    async def scenario(world: World) -> None:
+        await serving(world)
+        names = world.pod_names()
+        start = len(world.api.writes)
+        world.apply(podDisruptionBudget={"maxUnavailable": 1})
+        await world.settled()
+        stored = get(world.api, "poddisruptionbudgets", NAME)
+        assert stored is not None
+        assert stored["spec"]["minAvailable"] == 1
+        world.apply(podDisruptionBudget={"maxUnavailable": "100%"})
+        await world.settled()
+        assert budget(world) is None
+        assert world.pod_names() == names
+        children = [write for write in writes_of(world, start) if not write.endswith("/status")]
+        assert children == [f"PATCH poddisruptionbudgets/{NAME}", f"DELETE poddisruptionbudgets/{NAME}"]
+        world.apply(podDisruptionBudget={"maxUnavailable": None})
+        await until(lambda: budget(world) is not None)
 
     play(scenario)
