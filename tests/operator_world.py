@@ -52,9 +52,11 @@ class World:
 
     Args:
         storage: what was in the cluster an hour ago, copied; None for one empty node.
+        config: the operator's settings.
     """
 
-    def __init__(self, storage: Storage | None = None) -> None:
+    def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
+        self.config = config
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
@@ -114,7 +116,7 @@ class World:
             rng = random.Random(self.num_starts)
             self.metrics = Metrics()
             self.controller = Controller(
-                KubeClient(self._link), CONFIG, self.kubelet, self.metrics, self.clock, rng, "test"
+                KubeClient(self._link), self.config, self.kubelet, self.metrics, self.clock, rng, "test"
             )
             self._task = asyncio.create_task(self.controller.run())
             try:
@@ -202,9 +204,11 @@ class World:
         return result
 
 
-def play(scenario: Callable[[World], Awaitable[None]], kubelet: bool = True) -> World:
+def play(
+    scenario: Callable[[World], Awaitable[None]], kubelet: bool = True, config: OperatorConfig = CONFIG
+) -> World:
     """A scenario in a world of its own, in virtual time."""
-    world = World()
+    world = World(config=config)
 
     async def main() -> None:
         async with world.running(kubelet):

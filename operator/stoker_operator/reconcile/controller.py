@@ -54,7 +54,15 @@ class Controller:
     ) -> None:
         rng = rng or random.Random()
         self.queue: WorkQueue[Key] = WorkQueue(rng=rng, observer=metrics)
-        self.caches = Caches(client, config.watch_namespaces, self.queue.add, rng, clock, metrics)
+        self.caches = Caches(
+            client,
+            config.watch_namespaces,
+            self.queue.add,
+            rng,
+            clock,
+            metrics,
+            drains_cordoned=config.cordoned_nodes == "drain",
+        )
         recorder = EventRecorder(client, clock, instance, metrics.event_dropped)
         self._reconciler = Reconciler(client, self.caches, config, in_flight, recorder, clock)
         metrics.watch_queue(lambda: len(self.queue), lambda: self.queue.num_delayed)
