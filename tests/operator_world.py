@@ -155,14 +155,23 @@ class World:
         return found[0] if found else {}
 
     def is_ready(self, name: str = NAME) -> bool:
-        """Whether Ready holds for the current generation."""
+        """Whether Ready holds for the current generation, and as many as it wants answer."""
         model = get(self.api, "modeldeployments", name)
         ready = self.condition("Ready", name)
         return (
             model is not None
+            and self._num_short(model) <= 0
             and ready.get("status") == "True"
             and ready.get("observedGeneration") == model["metadata"]["generation"]
         )
+
+    @staticmethod
+    def _num_short(model: Object) -> int:
+        """Replicas that do not answer: while more are being started, Ready goes by those before."""
+        spec, status = model["spec"], model.get("status") or {}
+        num_wanted: int = 0 if spec.get("suspend") else spec.get("replicas", 1)
+        num_ready: int = status.get("readyReplicas", 0)
+        return num_wanted - num_ready
 
     def pods(self) -> list[Object]:
         """All pods."""

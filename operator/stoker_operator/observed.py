@@ -58,6 +58,11 @@ class Refusal:
     message: str
     reason: str = "Refused"
 
+    @property
+    def is_of_pod(self) -> bool:
+        """Whether it keeps a pod from coming or going, and so leaves what others answer alone."""
+        return self.what.startswith("pod ")
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -11,7 +11,7 @@ from virtual_time import pass_time, until
 from stoker_operator.config import OperatorConfig
 
 KEEP = replace(CONFIG, cordoned_nodes="keep")
-EVERYTHING = {"scheduling": {"tolerations": [{"operator": "Exists"}]}}
+EVERYTHING: Object = {"scheduling": {"tolerations": [{"operator": "Exists"}]}}
 
 
 def taint(key: str) -> Object:
