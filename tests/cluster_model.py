@@ -82,7 +82,8 @@ class ClusterModel:
         is_schedulable = fields.get("is_schedulable", held.is_schedulable)
         is_ready = fields.get("is_ready", held.is_ready or not held.is_there)
         lost_since = None if is_ready else held.lost_since or self.now
-        self.nodes[name] = Node(is_schedulable, is_ready, lost_since=lost_since)
+        is_leaving = not is_schedulable
+        self.nodes[name] = Node(is_schedulable, is_ready, lost_since=lost_since, is_leaving=is_leaving)
         if not self.nodes[name].is_ready:
             for pod in self.alive():
                 if pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":

@@ -52,19 +52,18 @@ class World:
 
     Args:
         storage: what was in the cluster an hour ago, copied; None for one empty node.
-        config: of the operator.
+        config: of the operator when it is started next.
     """
 
     def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
+        self.config = config
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
-        self.config = config
         self.controller: Controller | None = None
         self.metrics = Metrics()
-        self.config = CONFIG  # of the operator when it is started next
         self.num_serving: list[int] = []
         self.num_pods: list[int] = []
         self._may_run = asyncio.Event()
@@ -128,7 +127,7 @@ class World:
                 self._task.result()
             await pass_time(0.5)
 
-    def apply(self, name: str = NAME, /, namespace: str = "default", **spec: Any) -> Object:
+    def apply(self, name: str = NAME, namespace: str = "default", /, **spec: Any) -> Object:
         """What a user applies: this spec, merged into what is there."""
         fresh: Object = {}
         if get(self.api, "modeldeployments", name, namespace) is None:
@@ -156,14 +155,23 @@ class World:
         return found[0] if found else {}
 
     def is_ready(self, name: str = NAME) -> bool:
-        """Whether Ready holds for the current generation."""
+        """Whether Ready holds for the current generation, and as many as it wants answer."""
         model = get(self.api, "modeldeployments", name)
         ready = self.condition("Ready", name)
         return (
             model is not None
+            and self._num_short(model) <= 0
             and ready.get("status") == "True"
             and ready.get("observedGeneration") == model["metadata"]["generation"]
         )
+
+    @staticmethod
+    def _num_short(model: Object) -> int:
+        """Replicas that do not answer: while more are being started, Ready goes by those before."""
+        spec, status = model["spec"], model.get("status") or {}
+        num_wanted: int = 0 if spec.get("suspend") else spec.get("replicas", 1)
+        num_ready: int = status.get("readyReplicas", 0)
+        return num_wanted - num_ready
 
     def pods(self) -> list[Object]:
         """All pods."""

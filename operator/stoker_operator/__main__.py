@@ -60,6 +60,10 @@ def main() -> None:
     default=None,
     help="Let file:// models mount a folder of the node.  [env: STOKER_ALLOW_FILE_SOURCES]",
 )
+@click.option(
+    "--cordoned-nodes",
+    help="drain or keep: whether pods leave a node that is only cordoned.  [env: STOKER_CORDONED_NODES]",
+)
 @click.option("--cluster-domain", help="DNS suffix of the cluster.  [env: STOKER_CLUSTER_DOMAIN]")
 @click.option("--log-level", help="debug, info, warning or error.  [env: STOKER_LOG_LEVEL]")
 @click.option("--host", default="", help="Address of the two ports below; all, IPv4 and IPv6, by default.")

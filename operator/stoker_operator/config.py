@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+CORDONED_NODES = ("drain", "keep")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -68,6 +69,8 @@ class OperatorConfig:
         allow_file_sources: whether ``file://`` may mount a folder of the node.
         cluster_domain: DNS suffix of the cluster, for ``status.url``.
         log_level: one of LOG_LEVELS.
+        cordoned_nodes: what happens to pods on cordoned nodes, one of CORDONED_NODES: others take their
+            place elsewhere at once, or they stay until something else says that the node leaves.
         pod_defaults: what runtime pods get beside their image.
     """
 
@@ -76,6 +79,7 @@ class OperatorConfig:
     allow_file_sources: bool = False
     cluster_domain: str = "cluster.local"
     log_level: str = "info"
+    cordoned_nodes: str = "drain"
     pod_defaults: PodDefaults = PodDefaults()
 
     @classmethod
@@ -91,12 +95,18 @@ class OperatorConfig:
         level = env.get("STOKER_LOG_LEVEL", "info").strip().lower()
         if level not in LOG_LEVELS:
             raise ConfigError(f"STOKER_LOG_LEVEL is {level!r}; use one of {', '.join(LOG_LEVELS)}")
+        cordoned = env.get("STOKER_CORDONED_NODES", "").strip().lower() or "drain"
+        if cordoned not in CORDONED_NODES:
+            raise ConfigError(
+                f"STOKER_CORDONED_NODES is {cordoned!r}; use one of {', '.join(CORDONED_NODES)}"
+            )
         return cls(
             runtime_image=image,
             watch_namespaces=_names(env, "STOKER_WATCH_NAMESPACES"),
             allow_file_sources=_boolean(env, "STOKER_ALLOW_FILE_SOURCES"),
             cluster_domain=env.get("STOKER_CLUSTER_DOMAIN", "").strip() or "cluster.local",
             log_level=level,
+            cordoned_nodes=cordoned,
             pod_defaults=_pod_defaults(env),
         )
 

@@ -19,12 +19,14 @@ class Node:
         is_ready: False when its kubelet no longer reports.
         is_there: False when its object is gone, and the machine with it as far as anybody knows.
         lost_since: since when we have seen it not ready, or not there; None when nobody noted it.
+        is_leaving: its pods have to go: it is drained, or somebody is about to take it away.
     """
 
     is_schedulable: bool = True
     is_ready: bool = True
     is_there: bool = True
     lost_since: datetime | None = None
+    is_leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Refusal:
     what: str
     message: str
     reason: str = "Refused"
+
+    @property
+    def is_of_pod(self) -> bool:
+        """Whether it keeps a pod from coming or going, and so leaves what others answer alone."""
+        return self.what.startswith("pod ")
 
 
 @dataclass(frozen=True, slots=True)

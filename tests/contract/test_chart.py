@@ -49,6 +49,7 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
         "STOKER_ALLOW_FILE_SOURCES": "true",
         "STOKER_CLUSTER_DOMAIN": "example.internal",
         "STOKER_LOG_LEVEL": "warning",
+        "STOKER_CORDONED_NODES": "keep",
     }
     assert set(names) == set(env)
     assert OperatorConfig.from_env(env) == OperatorConfig(
@@ -57,6 +58,7 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
         allow_file_sources=True,
         cluster_domain="example.internal",
         log_level="warning",
+        cordoned_nodes="keep",
         pod_defaults=PodDefaults(
             image_pull_policy="Always",
             image_pull_secrets=("pull", "mirror"),
@@ -157,6 +159,7 @@ def test_no_user_is_named_where_the_platform_gives_one(
         ("runtimePods.env.HF_HUB_DOWNLOAD_TIMEOUT=60", "/runtimePods/env/HF_HUB_DOWNLOAD_TIMEOUT"),
         ("runtimePods.evn.A=b", "'evn' not allowed"),
         ("assignedUser=perhaps", "/assignedUser"),
+        ("cordonedNodes=evict", "/cordonedNodes"),
         ("test.timeoutSeconds=0", "/test/timeoutSeconds"),
         ("networkPolicy.clients[0].podSelektor.a=b", "/networkPolicy/clients/0"),
         ("networkPolicy.enabled=true", "networkPolicy.enabled needs networkPolicy.namespaces"),

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from stoker_operator.metrics import Metrics as OperatorMetrics
+from stoker_operator.plan.departures import SIGNS
 from stoker_operator.status.causes import STALLING
 from stoker_runtime import __main__ as runtime
 from stoker_runtime.messages import EngineStats
@@ -75,11 +76,17 @@ def test_runtime_page_names_every_metric_and_no_other() -> None:
     assert set(re.findall(r"`((?:vllm:|http_|process_)\w+)`", section)) == exported
 
 
+def test_operations_page_names_every_sign_of_a_leaving_node() -> None:
+    section = OPERATIONS.split("### Nodes that leave")[1].split("\n\nWhat a node may")[0]
+    assert {sign.key for sign in SIGNS if f"`{sign.key}`" not in section} == set()
+
+
 def test_operations_page_names_every_metric_and_no_other() -> None:
     registry = CollectorRegistry()
     metrics = OperatorMetrics(registry)
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.watch_stores({"pods": lambda: 0})
+    metrics.watch_scopes([])
     exported = metric_names(generate_latest(registry).decode())
     exported = {name for name in exported if not name.endswith("_created")}
     assert set(re.findall(r"`(stoker_operator_\w+)", OPERATIONS)) == exported

@@ -12,6 +12,7 @@ runtimePods:
   env: {}
   caBundle: {configMap: "", key: ca.crt}
 assignedUser: auto
+cordonedNodes: drain
 namespaces: []
 allowFileSources: false
 clusterDomain: cluster.local

@@ -30,7 +30,7 @@ _COLUMNS = (
         "string",
         '.status.conditions[?(@.type=="Ready")].status',
         0,
-        "Whether all wanted replicas answer.",
+        "Whether as many replicas answer as were promised.",
     ),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0, "Why, in a word."),
     ("Replicas", "integer", ".spec.replicas", 0, "Replicas wanted."),

@@ -72,6 +72,12 @@ class ModelDeployment:
         """Pods of `num_wanted` that a rollout may take away."""
         return _resolve(self.spec.rollout.max_unavailable, self.num_wanted, math.floor)
 
+    @property
+    def max_disrupted(self) -> int:
+        """Pods of `num_wanted` that evictions may take away; rounded as Kubernetes does in a budget."""
+        limit = self.spec.pod_disruption_budget.max_unavailable
+        return self.max_unavailable if limit is None else _resolve(limit, self.num_wanted, math.ceil)
+
 
 def parse(obj: Mapping[str, Any]) -> ModelDeployment:
     """Read a stored object.

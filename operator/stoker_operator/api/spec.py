@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stoker_operator.api.availability import PodDisruptionBudget, Rollout
 from stoker_operator.api.podspec import FetchResources, Pod
 from stoker_operator.api.scheduling import Scheduling
-from stoker_operator.api.schema import ApiModel, IntOrPercent, StringMap, checked, no_own_keys, rules
+from stoker_operator.api.schema import ApiModel, StringMap, checked, no_own_keys, rules
 
 _SOURCE_RULES = rules(
     (
@@ -203,50 +204,6 @@ class Accelerator(ApiModel):
     ] = 1
 
 
-class Rollout(ApiModel):
-    """How pods are replaced when the pod-shaping part of the spec changes."""
-
-    model_config = checked(
-        (
-            # The API server also tries the rule on the whole default, before it fills in what is inside.
-            "!has(self.maxSurge) || !has(self.maxUnavailable) || "
-            "!((self.maxSurge == 0 || self.maxSurge == '0%') && "
-            "(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))",
-            "spec.rollout.maxSurge and spec.rollout.maxUnavailable must not both be 0: "
-            "raise one, or no pod can ever be replaced",
-        )
-    )
-
-    max_surge: Annotated[
-        IntOrPercent,
-        Field(description="Pods above spec.replicas during a rollout: a number, or a percentage rounded up."),
-    ] = 1
-    max_unavailable: Annotated[
-        IntOrPercent,
-        Field(
-            description="Pods of spec.replicas that may be missing during a rollout: a number, or a "
-            "percentage rounded down."
-        ),
-    ] = 0
-    progress_deadline_seconds: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=2_592_000,
-            description="Longest time without a step of a new pod: created, placed, containers created, "
-            "ready. After that Stalled is true, with the reason ProgressDeadlineExceeded; older pods stay, "
-            "and new ones are waited for all the same. A download or a load that takes longer needs more.",
-        ),
-    ] = 3600
-    paused: Annotated[
-        bool,
-        Field(
-            description="Replaces no pod because of its revision. Scaling and repair go on, with the "
-            "revision that most pods answer with."
-        ),
-    ] = False
-
-
 class Service(ApiModel):
     """The Service that clients call. It has the ModelDeployment's name."""
 
@@ -346,6 +303,10 @@ class Spec(ApiModel):
         ),
     ] = 1
     rollout: Annotated[Rollout, Field(description="How pods are replaced.")] = Rollout()
+    pod_disruption_budget: Annotated[
+        PodDisruptionBudget,
+        Field(description="How many pods evictions may take, as node drains and autoscalers ask for them."),
+    ] = PodDisruptionBudget()
     scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
     pod: Annotated[Pod, Field(description="Details of the pods.")] = Pod()
     service: Annotated[Service, Field(description="The Service that clients call.")] = Service()

@@ -49,4 +49,12 @@ class Status(ApiModel):
     replicas: Annotated[int | None, Field(description="Replicas that exist.")] = None
     ready_replicas: Annotated[int | None, Field(description="Replicas of any revision that answer.")] = None
     updated_replicas: Annotated[int | None, Field(description="Replicas of the current revision.")] = None
+    promised_replicas: Annotated[
+        int | None,
+        Field(
+            description="Replicas of the current revision that Ready stands for: spec.replicas less "
+            "spec.rollout.maxUnavailable, but one at least, from when all answered. 0 until then; a "
+            "scale-up raises it once all of the new number answer."
+        ),
+    ] = None
     selector: Annotated[str | None, Field(description="Label selector of the replicas.")] = None

@@ -39,8 +39,8 @@ def service(model: ModelDeployment) -> dict[str, Any]:
 def budget(model: ModelDeployment, num_draining: int = 0) -> dict[str, Any] | None:
     """Return the PodDisruptionBudget, or None when every replica may be missing.
 
-    With the default of no unavailable replica an eviction is refused until the operator, which sees the node
-    cordoned, has a replacement that answers elsewhere. Pods that never got ready do not hold up a drain.
+    With the default of no unavailable replica an eviction is refused until the operator, which sees that the
+    node leaves, has a replacement that answers elsewhere. Pods that never got ready do not hold up a drain.
 
     Draining pods are ready, but answer nobody new. They cannot be left out by their label: Kubernetes counts
     again when a pod changes that the budget selects, so one that stops being selected would go on counting
@@ -52,7 +52,7 @@ def budget(model: ModelDeployment, num_draining: int = 0) -> dict[str, Any] | No
         model: what it is for.
         num_draining: leaders that do not serve and still exist.
     """
-    min_available = model.num_wanted - model.max_unavailable
+    min_available = model.num_wanted - model.max_disrupted
     if min_available <= 0:
         return None
     manifest = {

@@ -12,6 +12,7 @@ from stoker_operator.plan.actions import (
     StopServing,
     records,
 )
+from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.groups import groups
 from stoker_operator.plan.planner import name_conflict, plan
 
@@ -28,5 +29,6 @@ __all__ = [
     "groups",
     "name_conflict",
     "plan",
+    "plan_deletion",
     "records",
 ]

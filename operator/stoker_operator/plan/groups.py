@@ -87,7 +87,7 @@ class Group:
         is_reachable: its nodes report, so that it can be asked.
         lost_at: when it begins to count as lost; None while its nodes report, or when nobody noted since when
             they do not.
-        is_leaving: its node is cordoned.
+        is_leaving: its node is on its way out.
         created_at: of its leader.
         failed_at: when it failed or got lost; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
@@ -201,7 +201,7 @@ def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
         is_serving=_is_serving(leader),
         is_reachable=not silent,
-        is_leaving=any(not node.is_schedulable for node in nodes),
+        is_leaving=any(node.is_leaving for node in nodes),
         created_at=created_at,
         failed_at=max(lost_at or created_at, created_at)
         if phase is Phase.LOST

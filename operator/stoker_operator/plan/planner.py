@@ -28,6 +28,7 @@ from stoker_operator.plan.actions import (
     Record,
     StopServing,
 )
+from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.ownership import is_orphan, is_ours
@@ -55,7 +56,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     """
     model = wanted.model
     if model.is_deleting:
-        return Plan()
+        return plan_deletion(observed)
     all_groups = groups(observed, now)
     known = revisions(wanted, observed)
     target = known.target(all_groups)

@@ -25,9 +25,24 @@ def is_terminating(pod: Manifest) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
+def is_evicted(pod: Manifest) -> bool:
+    """Whether a pod goes because somebody asked the eviction API for it, as a node drain does."""
+    target = _condition(pod, "DisruptionTarget")
+    is_target = target.get("status") == "True" and target.get("reason") == "EvictionByEvictionAPI"
+    return is_target and is_terminating(pod)
+
+
 def is_new(pod: Manifest) -> bool:
     """Whether a pod's engine has not answered since the pod was made, for all that one can tell."""
     return not (is_pod_ready(pod) or was_started(pod) or _was_ready(pod))
+
+
+def tolerates_everything(pod: Manifest) -> bool:
+    """Whether no taint keeps a pod off a node, a cordon's neither."""
+    return any(
+        toleration.get("operator") == "Exists" and not toleration.get("key") and not toleration.get("effect")
+        for toleration in pod["spec"].get("tolerations") or ()
+    )
 
 
 def labels_of(pod: Manifest) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 The rules are those of a Deployment's rolling update, as Kubernetes documents them, over groups:
 
 - Groups of the target revision on nodes that stay are *current*; other live groups are *old*. A group on a
-  cordoned node is old whatever its revision, which is what makes a node drain lossless.
+  node that leaves is old whatever its revision, which is what makes a node drain lossless.
 - There are never more than replicas + max_surge live groups because of us.
 - Taking away never leaves fewer than replicas - max_unavailable groups that answer. A group that does not
   answer may go only as far as that still holds once everything current answers; so a broken revision is

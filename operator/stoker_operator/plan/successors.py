@@ -7,7 +7,8 @@ HEALTHY_AFTER_S.
 - The first failure is replaced at once, the next after 10 s, 20 s, 40 s … 300 s. So are lost groups: one
   whose successor is lost as well has most likely no better place.
 - After FAILURES_PER_NODE failures on one node a successor is kept off it, and always off the nodes of groups
-  that are lost now; of the last MAX_AVOIDED nodes, so that nobody runs out of nodes for good.
+  that are lost now, and off those that leave where no taint would do it; of the last MAX_AVOIDED nodes, so
+  that nobody runs out of nodes for good.
 - One that has found no other node within STRANDED_AFTER_S is replaced by one that may go anywhere.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.pods import tolerates_everything
 
 FIRST_BACKOFF_S = 10.0
 MAX_BACKOFF_S = 300.0
@@ -80,9 +82,9 @@ def succession(
     waiting = sorted((group for group in same if replace_at(group) > now), key=replace_at)
     # Groups that wait for their back-off keep their place; what is left may start.
     count = max(0, min(num_missing - len(waiting), room))
-    lost_on = _nodes_of_the_lost(all_groups)
-    starts = [_after(group, lost_on) for group in due[:count]]
-    starts += [Start(avoid=lost_on)] * (count - len(starts))
+    closed = _nodes_to_avoid(all_groups)
+    starts = [_after(group, closed) for group in due[:count]]
+    starts += [Start(avoid=closed)] * (count - len(starts))
     # Without room the due ones stay: they hold the count of failures.
     # One that was lost before it answered has nothing that anybody could wait for.
     removals = [group for group in due[:count] if group.phase is not Phase.LOST or group.is_new]
@@ -129,13 +131,15 @@ def _unreplaced(all_groups: Sequence[Group], target: str, most: int) -> list[Gro
     return lost[: max(0, most)]
 
 
-def _nodes_of_the_lost(all_groups: Iterable[Group]) -> tuple[str, ...]:
-    lost = [group for group in all_groups if group.phase is Phase.LOST]
-    lost.sort(key=lambda group: group.failed_at)
-    return _last([node for group in lost for node in group.nodes], MAX_AVOIDED)
+def _nodes_to_avoid(all_groups: Iterable[Group]) -> tuple[str, ...]:
+    """Return the nodes that no new group should go to: lost ones, leaving ones that no taint closes."""
+    groups = sorted(all_groups, key=lambda group: group.failed_at)
+    lost = [group for group in groups if group.phase is Phase.LOST]
+    leaving = [group for group in groups if group.is_leaving and tolerates_everything(group.members[0])]
+    return _last([node for group in (*leaving, *lost) for node in group.nodes], MAX_AVOIDED)
 
 
-def _after(group: Group, lost_on: tuple[str, ...]) -> Start:
+def _after(group: Group, closed: tuple[str, ...]) -> Start:
     """Return the successor of a group."""
     if group.phase is Phase.STARTING:
         return Start(group.num_restarts, tuple(group.failed_on.items()))
@@ -146,7 +150,7 @@ def _after(group: Group, lost_on: tuple[str, ...]) -> Start:
         past[node] = past.pop(node, 0) + num_failures
     failed_on = tuple(past.items())[-MAX_REMEMBERED:]
     bad = [node for node, count in failed_on if count >= FAILURES_PER_NODE]
-    return Start(failures_in_a_row(group), failed_on, _last([*bad, *lost_on], MAX_AVOIDED))
+    return Start(failures_in_a_row(group), failed_on, _last([*bad, *closed], MAX_AVOIDED))
 
 
 def _last(names: list[str], most: int) -> tuple[str, ...]:

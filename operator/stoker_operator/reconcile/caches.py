@@ -19,6 +19,7 @@ from stoker_operator.cluster.resources import (
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
+from stoker_operator.plan.pods import is_evicted
 from stoker_operator.reconcile.nodes import KnownNodes, trim_node
 
 Object = dict[str, Any]
@@ -37,6 +38,7 @@ class Caches:
         rng: spreads watch timeouts and back-off.
         clock: the time.
         observer: told about restarts of watches.
+        drains_cordoned: whether a cordon says that the node's pods have to leave.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Caches:
         rng: random.Random,
         clock: Callable[[], datetime],
         observer: WatchObserver | None = None,
+        drains_cordoned: bool = True,
     ) -> None:
         self._changed = changed
-        self._nodes = KnownNodes(clock)
+        self._nodes = KnownNodes(clock, drains_cordoned)
         # What passes depend on of each ModelDeployment, as it was last seen.
         self._essences: dict[Key, Essence] = {}
         # Objects without our label that hold a name we need: no watch covers them.
@@ -59,7 +62,8 @@ class Caches:
         self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
         self.stores[NODES].subscribe(self._node_changed)
-        for kind in CHILDREN:
+        self.stores[PODS].subscribe(self._pod_changed)
+        for kind in (SERVICES, PDBS, CONTROLLER_REVISIONS):
             self.stores[kind].subscribe(self._child_changed)
         self.reflectors = [
             Reflector(source, scope, self.stores[scope.resource], rng, observer=observer)
@@ -143,13 +147,21 @@ class Caches:
         for key in _owner_keys(child):
             self._changed(key)
 
+    def _pod_changed(self, pod: Object) -> None:
+        self._child_changed(pod)
+        if is_evicted(pod) and self._nodes.note_eviction(_node_name(pod)):
+            self._wake_pods_on(_node_name(pod))
+
     def _node_changed(self, node: Object) -> None:
         name = node["metadata"]["name"]
         held = self.stores[NODES].get("", name)
         if not self._nodes.update(name, held):
             return  # a heartbeat
         self._nodes.forget_gone(lambda gone: bool(self.stores[PODS].indexed(("", gone))))
-        for pod in self.stores[PODS].indexed(("", name)):
+        self._wake_pods_on(name)
+
+    def _wake_pods_on(self, node: str) -> None:
+        for pod in self.stores[PODS].indexed(("", node)):
             self._child_changed(pod)
 
 

@@ -57,7 +57,15 @@ class Controller:
     ) -> None:
         rng = rng or random.Random()
         self.queue: WorkQueue[Key] = WorkQueue(rng=rng, observer=metrics)
-        self.caches = Caches(client, config.watch_namespaces, self.queue.add, rng, clock, metrics)
+        self.caches = Caches(
+            client,
+            config.watch_namespaces,
+            self.queue.add,
+            rng,
+            clock,
+            metrics,
+            drains_cordoned=config.cordoned_nodes == "drain",
+        )
         self._namespaces = Namespaces(self.caches.reflectors, self._opened)
         self._closed: set[Key] = set()  # keys that wait for their namespace
         recorder = EventRecorder(client, clock, instance, metrics.event_dropped)

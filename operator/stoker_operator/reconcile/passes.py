@@ -14,7 +14,7 @@ from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Observed
-from stoker_operator.plan import Plan, groups, plan, records
+from stoker_operator.plan import Plan, groups, plan, plan_deletion, records
 from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
@@ -98,10 +98,11 @@ class Reconciler:
             ApiError, ApiUnreachable: the same of a call that has no due time of its own.
         """
         model = self._caches.model(key)
-        if model is None or "deletionTimestamp" in model["metadata"]:
-            # The garbage collector deletes the children: what they need for that are our owner references.
+        if model is None:
             self._forget(key)
             return None
+        if "deletionTimestamp" in model["metadata"]:
+            return await self._leave(key, model)
         wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
         todo, observed = self._plan(key, model, wanted)
@@ -132,6 +133,15 @@ class Reconciler:
         if error is not None:
             raise PassFailed(str(error), FAILED.first_s if wait_s is None else wait_s) from error
         return wait_s
+
+    async def _leave(self, key: Key, model: Object) -> float | None:
+        """The garbage collector deletes the children, by our owner references; the budget should not wait."""
+        observed = self._caches.observe(key, model)
+        outcome = await self._actor.act(key, model, plan_deletion(observed).actions)
+        if outcome.error is not None:
+            wait_s = FAILED.first_s if outcome.wait_s is None else outcome.wait_s
+            raise PassFailed(str(outcome.error), wait_s) from outcome.error
+        return outcome.wait_s
 
     def _forget(self, key: Key) -> None:
         self._caches.forget(key)

@@ -1,17 +1,16 @@
 """`status(...)`: the whole status, built anew each time from the ModelDeployment and what was observed.
 
 Conditions follow kstatus: Ready always stands there; Reconciling and Stalled are True only while something
-is unusual. Ready speaks of the current generation alone: as long as older pods answer in its place, it is
-False and says so.
+is unusual. Ready speaks of the current revision alone: as long as older pods answer in its place, it is
+False and says so. While more replicas of a revision are being started it stays True, see `promise`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.api import labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.metadata import is_owned_by
@@ -26,50 +25,11 @@ from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
+from stoker_operator.status.promise import promised
 from stoker_operator.status.recorded import outdated, unrecorded
+from stoker_operator.status.view import Aspect, View
 
 _MAX_MESSAGE_LENGTH = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class _Aspect:
-    """A condition without its generation and time."""
-
-    type: str
-    status: str
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What all conditions are made from."""
-
-    model: ModelDeployment
-    live: list[Group]
-    updated: list[Group]
-    states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
-    num_leftover: int  # pods that should be gone and are not yet
-    has_service: bool
-    misrouted: tuple[str, ...]  # where the Service differs, so that requests do not reach our pods
-    failure: Cause | None  # the call that keeps failing
-    is_late: bool  # the rollout has not got on within its deadline
-
-    @property
-    def num_answering(self) -> int:
-        """Replicas of the current revision that answer."""
-        return sum(group.is_available for group in self.updated)
-
-    @property
-    def is_paused_between(self) -> bool:
-        """Whether a rollout is paused in its middle, and enough pods answer."""
-        num_answering = self.num_answering + self.num_other_answering
-        is_between = self.model.spec.rollout.paused and 0 < len(self.updated) < len(self.live)
-        return is_between and num_answering >= self.model.num_wanted
-
-    @property
-    def num_other_answering(self) -> int:
-        """Replicas of other revisions that answer."""
-        return sum(group.is_available for group in self.live) - self.num_answering
 
 
 def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: datetime) -> dict[str, Any]:
@@ -89,12 +49,14 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
     if not (model.max_unavailable or wanted.is_held):
         states = name_holders(states, live, wanted.revision)
     late_at = deadline_at(all_groups, wanted)
-    view = _View(
+    num_answering = sum(group.is_available for group in updated)
+    view = View(
         model,
         live,
         updated,
         states,
         sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
+        num_promised=promised(observed.model.get("status") or {}, wanted, num_answering),
         has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
         misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
@@ -102,7 +64,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
     )
     blocked = _blocked(wanted, observed) or unrecorded(wanted, observed, all_groups)
     aspects = [
-        _ready(view, blocked),
+        _ready(view, None if view.is_promise_kept and _is_of_more_pods(wanted, observed) else blocked),
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
@@ -118,6 +80,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         "replicas": len(live),
         "readyReplicas": sum(group.is_available for group in live),
         "updatedReplicas": len(updated),
+        "promisedReplicas": view.num_promised,
         "selector": labels.selector_text(model.name),
     }
     return {name: value for name, value in result.items() if value != ""}
@@ -176,28 +139,36 @@ def _blocked(wanted: Wanted, observed: Observed) -> Cause | None:
     return None
 
 
+def _is_of_more_pods(wanted: Wanted, observed: Observed) -> bool:
+    """Tell whether all that is in the way is that pods are refused, which those that answer need not mind."""
+    is_served = wanted.invalid is None and name_conflict(wanted, observed) is None
+    return is_served and all(refusal.is_of_pod for refusal in observed.refusals)
+
+
 def _failure(observed: Observed) -> Cause | None:
     failed = observed.failure
     return None if failed is None else Cause("ApiError", f"cannot {failed.what}: {failed.message}")
 
 
-def _ready(view: _View, blocked: Cause | None) -> _Aspect:
-    wanted = view.model.num_wanted
-    if view.num_answering >= wanted and view.has_service and not view.misrouted and blocked is None:
-        return _Aspect("Ready", "True", _all_answer(view))
-    return _Aspect("Ready", "False", blocked or _why_not_ready(view))
+def _ready(view: View, blocked: Cause | None) -> Aspect:
+    if view.is_promise_kept and blocked is None:
+        return Aspect("Ready", "True", _all_answer(view))
+    return Aspect("Ready", "False", blocked or _why_not_ready(view))
 
 
-def _all_answer(view: _View) -> Cause:
+def _all_answer(view: View) -> Cause:
     """Return why Ready holds. That nothing is wanted is as good: kstatus calls what is Ready current."""
     if view.model.spec.suspend:
         return Cause("Suspended", "spec.suspend is true: no replicas are wanted")
     if not view.model.num_wanted:
         return Cause("ScaledToZero", "no replicas are wanted")
-    return Cause("Ready", f"{view.num_answering} of {view.model.num_wanted} replicas answer")
+    text = f"{view.num_answering} of {view.model.num_wanted} replicas answer"
+    if view.num_answering < view.model.num_wanted:
+        text += f", and {view.num_promised} are promised until all do"
+    return Cause("Ready", text)
 
 
-def _why_not_ready(view: _View) -> Cause:
+def _why_not_ready(view: View) -> Cause:
     counts = f"{view.num_answering} of {view.model.num_wanted} replicas answer"
     others = view.num_other_answering
     if others:
@@ -224,7 +195,7 @@ def _why_not_ready(view: _View) -> Cause:
     return Cause("RollingOut", counts)
 
 
-def _late(view: _View) -> Cause | None:
+def _late(view: View) -> Cause | None:
     if not view.is_late:
         return None
     seconds = view.model.spec.rollout.progress_deadline_seconds
@@ -236,75 +207,69 @@ def _paused(text: str) -> Cause:
     return Cause("Paused", f"spec.rollout.paused is true: {text}")
 
 
-def _progress(view: _View, blocked: Cause | None) -> list[_Aspect]:
+def _progress(view: View, blocked: Cause | None) -> list[Aspect]:
     model = view.model
     stalled = blocked
     if stalled is None and view.num_answering < model.num_wanted:
         stalled = first_cause(state for state in view.states if state.is_stalled) or _late(view)
     none = Cause("AsExpected", "nothing stands in the way")
-    is_settled = (
-        view.num_answering >= model.num_wanted
-        and view.has_service
-        and not view.misrouted
-        and len(view.live) == model.num_wanted
-        and not view.num_leftover
-    )
+    is_settled = view.is_complete and len(view.live) == model.num_wanted and not view.num_leftover
     if stalled is not None:
-        reconciling = _Aspect("Reconciling", "False", Cause(stalled.reason, "see Stalled"))
+        reconciling = Aspect("Reconciling", "False", Cause(stalled.reason, "see Stalled"))
     elif view.failure is not None:
-        reconciling = _Aspect("Reconciling", "True", view.failure)
+        reconciling = Aspect("Reconciling", "True", view.failure)
     elif is_settled:
-        reconciling = _Aspect("Reconciling", "False", Cause("AsExpected", "all is as wanted"))
+        reconciling = Aspect("Reconciling", "False", Cause("AsExpected", "all is as wanted"))
     elif view.is_paused_between and not view.num_leftover:
-        reconciling = _Aspect(
+        reconciling = Aspect(
             "Reconciling", "False", _paused(f"{len(view.live)} pods of several revisions exist")
         )
-    elif view.num_answering >= model.num_wanted and view.has_service and not view.misrouted:
+    elif view.is_complete:
         text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
-        reconciling = _Aspect("Reconciling", "True", Cause("RemovingPods", text))
+        reconciling = Aspect("Reconciling", "True", Cause("RemovingPods", text))
     else:
         cause = _why_not_ready(view)
         paused = cause.reason == "Paused"
-        reconciling = _Aspect("Reconciling", "False" if paused else "True", cause)
-    return [reconciling, _Aspect("Stalled", "False" if stalled is None else "True", stalled or none)]
+        reconciling = Aspect("Reconciling", "False" if paused else "True", cause)
+    return [reconciling, Aspect("Stalled", "False" if stalled is None else "True", stalled or none)]
 
 
-def _scheduled(view: _View) -> _Aspect:
+def _scheduled(view: View) -> Aspect:
     waiting = [state for state in view.states if not state.is_scheduled]
     for state in waiting:
         if state.cause is not None and state.cause.reason == "Unschedulable":
-            return _Aspect("Scheduled", "False", state.cause)
+            return Aspect("Scheduled", "False", state.cause)
     if waiting:
-        return _Aspect("Scheduled", "Unknown", Cause("Scheduling", f"{len(waiting)} pods wait for a node"))
+        return Aspect("Scheduled", "Unknown", Cause("Scheduling", f"{len(waiting)} pods wait for a node"))
     if not view.states:
-        return _Aspect("Scheduled", "Unknown", Cause("NoPods", "there are no pods"))
-    return _Aspect("Scheduled", "True", Cause("Scheduled", "every pod has a node"))
+        return Aspect("Scheduled", "Unknown", Cause("NoPods", "there are no pods"))
+    return Aspect("Scheduled", "True", Cause("Scheduled", "every pod has a node"))
 
 
-def _loaded(view: _View) -> _Aspect:
+def _loaded(view: View) -> Aspect:
     num_loaded = sum(state.is_loaded for state in view.states)
     if not view.states:
-        return _Aspect("ModelLoaded", "Unknown", Cause("NoPods", "there are no pods"))
+        return Aspect("ModelLoaded", "Unknown", Cause("NoPods", "there are no pods"))
     if num_loaded:
         text = f"{num_loaded} of {len(view.states)} pods have loaded the model"
-        return _Aspect("ModelLoaded", "True", Cause("Loaded", text))
-    return _Aspect(
+        return Aspect("ModelLoaded", "True", Cause("Loaded", text))
+    return Aspect(
         "ModelLoaded", "False", first_cause(view.states) or Cause("LoadingModel", "no pod has it yet")
     )
 
 
-def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[_Aspect]:
+def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
     cause = unobserved(observed, profile_of(wanted.model.spec), now)
-    return [] if cause is None else [_Aspect("DrainUnobserved", "True", cause)]
+    return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
 
 
-def _defaults(wanted: Wanted, observed: Observed) -> list[_Aspect]:
+def _defaults(wanted: Wanted, observed: Observed) -> list[Aspect]:
     cause = outdated(wanted, observed)
-    return [] if cause is None else [_Aspect(cause.reason, "True", cause)]
+    return [] if cause is None else [Aspect(cause.reason, "True", cause)]
 
 
-def _dated(aspects: list[_Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:
+def _dated(aspects: list[Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:
     """Add generation and time: the time moves only when a condition's status does."""
     before = {condition["type"]: condition for condition in stored.get("status", {}).get("conditions", ())}
     conditions = []

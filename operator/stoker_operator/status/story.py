@@ -27,6 +27,10 @@ class Event:
     note: str
 
 
+# What a person may want to do something about.
+_WARNINGS = frozenset({"Unschedulable", "NotReady", "PodFailed"})
+
+
 def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:
     """Return the Events of one pass.
 
@@ -73,14 +77,17 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
 def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:
     old = {condition["type"]: condition for condition in before.get("conditions", ())}
     new = {condition["type"]: condition for condition in after.get("conditions", ())}
-    ready, stalled = new.get("Ready", {}), new.get("Stalled", {})
+    ready, stalled, reconciling = (new.get(kind, {}) for kind in ("Ready", "Stalled", "Reconciling"))
     for unobserved in new.keys() & {"DrainUnobserved"} - old.keys():
         yield Event("Warning", new[unobserved]["reason"], "DrainPod", new[unobserved]["message"])
     if stalled.get("status") == "True" and _changed(old.get("Stalled", {}), stalled):
         yield Event("Warning", stalled["reason"], "Reconcile", stalled["message"])
     elif _changed(old.get("Ready", {}), ready):
-        kind = "Warning" if ready.get("reason") in ("Unschedulable", "NotReady", "PodFailed") else "Normal"
+        kind = "Warning" if ready.get("reason") in _WARNINGS else "Normal"
         yield Event(kind, ready["reason"], "Reconcile", ready["message"])
+    elif reconciling.get("reason") in _WARNINGS and _changed(old.get("Reconciling", {}), reconciling):
+        # A scale-up leaves Ready as it is: what holds it up would be told nowhere else.
+        yield Event("Warning", reconciling["reason"], "Reconcile", reconciling["message"])
 
 
 def _changed(old: Manifest, new: Manifest) -> bool:

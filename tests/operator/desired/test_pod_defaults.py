@@ -130,6 +130,7 @@ def test_no_user_is_named_where_the_platform_gives_one() -> None:
         ("STOKER_RUNTIME_CA_BUNDLE", "trusted/a/b", "use CONFIGMAP/KEY"),
         ("STOKER_RUNTIME_CA_BUNDLE", "trusted/..", "use CONFIGMAP/KEY"),
         ("STOKER_RUNTIME_ASSIGNED_USER", "maybe", "use true or false"),
+        ("STOKER_CORDONED_NODES", "evict", "use one of drain, keep"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(variable: str, value: str, said: str) -> None:

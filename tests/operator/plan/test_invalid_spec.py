@@ -22,7 +22,7 @@ from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import Apply, CreatePod, Plan, plan
 
 BAD: dict[str, Any] = {"model": {"source": "file:///models/m"}}
-NODES = {"node-a": Node(), "node-b": Node(is_schedulable=False)}
+NODES = {"node-a": Node(), "node-b": Node(is_leaving=True)}
 
 
 def invalid(**spec: Any) -> Wanted:

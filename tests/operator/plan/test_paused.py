@@ -106,7 +106,7 @@ def test_scaling_down_takes_what_is_beyond_the_surge_and_then_the_rest() -> None
 
 def test_a_leaving_node_is_left() -> None:
     old, new = paused(1)
-    nodes = {"node-a": Node(is_schedulable=False), "node-b": Node()}
+    nodes = {"node-a": Node(is_leaving=True), "node-b": Node()}
     leaving = make_pod(old, 0)
     assert created(plan(new, make_observed(new, leaving, nodes=nodes), NOW)) == [f"smol-{old.revision}-1"]
     observed = make_observed(new, leaving, make_pod(old, 1, node="node-b"), nodes=nodes)

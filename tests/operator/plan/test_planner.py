@@ -133,7 +133,7 @@ def test_an_old_pod_without_any_sign_of_its_past_is_kept() -> None:
 
 
 def test_a_pod_that_loads_on_a_cordoned_node_may_yet_serve_there() -> None:
-    wanted, nodes = make_wanted(), {"node-a": Node(is_schedulable=False)}
+    wanted, nodes = make_wanted(), {"node-a": Node(is_leaving=True)}
     pods = (
         make_pod(wanted, 0, is_ready=False),
         make_pod(wanted, 1, is_ready=False, phase="Pending", node=None),
@@ -173,7 +173,7 @@ def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
 
 
 def test_pod_on_a_cordoned_node_is_replaced_before_it_leaves() -> None:
-    wanted, nodes = make_wanted(), {"node-a": Node(is_schedulable=False), "node-b": Node()}
+    wanted, nodes = make_wanted(), {"node-a": Node(is_leaving=True), "node-b": Node()}
     leaving = make_pod(wanted, 0)
     assert steps(plan(wanted, make_observed(wanted, leaving, nodes=nodes), NOW)) == [
         ("CreatePod", name(wanted, 1), "Wanted")

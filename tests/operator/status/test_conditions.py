@@ -68,6 +68,7 @@ def test_all_replicas_answer() -> None:
         "replicas": 2,
         "readyReplicas": 2,
         "updatedReplicas": 2,
+        "promisedReplicas": 2,
         "selector": "stoker.dev/deployment=smol,stoker.dev/role=leader,stoker.dev/serving=true",
     }
 
