@@ -22,8 +22,11 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from cluster import build
+import needs
+from cluster import build, failures, shell
 from cluster.api import ClusterError
+from cluster.progress import say
+from cluster.versions import load_tools, tools_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "stoker"
@@ -154,8 +157,21 @@ def snippets(page: str) -> Iterator[tuple[int, str]]:
 
 
 def helm() -> str:
-    """Return a helm: the one on PATH, else the one that the test cluster's tools include."""
-    return shutil.which("helm") or build.ensure("charts")["helm"]
+    """Return a helm: the one on PATH, else the one that the test cluster's tools include.
+
+    Raises:
+        ClusterError: there is none, and it cannot be compiled.
+    """
+    found = shutil.which("helm")
+    if found:
+        return found
+    if not build.is_built(tools_of("charts", load_tools())):
+        time = needs.duration(needs.TOOLS_S["kube"])
+        say(
+            "There is no helm on PATH (https://helm.sh/docs/intro/install): it is compiled with the programs"
+            f" of the test cluster, once, in about {time} on 2 quiet cores."
+        )
+    return build.ensure("charts")["helm"]
 
 
 def render(program: str, settings: tuple[str, ...], *options: str, chart: str = str(CHART)) -> str:
@@ -215,10 +231,9 @@ def lint_chart(program: str) -> Iterator[Problem]:
         yield Problem("helm lint", done.stdout.strip())
 
 
-def problems() -> Iterator[Problem]:
-    """Yield every problem of the chart, the examples and the documentation."""
+def problems(program: str) -> Iterator[Problem]:
+    """Yield every problem of the chart, the examples and the documentation, by what helm makes of them."""
     schema = modeldeployment_schema(yaml.safe_load(CRD.read_text()))
-    program = helm()
     yield from lint_chart(program)
     sources = {f"chart ({name})": render(program, settings) for name, settings in RENDERINGS.items()}
     sources |= {
@@ -233,7 +248,12 @@ def problems() -> Iterator[Problem]:
 def main() -> int:
     """Print the problems; the exit status says whether there were any."""
     try:
-        found = list(problems())
+        program = helm()
+    except ClusterError as error:
+        say(f"\n{failures.render(error, shell.again('make lint'))}")
+        return 1
+    try:
+        found = list(problems(program))
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1

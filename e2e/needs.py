@@ -55,6 +55,8 @@ CUDA_GIB = 20
 AGAIN_GIB = 8
 # What the environment takes, with the CPU build of torch: all that grows beside the sources.
 VENV_GIB = 5
+# What Go's caches take of a first run that compiles: 3 as measured, and what they grow in between.
+GO_GIB = 5
 
 # Seconds on 2 quiet cores, downloads included, that the parts of a first run take.
 DEMO_INSTALL_S = 20

@@ -17,14 +17,15 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import disks
 import needs
 from cluster import failures, shell
 from cluster.progress import say
+from disks import Disk
 from needs import Need
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,20 +40,22 @@ class Machine:
 
     Attributes:
         lacks: back end -> what keeps this machine from it; None when nothing does.
-        free_gib: folder that grows -> free disk space there.
+        disks: folder that grows -> the file system that it is on.
         memory_gib: memory that is available.
         is_built: whether the demo's environment, the tools of the back end and the images are there.
         is_installed: whether everything that the tests need is installed.
         is_cuda: whether torch is the CUDA build.
+        to_compile: the clusters, as in `needs.Need`, for which something is still to be compiled.
         unwritable: folders that this user may not write to, with what to do about it.
     """
 
     lacks: dict[str, str | None]
-    free_gib: dict[Path, float]
+    disks: dict[Path, Disk]
     memory_gib: float
     is_built: bool
     is_cuda: bool
     is_installed: bool = False
+    to_compile: frozenset[str] = frozenset()
     unwritable: dict[Path, str] = dataclasses.field(default_factory=dict)
 
 
@@ -101,15 +104,15 @@ def disk_problems(need: Need, machine: Machine) -> list[str]:
     is_again = is_ready(need, machine)
     needed = needs.AGAIN_GIB if is_again else need.disk_gib + needs.CUDA_GIB * machine.is_cuda
     hint = f". {needs.CUDA_GIB} less with the CPU build of torch: see the README"
-    # The sources' disk has only the environment, where the cache is on another one.
-    most = needs.VENV_GIB + needs.CUDA_GIB * machine.is_cuda
-    needed_at = {folder: min(needed, most) if folder == REPOSITORY else needed for folder in machine.free_gib}
-    return [
-        f"disk space: {free:.1f} GiB are free at {folder}, {needed_at[folder]} are needed"
-        + hint * (machine.is_cuda and not is_again)
-        for folder, free in machine.free_gib.items()
-        if free < needed_at[folder]
-    ]
+    environment = needs.VENV_GIB + needs.CUDA_GIB * machine.is_cuda
+    compiles, has_cluster = need.cluster in machine.to_compile, need.cluster != needs.NONE
+    found = []
+    for folder, disk in machine.disks.items():
+        wanted = disks.needed_gib(needed, environment, disk, compiles=compiles, has_cluster=has_cluster)
+        if disk.free_gib < wanted:
+            text = f"disk space: {disk.free_gib:.1f} GiB are free at {folder}, {wanted} are needed"
+            found.append(text + hint * (machine.is_cuda and not is_again))
+    return found
 
 
 def problems_of(need: Need, machine: Machine) -> list[str]:
@@ -167,7 +170,7 @@ def unwritable(cache: Path) -> dict[Path, str]:
     for folder in (REPOSITORY, VENV):
         if folder.exists() and not os.access(folder, os.W_OK):
             found[folder] = mine.format(user=getpass.getuser(), folder=folder)
-    if not os.access(existing(cache), os.W_OK):
+    if not os.access(disks.existing(cache), os.W_OK):
         found[cache] = "name another folder with `XDG_CACHE_HOME=FOLDER`"
     return found
 
@@ -190,11 +193,6 @@ def available_gib() -> float:
     return found / GIB
 
 
-def existing(folder: Path) -> Path:
-    """Return the nearest folder above that is there."""
-    return folder if folder.exists() else existing(folder.parent)
-
-
 def look() -> Machine:
     """Look at this machine; changes nothing."""
     from cluster import build, dockerd, prerequisites
@@ -206,14 +204,10 @@ def look() -> Machine:
     lacks[needs.ENGINE] = lacks[needs.KIND] and (dockerd.lacks() or prerequisites.no_client())
     lacks |= prerequisites.ruled_out()
     tools = lacks[needs.KIND] is None or build.is_built(tools_of("e2e", load_tools()))
-    folders = [REPOSITORY, existing(cache_dir())]
     return Machine(
         lacks=lacks,
-        # One for each disk.
-        free_gib={
-            folder: shutil.disk_usage(folder).free / GIB
-            for folder in {folder.stat().st_dev: folder for folder in folders}.values()
-        },
+        disks=disks.look(REPOSITORY),
+        to_compile=disks.to_compile(lacks),
         memory_gib=available_gib(),
         is_built=(VENV / ".demo").exists() and any(cache_dir().glob("images/*.tar")) and tools,
         is_installed=(VENV / ".installed").exists(),
@@ -232,11 +226,11 @@ def system() -> str:
 
 def report(machine: Machine) -> str:
     """Say what the machine has, and for each command whether it could run."""
-    disks = ", ".join(f"{free:.0f} GiB free at {folder}" for folder, free in machine.free_gib.items())
+    free = ", ".join(f"{disk.free_gib:.0f} GiB free at {folder}" for folder, disk in machine.disks.items())
     commands = list(dict.fromkeys(need.command for need in needs.NEEDS))
     lines = [
         f"This machine: {system()}, {os.cpu_count()} cores, "
-        f"{machine.memory_gib:.1f} GiB of memory available, {disks}",
+        f"{machine.memory_gib:.1f} GiB of memory available, {free}",
         *(f"  {name}: {machine.lacks[name] or 'can run'}" for name in (needs.KIND, needs.NATIVE)),
         "",
         *(f"  {command:16}{verdict(command.removeprefix('make '), machine)}" for command in commands),

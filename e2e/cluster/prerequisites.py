@@ -18,6 +18,8 @@ GO = f"Go {build.MIN_GO[0]}.{build.MIN_GO[1]} or newer"
 # What a kind cluster takes beside Docker, and the stage that builds it where it is not on PATH.
 CLIENTS = {"kind": "kind", "kubectl": "integration", "helm": "charts"}
 
+DOCKER_TIMEOUT_S = 20.0
+
 BACKENDS = ("auto", "kind", "native")
 VARIABLE = "STOKER_CLUSTER_BACKEND"
 
@@ -64,6 +66,18 @@ def no_build(stage: str) -> str | None:
     return None
 
 
+def docker_error() -> str:
+    """What `docker info` says of its failure."""
+    command = ["docker", "info"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=DOCKER_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        return failures.text_of(error)
+    return answer.stderr
+
+
 def docker_reason(said: str) -> str:
     """The reason in what `docker info` printed, and how a user gets the right to use Docker."""
     lines = [line for line in said.strip().splitlines() if "pretty printing" not in line]
@@ -86,9 +100,8 @@ def kind_lacks() -> str | None:
     """What keeps this machine from running kind; None when nothing does."""
     if shutil.which("docker") is None:
         return "there is no docker on PATH"
-    if not host.succeeds(["docker", "info"], timeout_s=20):
-        answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=20)
-        return f"no Docker engine answers ({docker_reason(answer.stderr)})"
+    if not host.succeeds(["docker", "info"], timeout_s=DOCKER_TIMEOUT_S):
+        return f"no Docker engine answers ({docker_reason(docker_error())})"
     return no_client()
 
 

@@ -47,6 +47,16 @@ def test_docker_without_an_engine_is_no_reason_to_use_kind(machine: Machine) -> 
     assert kind_lacks() == "no Docker engine answers (Cannot connect)"
 
 
+def test_an_engine_that_does_not_answer_in_time_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(prerequisites, "DOCKER_TIMEOUT_S", 0.2)
+    assert kind_lacks() == "no Docker engine answers (`docker info` did not end within 0 s.)"
+
+
 def test_dockers_reason_is_found_in_what_it_prints() -> None:
     denied = "ERROR: permission denied while trying to connect to the Docker daemon socket"
     said = f"{denied}\nerrors pretty printing info\n"

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+import check_manifests
 from check_manifests import CRD, PAGES, check, closed, documents, modeldeployment_schema, snippets
+from cluster import build
+from cluster.api import ClusterError
 
 SCHEMA = modeldeployment_schema(yaml.safe_load(CRD.read_text()))
 
@@ -76,3 +79,23 @@ def test_every_yaml_block_of_the_documentation_is_looked_at() -> None:
     assert blocks == fences
     assert blocks["README.md"] >= 1
     assert blocks["clusters.md"] >= 7
+
+
+def test_a_helm_that_has_to_be_compiled_is_announced_with_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ensure(stage: str) -> build.Binaries:
+        raise ClusterError("Go 1.26 or newer must build kube; none is on PATH.")
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(build, "is_built", lambda tools: False)
+    monkeypatch.setattr(build, "ensure", ensure)
+    monkeypatch.setenv("STOKER_COMMAND", "make lint")
+    assert check_manifests.main() == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("There is no helm on PATH")
+    assert "about 6 min" in said[0]
+    assert said[-1].startswith("Next: put a newer Go on PATH")
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert check_manifests.helm() == "/bin/helm"
+    assert capsys.readouterr().err == ""

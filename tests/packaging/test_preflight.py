@@ -11,20 +11,26 @@ from pathlib import Path
 
 import pytest
 
+import disks
 import needs
 import preflight
+from disks import CACHE, DOCKER, GO, SOURCES, Disk
 from needs import ANY, KIND, NATIVE, NEEDS, Need
 from preflight import Machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HERE = Path("/x")
+HERE, THERE = Path("/x"), Path("/y")
 ROOMY = Machine(
     lacks={KIND: None, NATIVE: None, needs.ENGINE: None},
-    free_gib={HERE: 100.0},
+    disks={HERE: Disk(100.0, frozenset({CACHE}))},
     memory_gib=32.0,
     is_built=False,
     is_cuda=False,
 )
+
+
+def at(folder: Path, free_gib: float, *holds: str) -> dict[Path, Disk]:
+    return {folder: Disk(free_gib, frozenset(holds))}
 
 
 def changed(**fields: object) -> Machine:
@@ -68,7 +74,7 @@ def test_the_demo_is_judged_by_the_cluster_that_it_would_choose(machine: Machine
 
 
 def test_a_full_disk_keeps_kind_from_being_replaced_by_native() -> None:
-    (problem,) = preflight.problems_for("demo", changed(free_gib={HERE: 1.0}))
+    (problem,) = preflight.problems_for("demo", changed(disks=at(HERE, 1.0, CACHE)))
     assert problem.startswith("disk space: 1.0 GiB are free at /x")
 
 
@@ -85,19 +91,69 @@ NEED = Need("make it", ANY, cold_min=5, warm_s=30, disk_gib=10, memory_gib=6)
     ],
 )
 def test_disk_space_depends_on_what_is_still_to_do(machine: Machine, needed: int) -> None:
-    enough = dataclasses.replace(machine, free_gib={HERE: float(needed)})
+    enough = dataclasses.replace(machine, disks=at(HERE, needed, CACHE, SOURCES))
     assert preflight.disk_problems(NEED, enough) == []
-    less = dataclasses.replace(machine, free_gib={HERE: needed - 0.1})
+    less = dataclasses.replace(machine, disks=at(HERE, needed - 0.1, CACHE, SOURCES))
     (problem,) = preflight.disk_problems(NEED, less)
     assert f"{needed - 0.1:.1f} GiB are free at /x, {needed} are needed" in problem
     assert ("CPU build" in problem) is (machine.is_cuda and not machine.is_installed)
 
 
 def test_the_disk_of_the_sources_alone_has_the_environment_only() -> None:
-    machine = changed(free_gib={preflight.REPOSITORY: 6.0, HERE: 11.0})
-    assert preflight.disk_problems(NEED, machine) == []
-    (problem,) = preflight.disk_problems(NEED, changed(free_gib={preflight.REPOSITORY: 4.0, HERE: 11.0}))
+    cache = at(HERE, 11.0, CACHE)
+    assert preflight.disk_problems(NEED, changed(disks={**at(THERE, 6.0, SOURCES), **cache})) == []
+    (problem,) = preflight.disk_problems(NEED, changed(disks={**at(THERE, 4.0, SOURCES), **cache}))
     assert f"{needs.VENV_GIB} are needed" in problem
+
+
+def test_the_disk_of_gos_caches_counts_where_something_is_compiled() -> None:
+    full = {**at(HERE, 100.0, CACHE, SOURCES), **at(THERE, 1.0, GO)}
+    assert preflight.disk_problems(NEED, changed(disks=full)) == []
+    machine = changed(disks=full, to_compile=frozenset({ANY}))
+    (problem,) = preflight.disk_problems(NEED, machine)
+    assert problem == f"disk space: 1.0 GiB are free at {THERE}, {needs.GO_GIB} are needed"
+    assert preflight.disk_problems(NEED._replace(cluster=needs.NONE), machine) == []
+
+
+def test_the_disk_of_dockers_data_counts_where_a_cluster_runs() -> None:
+    full = changed(disks={**at(HERE, 100.0, CACHE, SOURCES), **at(THERE, 1.0, DOCKER)})
+    (problem,) = preflight.disk_problems(NEED._replace(disk_gib=20), full)
+    assert problem.endswith(f"at {THERE}, {20 - needs.VENV_GIB} are needed")
+    (again,) = preflight.disk_problems(NEED, dataclasses.replace(full, is_built=True, is_installed=True))
+    assert again.endswith(f"at {THERE}, {needs.AGAIN_GIB} are needed")
+    assert preflight.disk_problems(NEED._replace(cluster=needs.NONE), full) == []
+
+
+def test_no_disk_needs_more_than_all_of_it() -> None:
+    machine = changed(disks=at(HERE, 10.0, CACHE, SOURCES, GO, DOCKER), to_compile=frozenset({ANY}))
+    assert preflight.disk_problems(NEED, machine) == []
+
+
+def test_folders_are_told_by_their_disks(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system only")
+    places = {GO: [memory / "not" / "yet", tmp_path], SOURCES: [tmp_path], CACHE: [tmp_path / "cache"]}
+    found = disks.group(places)
+    assert {folder: disk.holds for folder, disk in found.items()} == {
+        memory: {GO},
+        tmp_path: {GO, SOURCES, CACHE},
+    }
+    assert all(disk.free_gib > 0 for disk in found.values())
+
+
+def test_go_and_docker_are_asked_for_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    for name, answer in (("go", f"{tmp_path}/build\n{tmp_path}/mod"), ("docker", str(tmp_path))):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    assert disks.go_folders() == [tmp_path / "build", tmp_path / "mod"]
+    assert disks.docker_folders() == [tmp_path]
+    (tmp_path / "docker").write_text("#!/bin/sh\necho /of/another/machine\n")
+    assert disks.docker_folders() == []
+    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
+    assert disks.docker_folders() == []
 
 
 def test_what_is_there_of_a_demo_is_no_environment_for_tests() -> None:
