@@ -29,7 +29,7 @@ class History:
 
     def step(self, refusals: tuple[Refusal, ...] = (), **pod: Any) -> Object:
         """Write the status as it is now, and return its Ready condition."""
-        spec = {"rollout": self.rollout, "engine": {"maxModelLen": self.max_model_len}}
+        spec: Object = {"rollout": self.rollout, "engine": {"maxModelLen": self.max_model_len}}
         wanted = make_wanted(replicas=self.replicas, **spec)
         answering = range(min(self.num_answering, self.replicas))
         rest = range(len(answering), self.replicas)
