@@ -77,7 +77,7 @@ def test_runtime_page_names_every_metric_and_no_other() -> None:
 
 
 def test_operations_page_names_every_sign_of_a_leaving_node() -> None:
-    section = OPERATIONS.split("### Nodes that leave")[1].split("\n\nWhat a node may")[0]
+    section = OPERATIONS.split("### Nodes that leave")[1].split("\n\nThe operator's log")[0]
     assert {sign.key for sign in SIGNS if f"`{sign.key}`" not in section} == set()
 
 

@@ -52,7 +52,7 @@ _CLUSTER_AUTOSCALER = (
     "https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/utils/taints/taints.go"
 )
 _AWS = "https://github.com/aws/aws-node-termination-handler/blob/main/pkg/node/node.go"
-_GKE = "https://cloud.google.com/kubernetes-engine/docs/how-to/gpu-maintenance"
+_GKE = "https://cloud.google.com/kubernetes-engine/docs/concepts/handle-disruption-gpu-tpu"
 _AKS_DRAIN = "https://learn.microsoft.com/azure/aks/node-auto-drain"
 _AKS_PROBLEMS = "https://learn.microsoft.com/azure/aks/node-problem-detector"
 _OPENSHIFT = (

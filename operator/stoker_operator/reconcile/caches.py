@@ -1,5 +1,6 @@
 """The caches behind reconcile passes: which kinds are followed, and what one ModelDeployment sees of them."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
 from stoker_operator.plan.pods import is_evicted
 from stoker_operator.reconcile.nodes import KnownNodes, trim_node
+
+logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -157,6 +160,8 @@ class Caches:
         held = self.stores[NODES].get("", name)
         if not self._nodes.update(name, held):
             return  # a heartbeat
+        if held is not None and held["departure"]:
+            logger.info("node %s is about to go, says %s", name, held["departure"])
         self._nodes.forget_gone(lambda gone: bool(self.stores[PODS].indexed(("", gone))))
         self._wake_pods_on(name)
 

@@ -63,20 +63,6 @@ class KnownNodes:
         self._nodes[name] = replace(known, is_leaving=True)
         return not known.is_leaving
 
-    def _as_node(self, name: str, node: Object) -> Node:
-        """Return what plans need to know of a trimmed node."""
-        conditions = node["status"]["conditions"]
-        is_ready = all(condition.get("status") == "True" for condition in conditions)
-        is_cordoned = node["spec"]["unschedulable"]
-        evicted_at = self._evicted_at.get(name)
-        if not is_cordoned:
-            self._drained.discard(name)
-        elif evicted_at is not None and self._clock() - evicted_at <= EVICTED_LATELY:
-            self._drained.add(name)
-        is_drained = is_cordoned and (self._drains_cordoned or name in self._drained)
-        is_leaving = is_drained or bool(node["departure"])
-        return Node(is_schedulable=not is_cordoned, is_ready=is_ready, is_leaving=is_leaving)
-
     def of(self, names: Iterable[str], is_current: bool) -> Mapping[str, Node] | None:
         """Return the nodes of these names, None when nodes may not be read.
 
@@ -91,6 +77,20 @@ class KnownNodes:
     def forget_gone(self, is_used: Callable[[str], bool]) -> None:
         """Forget the nodes that are gone and that nothing of ours was bound to."""
         self._gone = {name: node for name, node in self._gone.items() if is_used(name)}
+
+    def _as_node(self, name: str, node: Object) -> Node:
+        """Return what plans need to know of a trimmed node."""
+        conditions = node["status"]["conditions"]
+        is_ready = all(condition.get("status") == "True" for condition in conditions)
+        is_cordoned = node["spec"]["unschedulable"]
+        evicted_at = self._evicted_at.get(name)
+        if not is_cordoned:
+            self._drained.discard(name)
+        elif evicted_at is not None and self._clock() - evicted_at <= EVICTED_LATELY:
+            self._drained.add(name)
+        is_drained = is_cordoned and (self._drains_cordoned or name in self._drained)
+        is_leaving = is_drained or bool(node["departure"])
+        return Node(is_schedulable=not is_cordoned, is_ready=is_ready, is_leaving=is_leaving)
 
     def _one(self, name: str, is_current: bool) -> Node:
         known = self._nodes.get(name) or self._gone.get(name)
