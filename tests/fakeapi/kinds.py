@@ -87,6 +87,8 @@ def default(kind: Kind, obj: Object, serial: int) -> None:
             port.setdefault("protocol", "TCP")
             port.setdefault("targetPort", port["port"])
         obj["status"] = {"loadBalancer": {}}
+    elif kind.plural == "modeldeployments":
+        obj["status"] = {"observedGeneration": -1}
     elif kind.plural == "poddisruptionbudgets":
         obj.setdefault("status", {"disruptionsAllowed": 0})
 
