@@ -82,6 +82,59 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4"]},
     },
+    # What the other cases leave out: every field stands in one of them.
+    "rare-fields": {
+        "model": {
+            "source": "hf://Qwen/Qwen3-8B",
+            "fetch": {"resources": {"requests": {"cpu": "500m", "memory": "2Gi"}}},
+        },
+        "rollout": {"progressDeadlineSeconds": 7200, "paused": True},
+        "scheduling": {
+            "tolerations": [
+                {
+                    "key": "team",
+                    "operator": "Equal",
+                    "value": "search",
+                    "effect": "NoExecute",
+                    "tolerationSeconds": 60,
+                }
+            ],
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "matchLabelKeys": ["stoker.dev/revision"],
+                    "nodeAffinityPolicy": "Honor",
+                    "nodeTaintsPolicy": "Ignore",
+                }
+            ],
+        },
+        "pod": {
+            "env": [
+                {
+                    "name": "STOKER_API_KEY",
+                    "valueFrom": {"secretKeyRef": {"name": "keys", "key": "search"}},
+                }
+            ],
+            "runtimeClassName": "nvidia",
+            "securityContext": {"runAsGroup": 3000, "fsGroupChangePolicy": "Always"},
+            "volumes": [
+                {"name": "trust", "configMap": {"name": "trusted", "optional": True}},
+                {
+                    "name": "netrc",
+                    "secret": {"secretName": "netrc", "items": [{"key": "netrc", "path": ".netrc"}]},
+                },
+                {"name": "fast", "emptyDir": {"medium": "Memory"}},
+                {
+                    "name": "plugins",
+                    "image": {"reference": "registry.example/plugins:1", "pullPolicy": "Always"},
+                },
+            ],
+            "volumeMounts": [{"name": "trust", "mountPath": "/etc/team/trust"}],
+        },
+        "service": {"drainSeconds": 30},
+    },
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},
         "engine": {
