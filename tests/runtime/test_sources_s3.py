@@ -1,0 +1,313 @@
+"""s3:// sources against a real S3 server, with answers that are refused, cut or changed on the way."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from s3_builders import BUCKET, KEYS, Answer, Buckets, running_buckets
+
+from stoker_runtime.errors import ConfigError, ModelError
+from stoker_runtime.sources import fetch, pieces, resolve, s3
+from stoker_runtime.sources.bucket import BucketObject, BucketSource, parse_bucket
+from stoker_runtime.sources.pieces import PieceFile
+
+WEIGHTS = os.urandom(300_000)
+PIECE = 64 * 1024
+MODEL = {
+    "llama/config.json": b"{}",
+    "llama/model.safetensors": WEIGHTS,
+    "llama/pytorch_model.bin": b"pickle",
+    "llama/": b"",
+    "llama-2/config.json": b"{}",
+}
+
+
+@pytest.fixture
+def buckets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", PIECE)
+    for name in [name for name in os.environ if name.startswith("AWS_") or name.endswith("_PROXY")]:
+        monkeypatch.delenv(name)
+    with running_buckets() as found:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": found.url}.items():
+            monkeypatch.setenv(name, value)
+        found.put(MODEL)
+        yield found
+
+
+def had(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def had_soon(source: str, cache: Path) -> Path:
+    """Download without waiting between attempts."""
+    return s3.download(parse_bucket(source), cache, environ=os.environ, sleep=lambda seconds: None)
+
+
+def test_a_folder_is_fetched_without_what_nobody_loads(buckets: Buckets, tmp_path: Path) -> None:
+    found = fetch("s3://models/llama", tmp_path)
+    assert had(found) == {"config.json": b"{}", "model.safetensors": WEIGHTS}
+    assert len(buckets.downloads("model.safetensors")) == 5
+    assert buckets.downloads("pytorch_model.bin") == []
+
+
+def test_the_engine_finds_it_without_network(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fetch("s3://models/llama/", tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    num_requests = len(buckets.requests)
+    assert resolve("s3://models/llama", cache_dir=tmp_path / "hub") == found
+    assert len(buckets.requests) == num_requests
+    with pytest.raises(ModelError, match=r"is not in .* and HF_HUB_OFFLINE"):
+        resolve("s3://models/other", cache_dir=tmp_path / "hub")
+
+
+def test_a_gguf_file_is_fetched_with_all_its_parts(buckets: Buckets, tmp_path: Path) -> None:
+    parts = {f"q/m-0000{n}-of-00002.gguf": os.urandom(10) for n in (1, 2)}
+    buckets.put({**parts, "q/other.gguf": b"x"})
+    found = fetch("s3://models/q/m-00001-of-00002.gguf", tmp_path)
+    assert found.name == "m-00001-of-00002.gguf"
+    assert had(found.parent) == {path.removeprefix("q/"): body for path, body in parts.items()}
+
+
+def test_a_whole_bucket_may_be_a_model(buckets: Buckets, tmp_path: Path) -> None:
+    buckets.put({"model.safetensors": b"w", "config.json": b"{}"})
+    assert set(had(fetch("s3://models", tmp_path))) == {"model.safetensors", "config.json"}
+
+
+def test_what_is_there_is_not_fetched_again_and_what_changed_is(buckets: Buckets, tmp_path: Path) -> None:
+    before = fetch("s3://models/llama", tmp_path)
+    num_requests = len(buckets.requests)
+    assert fetch("s3://models/llama", tmp_path) == before
+    assert len(buckets.requests) == num_requests + 1
+    buckets.put({"llama/config.json": b'{"a": 1}'})
+    after = fetch("s3://models/llama", tmp_path)
+    assert had(after)["config.json"] == b'{"a": 1}'
+    assert had(before)["config.json"] == b"{}"
+    assert len(buckets.downloads("model.safetensors")) == 5
+
+
+def test_a_killed_download_goes_on_with_the_pieces_that_are_missing(buckets: Buckets, tmp_path: Path) -> None:
+    (one,) = [
+        entry
+        for entry in buckets.admin.list_objects_v2(Bucket=BUCKET)["Contents"]
+        if entry["Size"] == 300_000
+    ]
+    name = BucketObject("model.safetensors", 300_000, one["ETag"]).name
+    blobs = tmp_path / "s3/models/llama/blobs"
+    blobs.mkdir(parents=True)
+    left = PieceFile(blobs / name, 300_000)
+    left.begin()
+    for start in (0, 2 * PIECE):
+        left.write(start, WEIGHTS[start : start + PIECE])
+    with (blobs / f"{name}.pieces").open("a") as notes:
+        notes.write(f"{3 * PIECE}")  # a line that was cut off
+    found = fetch("s3://models/llama", tmp_path)
+    assert had(found)["model.safetensors"] == WEIGHTS
+    spans = sorted(str(span) for span in buckets.downloads("model.safetensors"))
+    assert spans == ["bytes=196608-262143", "bytes=262144-299999", "bytes=65536-131071"]
+    assert [path.name for path in blobs.iterdir() if path.suffix] == []
+
+
+def test_a_body_that_is_cut_is_asked_for_again(buckets: Buckets, tmp_path: Path) -> None:
+    buckets.cut_after["model.safetensors"] = [1000, 0, 5]
+    found = had_soon("s3://models/llama", tmp_path)
+    assert had(found)["model.safetensors"] == WEIGHTS
+
+
+def test_a_body_that_is_always_cut_is_no_model(buckets: Buckets, tmp_path: Path) -> None:
+    buckets.cut_after["model.safetensors"] = [1000] * 1000
+    with pytest.raises(ModelError, match="download failed") as failed:
+        had_soon("s3://models/llama", tmp_path)
+    assert failed.value.reason == "DownloadFailed"
+    assert not (tmp_path / "models/llama/ref").exists()
+
+
+def test_an_object_that_changes_meanwhile_is_never_mixed(buckets: Buckets, tmp_path: Path) -> None:
+    other = os.urandom(300_000)
+    changed = threading.Event()
+
+    def change(name: str) -> None:
+        if name == "model.safetensors" and not changed.is_set():
+            changed.set()
+            buckets.put({"llama/model.safetensors": other})
+
+    buckets.on_get = change
+    assert had(had_soon("s3://models/llama", tmp_path))["model.safetensors"] == other
+
+
+def test_a_server_that_is_away_leaves_the_last_download(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = had_soon("s3://models/llama", tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    assert had_soon("s3://models/llama", tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "reason", "said"),
+    [
+        pytest.param("s3://no-bucket/a", None, "ModelNotFound", "there is no bucket no-bucket", id="bucket"),
+        pytest.param("s3://models/no", None, "ModelNotFound", "has nothing in no: correct", id="folder"),
+        pytest.param("s3://models/llama/a.gguf", None, "ModelNotFound", "has no file 'a.gguf'", id="file"),
+        pytest.param("s3://models/llama-2", None, "UnsupportedModel", "name another folder", id="no-weights"),
+        pytest.param(
+            "s3://models/llama",
+            Answer(403, "AccessDenied", "User: ci is not authorized"),
+            "ModelAccessDenied",
+            r"AccessDenied\) \(User: ci is not authorized\); it takes s3:ListBucket.*spec.model.secretName",
+            id="rights",
+        ),
+        pytest.param(
+            "s3://models/llama",
+            Answer(403, "InvalidAccessKeyId"),
+            "ModelAccessDenied",
+            "refused .InvalidAccessKeyId",
+            id="key",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(
+    buckets: Buckets, tmp_path: Path, source: str, answer: Answer | None, reason: str, said: str
+) -> None:
+    buckets.answers += [answer] if answer else []
+    with pytest.raises(ModelError, match=said) as failed:
+        had_soon(source, tmp_path)
+    assert failed.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(400, "AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'eu-west-1'"),
+        Answer(301, "PermanentRedirect", "The bucket must be addressed using the specified endpoint"),
+    ],
+    ids=lambda answer: answer.code,
+)
+def test_another_region_is_a_setting_to_correct(buckets: Buckets, tmp_path: Path, answer: Answer) -> None:
+    buckets.answers += [answer] * 10
+    with pytest.raises(ConfigError, match="in another region than us-east-1, the default: set AWS_REGION"):
+        had_soon("s3://models/llama", tmp_path)
+
+
+def test_no_network_names_the_endpoint(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    with pytest.raises(
+        ModelError, match=r"s3://models/llama at http://localhost:9: download failed"
+    ) as failed:
+        had_soon("s3://models/llama", tmp_path)
+    assert failed.value.reason == "DownloadFailed"
+
+
+def test_a_disk_without_room_is_told_before_the_download(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage: Any = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match=r"needs 0\.29 MiB more") as failed:
+        had_soon("s3://models/llama", tmp_path)
+    assert failed.value.reason == "DiskFull"
+    assert buckets.downloads("model.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL", "minio:9000", "AWS_ENDPOINT_URL is 'minio:9000'; use an address"),
+        ("AWS_SECRET_ACCESS_KEY", "", "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not"),
+    ],
+)
+def test_a_variable_that_cannot_work_is_named(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        had_soon("s3://models/llama", tmp_path)
+    assert buckets.requests == []
+
+
+def test_a_public_bucket_needs_no_keys(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with pytest.raises(ModelError, match="access was refused"):
+        had_soon("s3://models/llama", tmp_path)
+    for key in MODEL:
+        buckets.admin.put_object_acl(Bucket=BUCKET, Key=key, ACL="public-read")
+    assert set(had(had_soon("s3://models/llama", tmp_path))) == {"config.json", "model.safetensors"}
+
+
+def test_without_any_keys_it_says_where_they_go(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://localhost:9")
+    with pytest.raises(ModelError, match="AWS_SKIP_SIGNATURE=true") as failed:
+        had_soon("s3://models/llama", tmp_path)
+    assert failed.value.reason == "ModelAccessDenied"
+
+
+def test_an_authority_of_ones_own_is_trusted_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    bundle = tmp_path / "ca.crt"
+    others = trustme.CA().cert_pem.bytes()
+    bundle.write_bytes(others + authority.cert_pem.bytes())
+    with running_buckets(context) as buckets:
+        buckets.put(MODEL)
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": buckets.url}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ModelError, match=r"certificate is not trusted .*SSL_CERT_FILE") as failed:
+            had_soon("s3://models/llama", tmp_path / "a")
+        assert failed.value.reason == "DownloadFailed"
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+        assert had(had_soon("s3://models/llama", tmp_path / "b"))["model.safetensors"] == WEIGHTS
+
+
+def test_several_at_once_share_one_download(buckets: Buckets, tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch("s3://models/llama", tmp_path))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert had(found[0])["model.safetensors"] == WEIGHTS
+    assert len(buckets.downloads("model.safetensors")) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("s3://models", BucketSource("models")),
+        ("s3://models/", BucketSource("models")),
+        ("s3://models/a/b/", BucketSource("models", "a/b")),
+        ("s3://models/a/b.gguf", BucketSource("models", "a", "b.gguf")),
+        ("s3://models/b.gguf", BucketSource("models", "", "b.gguf")),
+    ],
+)
+def test_how_a_source_is_read(text: str, wanted: BucketSource) -> None:
+    assert parse_bucket(text) == wanted
+    assert parse_bucket(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///a", "s3://No/a", "s3://models//a", "s3://models/../a"])
+def test_what_is_no_source_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is written s3://BUCKET/FOLDER"):
+        parse_bucket(text)
