@@ -28,6 +28,21 @@ CASES: dict[str, dict[str, Any]] = {
         "replicas": 3,
         "rollout": {"maxSurge": "50%", "maxUnavailable": 1},
     },
+    "s3": {
+        "model": {
+            "source": "s3://models/qwen3/8b",
+            "secretName": "bucket",
+            "cache": {"claimName": "models"},
+            "fetch": {"resources": {"limits": {"cpu": 2, "memory": "2Gi"}}},
+        },
+        "pod": {
+            "env": [
+                {"name": "AWS_REGION", "value": "eu-west-1"},
+                {"name": "AWS_ENDPOINT_URL", "value": "https://s3.example"},
+            ],
+            "serviceAccountName": "models",
+        },
+    },
     "image": {"model": {"source": "oci://registry.example/smollm2:1", "servedName": "smol"}},
     "claim": {"model": {"source": "pvc://models/qwen3/8b"}},
     "node-folder": {"model": {"source": "file:///srv/models/qwen3.gguf"}},
