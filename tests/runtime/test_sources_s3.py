@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import threading
@@ -13,6 +14,7 @@ import pytest
 import trustme
 from s3_builders import BUCKET, KEYS, Answer, Buckets, running_buckets
 
+from stoker_runtime.__main__ import main
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.sources import fetch, pieces, resolve, s3
 from stoker_runtime.sources.bucket import BucketObject, BucketSource, parse_bucket
@@ -259,15 +261,19 @@ def test_without_any_keys_it_says_where_they_go(
     assert failed.value.reason == "ModelAccessDenied"
 
 
+def trusted_by(path: Path) -> ssl.SSLContext:
+    """Return a server's certificate, and write whom to trust for it beside another authority."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    path.write_bytes(trustme.CA().cert_pem.bytes() + authority.cert_pem.bytes())
+    return context
+
+
 def test_an_authority_of_ones_own_is_trusted_when_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
     bundle = tmp_path / "ca.crt"
-    others = trustme.CA().cert_pem.bytes()
-    bundle.write_bytes(others + authority.cert_pem.bytes())
-    with running_buckets(context) as buckets:
+    with running_buckets(trusted_by(bundle)) as buckets:
         buckets.put(MODEL)
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": buckets.url}.items():
             monkeypatch.setenv(name, value)
@@ -276,6 +282,58 @@ def test_an_authority_of_ones_own_is_trusted_when_told(
         assert failed.value.reason == "DownloadFailed"
         monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
         assert had(had_soon("s3://models/llama", tmp_path / "b"))["model.safetensors"] == WEIGHTS
+
+
+def test_a_role_of_the_service_account_gives_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What EKS puts into a pod: a token of the account, which a service changes for keys."""
+    bundle, token = tmp_path / "ca.crt", tmp_path / "token"
+    token.write_text("eyJhbGciOiJub25lIn0.e30.")
+    with running_buckets(trusted_by(bundle)) as buckets:
+        buckets.put(MODEL)
+        role = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/m", "AWS_WEB_IDENTITY_TOKEN_FILE": str(token)}
+        urls = {"AWS_ENDPOINT_URL": buckets.url, "AWS_ENDPOINT_URL_STS": buckets.url}
+        for name, value in {**role, **urls, "SSL_CERT_FILE": str(bundle)}.items():
+            monkeypatch.setenv(name, value)
+        assert had(had_soon("s3://models/llama", tmp_path / "a"))["model.safetensors"] == WEIGHTS
+        assert "POST" in {method for method, _, _ in buckets.requests}
+        token.unlink()
+        with pytest.raises(ModelError, match=r"no credentials to be had here .*token file") as failed:
+            had_soon("s3://models/llama", tmp_path / "b")
+        assert failed.value.reason == "ModelAccessDenied"
+
+
+def test_what_other_downloads_left_is_removed_after_a_while(buckets: Buckets, tmp_path: Path) -> None:
+    blobs = tmp_path / "models/llama/blobs"
+    blobs.mkdir(parents=True)
+    for name in ("old.partial", "old.pieces", "new.partial"):
+        (blobs / name).write_text("")
+    os.utime(blobs / "old.partial", (0, 0))
+    had_soon("s3://models/llama", tmp_path)
+    assert [path.name for path in blobs.iterdir() if path.suffix] == ["new.partial"]
+
+
+def test_a_failure_says_the_same_each_time(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    said = []
+    for _ in range(2):
+        with pytest.raises(ModelError) as failed:
+            had_soon("s3://models/llama", tmp_path)
+        said.append(str(failed.value))
+    assert said[0] == said[1]
+    assert said[0].endswith(": Connection refused")
+
+
+def test_the_command_leaves_reason_and_message(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "termination-log"
+    monkeypatch.setenv("STOKER_TERMINATION_LOG", str(left))
+    assert main(["fetch", "--source=s3://no-bucket/a", f"--destination={tmp_path}"]) == 3
+    told = json.loads(left.read_text())
+    assert told["reason"] == "ModelNotFound"
+    assert "no-bucket" in told["message"]
 
 
 def test_several_at_once_share_one_download(buckets: Buckets, tmp_path: Path) -> None:
@@ -311,3 +369,8 @@ def test_how_a_source_is_read(text: str, wanted: BucketSource) -> None:
 def test_what_is_no_source_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is written s3://BUCKET/FOLDER"):
         parse_bucket(text)
+
+
+def test_a_bucket_has_no_revisions() -> None:
+    with pytest.raises(ConfigError, match="where nothing has revisions"):
+        resolve("s3://models/a", "v1")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from stoker_runtime.errors import ConfigError, ModelError, StokerError
 from stoker_runtime.sources.bucket import BucketSource, endpoint_of
-from stoker_runtime.sources.disk import causes, disk_fault, first_line
+from stoker_runtime.sources.disk import causes, disk_fault
+from stoker_runtime.sources.environment import PROXIES
 
 _WHERE_KEYS_GO = (
     "the Secret named by spec.model.secretName (keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a role "
@@ -25,8 +26,14 @@ _WRONG_REGION = frozenset(
         "TemporaryRedirect",
     }
 )
-# Where a library without keys asks for some: a node's metadata, an agent on the node, and who knows tokens.
-_NO_KEYS = re.compile(r"/latest/(api/token|meta-data)|169\.254\.170\.|WebIdentity")
+# Whom the library asks for keys that it was not given: a node's metadata, which elsewhere than at AWS nobody
+# answers for; an agent on the node, or the service that changes a token for keys, to which all POSTs go.
+_NO_METADATA = re.compile(r"/latest/(api/token|meta-data)")
+_NO_ROLE = re.compile(r"169\.254\.170\.|Error performing POST|token file")
+# What differs each time a call fails, and would make the same failure news.
+_TIMES = re.compile(
+    r" in [\d.]+(ns|µs|ms|s)\b(, after \d+ retries)?(, max_retries: \d+, retry_timeout: \S+)?"
+)
 _CERTIFICATE = re.compile(r"invalid peer certificate: [^\n\"]*|UnknownIssuer|certificate verify failed")
 
 
@@ -53,9 +60,9 @@ def explain(error: BaseException, source: BucketSource, environ: Mapping[str, st
         )
     if code == "NoSuchBucket":
         return ModelError(f"{where}: there is no bucket {source.bucket}", reason="ModelNotFound")
-    if _NO_KEYS.search(text):
+    if _NO_METADATA.search(text) or _NO_ROLE.search(text):
         return ModelError(
-            f"{where}: there are no credentials to be had here ({first_line(error)}); give them in "
+            f"{where}: there are no credentials to be had here ({_failure(text)}){_said(text)}; give them in "
             f"{_WHERE_KEYS_GO}",
             reason="ModelAccessDenied",
         )
@@ -66,8 +73,8 @@ def explain(error: BaseException, source: BucketSource, environ: Mapping[str, st
             reason="ModelAccessDenied",
         )
     if _is_missing(error, status):
-        return ModelError(f"{where}: an object is gone: {first_line(error)}", reason="ModelNotFound")
-    return ModelError(f"{where}: download failed: {_cause(text, chain, environ)}", reason="DownloadFailed")
+        return ModelError(f"{where}: an object is gone: {_failure(text)}", reason="ModelNotFound")
+    return ModelError(f"{where}: download failed: {_cause(text, environ)}", reason="DownloadFailed")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -77,12 +84,12 @@ def is_transient(error: BaseException) -> bool:
     status = _status(text)
     if disk_fault(chain, "") is not None or _is_missing(error, status):
         return False
-    if _NO_KEYS.search(text) or _CERTIFICATE.search(text) or "without LOCATION" in text:
+    if _NO_METADATA.search(text) or _CERTIFICATE.search(text) or "without LOCATION" in text:
         return False
     return status is None or status >= 500 or status in (408, 429)
 
 
-def _cause(text: str, chain: list[BaseException], environ: Mapping[str, str]) -> str:
+def _cause(text: str, environ: Mapping[str, str]) -> str:
     certificates = environ.get("SSL_CERT_FILE")
     found = _CERTIFICATE.search(text)
     if found is not None:
@@ -90,7 +97,16 @@ def _cause(text: str, chain: list[BaseException], environ: Mapping[str, str]) ->
             f"SSL_CERT_FILE is {certificates!r}; it has to hold" if certificates else "set SSL_CERT_FILE to"
         )
         return f"the server's certificate is not trusted ({found[0]}); {trusted} its authority's"
-    return first_line(chain[0])
+    proxy = next((name for name in PROXIES if environ.get(name)), None)
+    by = f", through the proxy that {proxy} names" if proxy and _status(text) is None else ""
+    return f"{_failure(text)}{by}"
+
+
+def _failure(text: str) -> str:
+    """Return a failure in a line that is the same each time: the library's first, and the cause it names."""
+    first = text.strip().partition("\n")[0].removeprefix("Generic S3 error: ")
+    inner = [found for found in re.findall(r'(?:message|error): "([^"]+)"', text) if found not in first]
+    return ": ".join([_TIMES.sub("", first).strip(), *inner[-1:]])
 
 
 def _is_missing(error: BaseException, status: int | None) -> bool:

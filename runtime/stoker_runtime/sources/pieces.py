@@ -7,9 +7,31 @@ processes may write the same file at once: they write the same bytes to the same
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 PIECE_BYTES = 16 * 2**20
+
+
+# A download that lives writes to its file every few minutes at least; one that was killed leaves it for good.
+_STALE_S = 3600.0
+
+
+def remove_stale(folder: Path, kept: Collection[str], now_s: float) -> None:
+    """Remove what killed downloads of other files left behind.
+
+    Args:
+        folder: with files that arrive.
+        kept: names of those that are wanted.
+        now_s: seconds since 1970.
+
+    Raises:
+        OSError: the disk does not let us.
+    """
+    for partial in folder.glob("*.partial"):
+        if partial.stem not in kept and now_s - partial.stat().st_mtime > _STALE_S:
+            partial.with_suffix(".pieces").unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 class PieceFile:

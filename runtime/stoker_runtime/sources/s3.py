@@ -27,7 +27,7 @@ from stoker_runtime.errors import ModelError, StokerError
 from stoker_runtime.sources.bucket import BucketObject, BucketSource, endpoint_of, version_of
 from stoker_runtime.sources.disk import check_room
 from stoker_runtime.sources.explain_bucket import explain, is_transient
-from stoker_runtime.sources.pieces import PieceFile
+from stoker_runtime.sources.pieces import PieceFile, remove_stale
 from stoker_runtime.sources.progress import LogBar, progress_bar
 from stoker_runtime.sources.retry import retry
 from stoker_runtime.sources.select import Place, RepoFile, Selection, select_files
@@ -187,6 +187,7 @@ class _Download:
         blobs = self._folder / "blobs"
         blobs.mkdir(parents=True, exist_ok=True)
         with _alone(self._folder):
+            remove_stale(blobs, {one.name for one in chosen}, time.time())
             files = {one: PieceFile(blobs / one.name, one.size) for one in chosen}
             self._fetch({one: file for one, file in files.items() if not file.is_whole})
         _link({one.path: one.name for one in chosen}, self._folder / snapshot)
