@@ -25,7 +25,7 @@ async def never_seen(world: World) -> None:
 async def loading(world: World) -> None:
     world.kubelet.is_loading = lambda pod: True
     world.apply()
-    await reason(world, "LoadingModel")
+    await world.settled()
 
 
 async def ready(world: World) -> None:
@@ -44,15 +44,14 @@ async def rolling_update(world: World) -> None:
     await ready(world)
     world.kubelet.is_loading = has_other_length
     world.apply(**OTHER)
-    await reason(world, "LoadingModel")
+    await world.settled()
 
 
 async def scaling_up(world: World) -> None:
     await ready(world)
     world.kubelet.is_loading = lambda pod: True
     world.apply(replicas=3)
-    await until(lambda: world.status()["replicas"] == 3)
-    await until(lambda: "loads" in world.condition("Reconciling")["message"])
+    await world.settled()
 
 
 async def scaling_down(world: World) -> None:

@@ -7,6 +7,7 @@ import os
 import ssl
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,40 @@ def test_a_role_of_the_service_account_gives_keys(tmp_path: Path, monkeypatch: p
         with pytest.raises(ModelError, match=r"no credentials to be had here .*token file") as failed:
             had_soon("s3://models/llama", tmp_path / "b")
         assert failed.value.reason == "ModelAccessDenied"
+
+
+class _Agent(BaseHTTPRequestHandler):
+    """Gives keys to who shows the token, as EKS' Pod Identity does."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test output clean."""
+
+    def do_GET(self) -> None:
+        keys = {"AccessKeyId": "id", "SecretAccessKey": "secret", "Token": "t"}
+        body = json.dumps({**keys, "Expiration": "2100-01-01T00:00:00Z"}).encode()
+        self.send_response(200 if self.headers.get("Authorization") == "pod's token" else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_an_agent_on_the_node_gives_keys(
+    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    token = tmp_path / "token"
+    token.write_text("pod's token")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Agent) as agent:
+        thread = threading.Thread(target=agent.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{agent.server_port}/v1/credentials"
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+        found = had_soon("s3://models/llama", tmp_path)
+        agent.shutdown()
+        thread.join()
+    assert had(found)["model.safetensors"] == WEIGHTS
 
 
 def test_what_other_downloads_left_is_removed_after_a_while(buckets: Buckets, tmp_path: Path) -> None:
