@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,6 @@ import pytest
 import trustme
 from s3_builders import BUCKET, KEYS, Answer, Buckets, running_buckets
 
-from stoker_runtime.__main__ import main
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.sources import fetch, pieces, resolve, s3
 from stoker_runtime.sources.bucket import BucketObject, BucketSource, parse_bucket
@@ -60,14 +61,22 @@ def test_a_folder_is_fetched_without_what_nobody_loads(buckets: Buckets, tmp_pat
     assert buckets.downloads("pytorch_model.bin") == []
 
 
-def test_the_engine_finds_it_without_network(
+def test_the_engine_finds_it_without_network_or_keys(
     buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = fetch("s3://models/llama/", tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     num_requests = len(buckets.requests)
-    assert resolve("s3://models/llama", cache_dir=tmp_path / "hub") == found
+    script = (
+        "import sys; from stoker_runtime import sources;"
+        "print(sources.resolve('s3://models/llama')); assert 'torch' not in sys.modules"
+    )
+    environment = {"PYTHONPATH": "runtime", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    resolved = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(resolved.stdout.strip()) == found
     assert len(buckets.requests) == num_requests
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=r"is not in .* and HF_HUB_OFFLINE"):
         resolve("s3://models/other", cache_dir=tmp_path / "hub")
 
@@ -360,12 +369,15 @@ def test_a_failure_says_the_same_each_time(
     assert said[0].endswith(": Connection refused")
 
 
-def test_the_command_leaves_reason_and_message(
-    buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_leaves_reason_and_message(buckets: Buckets, tmp_path: Path) -> None:
     left = tmp_path / "termination-log"
-    monkeypatch.setenv("STOKER_TERMINATION_LOG", str(left))
-    assert main(["fetch", "--source=s3://no-bucket/a", f"--destination={tmp_path}"]) == 3
+    command = [sys.executable, "-m", "stoker_runtime", "fetch"]
+    done = subprocess.run(
+        [*command, "--source=s3://no-bucket/a", f"--destination={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": "runtime", "STOKER_TERMINATION_LOG": str(left)},
+        check=False,
+    )
+    assert done.returncode == 3
     told = json.loads(left.read_text())
     assert told["reason"] == "ModelNotFound"
     assert "no-bucket" in told["message"]
