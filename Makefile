@@ -189,8 +189,9 @@ docs: install ## regenerate the API reference
 picture: install ## record README's picture anew, on the cluster of make demo
 	$(BIN)/python e2e/record.py
 
-golden: install ## rewrite the golden manifests that tests compare with, and record the revisions of new cases
-	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py tests/operator/desired/test_revisions.py -q
+golden: install ## rewrite the manifests and statuses that tests compare with, and record the revisions of new cases
+	STOKER_WRITE_GOLDEN=1 $(BIN)/pytest tests/operator/desired/test_golden.py tests/operator/desired/test_revisions.py \
+	    tests/gitops/test_recorded.py -q
 
 chart: $(VENV)/.demo ## package the chart as it is published: dist/charts/stoker-VERSION.tgz, for `helm push`
 	PYTHONPATH=operator $(BIN)/python e2e/package_chart.py

@@ -28,6 +28,21 @@ CASES: dict[str, dict[str, Any]] = {
         "replicas": 3,
         "rollout": {"maxSurge": "50%", "maxUnavailable": 1},
     },
+    "s3": {
+        "model": {
+            "source": "s3://models/qwen3/8b",
+            "secretName": "bucket",
+            "cache": {"claimName": "models"},
+            "fetch": {"resources": {"limits": {"cpu": 2, "memory": "2Gi"}}},
+        },
+        "pod": {
+            "env": [
+                {"name": "AWS_REGION", "value": "eu-west-1"},
+                {"name": "AWS_ENDPOINT_URL", "value": "https://s3.example"},
+            ],
+            "serviceAccountName": "models",
+        },
+    },
     "image": {"model": {"source": "oci://registry.example/smollm2:1", "servedName": "smol"}},
     "claim": {"model": {"source": "pvc://models/qwen3/8b"}},
     "node-folder": {"model": {"source": "file:///srv/models/qwen3.gguf"}},
@@ -81,6 +96,59 @@ CASES: dict[str, dict[str, Any]] = {
             ],
         },
         "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4"]},
+    },
+    # What the other cases leave out: every field stands in one of them.
+    "rare-fields": {
+        "model": {
+            "source": "hf://Qwen/Qwen3-8B",
+            "fetch": {"resources": {"requests": {"cpu": "500m", "memory": "2Gi"}}},
+        },
+        "rollout": {"progressDeadlineSeconds": 7200, "paused": True},
+        "scheduling": {
+            "tolerations": [
+                {
+                    "key": "team",
+                    "operator": "Equal",
+                    "value": "search",
+                    "effect": "NoExecute",
+                    "tolerationSeconds": 60,
+                }
+            ],
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "matchLabelKeys": ["stoker.dev/revision"],
+                    "nodeAffinityPolicy": "Honor",
+                    "nodeTaintsPolicy": "Ignore",
+                }
+            ],
+        },
+        "pod": {
+            "env": [
+                {
+                    "name": "STOKER_API_KEY",
+                    "valueFrom": {"secretKeyRef": {"name": "keys", "key": "search"}},
+                }
+            ],
+            "runtimeClassName": "nvidia",
+            "securityContext": {"runAsGroup": 3000, "fsGroupChangePolicy": "Always"},
+            "volumes": [
+                {"name": "trust", "configMap": {"name": "trusted", "optional": True}},
+                {
+                    "name": "netrc",
+                    "secret": {"secretName": "netrc", "items": [{"key": "netrc", "path": ".netrc"}]},
+                },
+                {"name": "fast", "emptyDir": {"medium": "Memory"}},
+                {
+                    "name": "plugins",
+                    "image": {"reference": "registry.example/plugins:1", "pullPolicy": "Always"},
+                },
+            ],
+            "volumeMounts": [{"name": "trust", "mountPath": "/etc/team/trust"}],
+        },
+        "service": {"drainSeconds": 30},
     },
     "everything": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "servedName": "qwen3"},

@@ -18,6 +18,8 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED_VARIABLES = {
     "HF_HOME": "the operator sets it to where downloads are kept: use spec.model.cache of a ModelDeployment",
     "HF_TOKEN": "it would stand in every pod as plain text: use spec.model.secretName of a ModelDeployment",
+    "AWS_SECRET_ACCESS_KEY": "it would stand in every pod as plain text: use spec.model.secretName of a "
+    "ModelDeployment",
 }
 
 
@@ -30,7 +32,7 @@ class CaBundle:
     """Certificates of the authorities that downloads trust, instead of those in the runtime image.
 
     Args:
-        config_map: its name; it must exist in each namespace with hub models.
+        config_map: its name; it must exist in each namespace with models that are downloaded.
         key: of the PEM text in it.
     """
 

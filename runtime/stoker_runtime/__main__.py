@@ -57,7 +57,9 @@ def cli() -> None:
 
 
 @cli.command(context_settings=_SETTINGS)
-@_option("--model", required=True, help="A folder, a .gguf file, or hf://ORG/NAME[@REVISION] to download.")
+@_option(
+    "--model", required=True, help="A folder, a .gguf file, hf://ORG/NAME[@REVISION] or s3://BUCKET/FOLDER."
+)
 @_option("--revision", help="Branch, tag or commit of a model that is downloaded.")
 @_option(
     "--served-model-name",
@@ -230,7 +232,7 @@ def serve(model: str, revision: str | None, log_level: LogLevel, **options: Any)
 
 
 @cli.command(context_settings=_SETTINGS)
-@_option("--source", required=True, help="hf://ORG/NAME[@REVISION].")
+@_option("--source", required=True, help="hf://ORG/NAME[@REVISION] or s3://BUCKET/FOLDER.")
 @_option(
     "--destination", required=True, type=click.Path(path_type=Path), help="Folder that later is HF_HOME."
 )
@@ -261,7 +263,9 @@ def configs(model: str, log_level: LogLevel, options: dict[str, Any]) -> tuple[S
         ConfigError: a value cannot work; the text names the flag.
     """
     if not model.strip():
-        raise ConfigError("--model is empty; give a folder, a .gguf file or hf://ORG/NAME")
+        raise ConfigError(
+            "--model is empty; give a folder, a .gguf file, hf://ORG/NAME or s3://BUCKET/FOLDER"
+        )
     given = {name: value for name, value in options.items() if value is not None}
     names = given.pop("served_model_name") or (model,)
     given["port"] = flags.port(given["port"])

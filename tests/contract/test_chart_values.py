@@ -131,7 +131,7 @@ def test_a_refusal_names_the_field_and_what_to_write(setting: str, said: str) ->
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["HF_HOME", "HF_TOKEN"])
+@pytest.mark.parametrize("name", ["HF_HOME", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 def test_the_operator_and_the_chart_say_the_same_of_reserved_variables(name: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         OperatorConfig.from_env({"STOKER_RUNTIME_IMAGE": "x", "STOKER_RUNTIME_ENV": json.dumps({name: "x"})})

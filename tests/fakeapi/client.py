@@ -8,12 +8,12 @@ from fakeapi.kinds import KINDS
 
 Object = dict[str, Any]
 
-_BY_PLURAL = {kind.plural: kind for kind in KINDS}
+_BY_TABLE = {kind.table: kind for kind in KINDS}
 
 
 def put(api: FakeApi, plural: str, obj: Object, manager: str = "user") -> Object:
     """Create an object, or merge this into the one of that name; the status part goes to the status."""
-    kind = _BY_PLURAL[plural]
+    kind = _BY_TABLE[plural]
     metadata = obj["metadata"]
     key = (metadata.get("namespace") or "", metadata["name"])
     stored = api.storage.get(plural, key)
@@ -33,7 +33,7 @@ def put(api: FakeApi, plural: str, obj: Object, manager: str = "user") -> Object
 
 def get(api: FakeApi, plural: str, name: str, namespace: str = "default") -> Object | None:
     """The object as stored."""
-    kind = _BY_PLURAL[plural]
+    kind = _BY_TABLE[plural]
     stored = api.storage.get(plural, (namespace if kind.namespaced else "", name))
     return None if stored is None else stored.obj
 
@@ -42,7 +42,7 @@ def delete(
     api: FakeApi, plural: str, name: str, namespace: str = "default", grace_s: int | None = None
 ) -> None:
     """Delete as kubectl does; ``grace_s=0`` removes a pod at once, as the kubelet does in the end."""
-    kind = _BY_PLURAL[plural]
+    kind = _BY_TABLE[plural]
     api.storage.delete(plural, (namespace if kind.namespaced else "", name), grace_s)
 
 

@@ -193,9 +193,9 @@ class FakeApi:
         return body
 
     def _live(self, target: Target) -> Object:
-        stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+        stored = self.storage.get(target.kind.table, (target.namespace or "", target.name or ""))
         if stored is None:
-            raise Refused(404, "NotFound", f'{target.kind.plural} "{target.name}" not found')
+            raise Refused(404, "NotFound", f'{target.kind.table} "{target.name}" not found')
         return stored.obj
 
     def _list(self, target: Target, params: Mapping[str, str]) -> Object:
@@ -208,7 +208,7 @@ class FakeApi:
             version, selector = str(self.storage.version), params.get("labelSelector", "")
             found = [
                 obj
-                for obj in self.storage.all(target.kind.plural)
+                for obj in self.storage.all(target.kind.table)
                 if target.namespace in (None, obj["metadata"].get("namespace")) and matches(obj, selector)
             ]
         limit = int(params.get("limit") or 0) or len(found)
@@ -225,9 +225,9 @@ class FakeApi:
         namespace = target.namespace
         if target.kind.namespaced and metadata.setdefault("namespace", namespace) != namespace:
             raise Refused(400, "BadRequest", "the namespace differs from the URL's")
-        if self.storage.get(target.kind.plural, (target.namespace or "", metadata["name"])) is not None:
-            raise Refused(409, "AlreadyExists", f'{target.kind.plural} "{metadata["name"]}" already exists')
-        if target.kind.plural == "pods" and not (body.get("spec") or {}).get("containers"):
+        if self.storage.get(target.kind.table, (target.namespace or "", metadata["name"])) is not None:
+            raise Refused(409, "AlreadyExists", f'{target.kind.table} "{metadata["name"]}" already exists')
+        if target.kind.table == "pods" and not (body.get("spec") or {}).get("containers"):
             raise Refused(422, "Invalid", "spec.containers: Required value")
         obj = {**body, "metadata": metadata, "apiVersion": target.kind.api_version, "kind": target.kind.kind}
         owners = own({}, {}, obj, manager)
@@ -237,7 +237,7 @@ class FakeApi:
         """The object after all hooks."""
         for hook in self.admission:
             try:
-                changed = hook(Review(operation, target.kind.plural, target.subresource or "", obj))
+                changed = hook(Review(operation, target.kind.table, target.subresource or "", obj))
             except Denied as denied:
                 raise Refused(denied.code, denied.reason, denied.message) from denied
             obj = obj if changed is None else changed
@@ -247,10 +247,10 @@ class FakeApi:
         kind, key = target.kind, (target.namespace or "", target.name or "")
         # An apply owns its fields apart from plain writes of the same manager, one set for each subresource.
         manager = f"{params['fieldManager']} apply {target.subresource or ''}".strip()
-        stored = self.storage.get(kind.plural, key)
+        stored = self.storage.get(kind.table, key)
         if stored is None:
             if target.subresource:
-                raise Refused(404, "NotFound", f'{kind.plural} "{target.name}" not found')
+                raise Refused(404, "NotFound", f'{kind.table} "{target.name}" not found')
             if body["metadata"].get("uid"):
                 raise Refused(409, "Conflict", "uid mismatch: the object does not exist")
             return self._create(target, body, manager)
@@ -264,7 +264,7 @@ class FakeApi:
     def _patch(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         live = self._live(target)
         _check_identity(target, live, body)
-        stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+        stored = self.storage.get(target.kind.table, (target.namespace or "", target.name or ""))
         assert stored is not None
         after = self._changed_by(target, live, merge(live, body))
         owners = own(stored.owners, live, after, params.get("fieldManager", "unknown"))
@@ -291,7 +291,7 @@ class FakeApi:
         live = self._live(target)
         if method in ("PUT", "PATCH"):
             spec = {**live["spec"], "replicas": body["spec"]["replicas"]}
-            stored = self.storage.get(target.kind.plural, (target.namespace or "", target.name or ""))
+            stored = self.storage.get(target.kind.table, (target.namespace or "", target.name or ""))
             assert stored is not None
             live = self.storage.update(target.kind, {**live, "spec": spec}, stored.owners)
         status = live.get("status") or {}
@@ -310,8 +310,8 @@ class FakeApi:
             raise Refused(409, "Conflict", f"Precondition failed: UID in precondition: {wanted}")
         self._admit("DELETE", target, live)
         key = (target.namespace or "", target.name or "")
-        obj, gone = self.storage.delete(target.kind.plural, key, options.get("gracePeriodSeconds"))
-        if gone and target.kind.plural != "pods":
+        obj, gone = self.storage.delete(target.kind.table, key, options.get("gracePeriodSeconds"))
+        if gone and target.kind.table != "pods":
             details = {"name": target.name, "uid": live["metadata"]["uid"]}
             return {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": details}
         return obj
@@ -370,7 +370,7 @@ def _check_identity(target: Target, live: Object, body: Object) -> None:
 
 def _event(change: Change, target: Target, selector: str) -> bytes | None:
     """The line a watcher with this selector gets for a change, if any."""
-    if change.plural != target.kind.plural:
+    if change.plural != target.kind.table:
         return None
     if target.namespace not in (None, change.obj["metadata"].get("namespace")):
         return None

@@ -8,7 +8,11 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of object that the fake serves."""
+    """One kind of object that the fake serves.
+
+    Args:
+        table: name in the storage and for tests; its plural unless two groups have a kind of that name.
+    """
 
     group: str
     version: str
@@ -17,6 +21,10 @@ class Kind:
     namespaced: bool = True
     has_status: bool = True
     spec_is_immutable: bool = False
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self.table or self.plural)
 
     @property
     def prefix(self) -> str:
@@ -27,8 +35,13 @@ class Kind:
         return f"{self.group}/{self.version}" if self.group else self.version
 
 
+# Of another project, whose CRD is installed beside ours.
+THEIRS = Kind(
+    "serving.example.org", "v1", "ModelDeployment", "modeldeployments", table="modeldeployments.example"
+)
 KINDS = (
     Kind("stoker.dev", "v1alpha1", "ModelDeployment", "modeldeployments"),
+    THEIRS,
     Kind("", "v1", "Pod", "pods", spec_is_immutable=True),
     Kind("", "v1", "Service", "services"),
     Kind("", "v1", "Node", "nodes", namespaced=False),
@@ -75,11 +88,11 @@ def resolve(path: str) -> Target | None:
 
 def default(kind: Kind, obj: Object, serial: int) -> None:
     """Fill in what a real API server fills in on create; changes ``obj``."""
-    if kind.plural == "pods":
+    if kind.table == "pods":
         obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
         obj["spec"].setdefault("restartPolicy", "Always")
         obj["spec"].setdefault("terminationGracePeriodSeconds", 30)
-    elif kind.plural == "services":
+    elif kind.table == "services":
         spec = obj["spec"]
         spec.setdefault("type", "ClusterIP")
         spec.setdefault("sessionAffinity", "None")
@@ -88,7 +101,9 @@ def default(kind: Kind, obj: Object, serial: int) -> None:
             port.setdefault("protocol", "TCP")
             port.setdefault("targetPort", port["port"])
         obj["status"] = {"loadBalancer": {}}
-    elif kind.plural == "poddisruptionbudgets":
+    elif kind.table == "modeldeployments":
+        obj["status"] = {"observedGeneration": -1}
+    elif kind.table == "poddisruptionbudgets":
         obj.setdefault("status", {"disruptionsAllowed": 0})
 
 

@@ -48,8 +48,8 @@ class Storage:
         self.history: list[Change] = []
         self._clock = clock
         self._uids = itertools.count(1)
-        self._tables: dict[str, dict[Key, Stored]] = {kind.plural: {} for kind in KINDS}
-        self._kinds = {kind.plural: kind for kind in KINDS}
+        self._tables: dict[str, dict[Key, Stored]] = {kind.table: {} for kind in KINDS}
+        self._kinds = {kind.table: kind for kind in KINDS}
         self._listeners: list[Callable[[Change], None]] = []
 
     def on_change(self, listener: Callable[[Change], None]) -> None:
@@ -89,12 +89,12 @@ class Storage:
         metadata["uid"] = f"uid-{number:04d}"
         metadata["creationTimestamp"] = self.now()
         metadata["generation"] = 1
-        self._tables[kind.plural][_key(obj)] = Stored(obj, owners)
-        return self._log(kind.plural, "ADDED", obj, None)
+        self._tables[kind.table][_key(obj)] = Stored(obj, owners)
+        return self._log(kind.table, "ADDED", obj, None)
 
     def update(self, kind: Kind, obj: Object, owners: dict[Path, set[str]]) -> Object:
         """Store a changed copy; a copy equal to the stored one changes nothing."""
-        stored = self._tables[kind.plural][_key(obj)]
+        stored = self._tables[kind.table][_key(obj)]
         before = stored.obj
         stored.owners = owners
         obj = _fresh(obj)
@@ -105,10 +105,10 @@ class Storage:
         if obj.get("spec") != before.get("spec"):
             obj["metadata"]["generation"] = before["metadata"]["generation"] + 1
         stored.obj = obj
-        terminates = "deletionTimestamp" in obj["metadata"] and kind.plural != "pods"
+        terminates = "deletionTimestamp" in obj["metadata"] and kind.table != "pods"
         if terminates and not obj["metadata"].get("finalizers"):
-            return self.remove(kind.plural, _key(obj))
-        return self._log(kind.plural, "MODIFIED", obj, before)
+            return self.remove(kind.table, _key(obj))
+        return self._log(kind.table, "MODIFIED", obj, before)
 
     def remove(self, plural: str, key: Key) -> Object:
         stored = self._tables[plural].pop(key)

@@ -19,8 +19,9 @@ from hub_builders import COMMIT, OLD_COMMIT, Hub, Repo, running_hub
 
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.sources import HubSource, LocalSource, fetch, parse_source, resolve, resolve_local
-from stoker_runtime.sources.hub import ATTEMPTS, download
+from stoker_runtime.sources.hub import download
 from stoker_runtime.sources.progress import LogBar, progress_bar
+from stoker_runtime.sources.retry import ATTEMPTS
 from stoker_runtime.sources.select import RepoFile, select_files
 
 WEIGHTS = os.urandom(300_000)

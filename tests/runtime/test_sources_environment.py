@@ -22,8 +22,8 @@ _SCRIPT = """
 import sys, pathlib
 from stoker_runtime.errors import StokerError
 from stoker_runtime import sources
-from stoker_runtime.sources import hub
-hub.ATTEMPTS = 1
+from stoker_runtime.sources import retry
+retry.ATTEMPTS = 1
 try:
     print(sources.fetch("hf://org/name", pathlib.Path(sys.argv[1])))
 except StokerError as error:

@@ -140,7 +140,8 @@ names; of what a text must look like it could only show the regular expression.
 {{- define "stoker.runtimePodsProblems" -}}
 {{- $reserved := dict
   "HF_HOME" "the operator sets it to where downloads are kept: use spec.model.cache of a ModelDeployment"
-  "HF_TOKEN" "it would stand in every pod as plain text: use spec.model.secretName of a ModelDeployment" -}}
+  "HF_TOKEN" "it would stand in every pod as plain text: use spec.model.secretName of a ModelDeployment"
+  "AWS_SECRET_ACCESS_KEY" "it would stand in every pod as plain text: use spec.model.secretName of a ModelDeployment" -}}
 {{- range $name, $_ := .Values.runtimePods.env -}}
 {{- if hasKey $reserved $name -}}
 {{- printf "runtimePods.env must not set %s: %s\n" $name (get $reserved $name) -}}

@@ -92,7 +92,7 @@ def crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": structural_schema(Spec),
-            "status": structural_schema(Status),
+            "status": {**structural_schema(Status), "default": {}},
         },
         **_NAME_RULES,
     }

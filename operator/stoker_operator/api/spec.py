@@ -13,13 +13,18 @@ from stoker_operator.api.schema import ApiModel, StringMap, checked, no_own_keys
 
 _SOURCE_RULES = rules(
     (
-        "self.matches('^(hf|pvc|oci|file)://.+$')",
-        "spec.model.source must begin with hf://, pvc://, oci:// or file://, for example hf://Qwen/Qwen3-8B@main",
+        "self.matches('^(hf|s3|pvc|oci|file)://.+$')",
+        "spec.model.source must begin with hf://, s3://, pvc://, oci:// or file://, for example "
+        "hf://Qwen/Qwen3-8B@main",
     ),
     (
         "!self.startsWith('hf://') || "
         "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._/-]+[.]gguf)?(@[A-Za-z0-9][A-Za-z0-9._/-]*)?$')",
         "spec.model.source with hf:// must be hf://OWNER/NAME, with /FILE.gguf or @REVISION after it",
+    ),
+    (
+        "!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?$')",
+        "spec.model.source with s3:// must be s3://BUCKET/FOLDER or s3://BUCKET/FOLDER/FILE.gguf",
     ),
     (
         "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^/]+)*/?$')",
@@ -71,16 +76,16 @@ class Model(ApiModel):
 
     model_config = checked(
         (
-            "!has(self.secretName) || self.source.startsWith('hf://')",
-            "spec.model.secretName is only used with hf:// sources: remove it",
+            "!has(self.secretName) || self.source.matches('^(hf|s3)://')",
+            "spec.model.secretName is only used with hf:// and s3:// sources: remove it",
         ),
         (
-            "!has(self.cache) || self.source.startsWith('hf://')",
-            "spec.model.cache is only used with hf:// sources: remove it",
+            "!has(self.cache) || self.source.matches('^(hf|s3)://')",
+            "spec.model.cache is only used with hf:// and s3:// sources: remove it",
         ),
         (
-            "!has(self.fetch) || self.source.startsWith('hf://')",
-            "spec.model.fetch is only used with hf:// sources: remove it",
+            "!has(self.fetch) || self.source.matches('^(hf|s3)://')",
+            "spec.model.fetch is only used with hf:// and s3:// sources: remove it",
         ),
     )
 
@@ -89,7 +94,8 @@ class Model(ApiModel):
         Field(
             min_length=6,
             max_length=512,
-            description="Where the weights are. hf://OWNER/NAME[@REVISION] is downloaded from a hub; "
+            description="Where the weights are. hf://OWNER/NAME[@REVISION] is downloaded from a hub, "
+            "s3://BUCKET/FOLDER from a bucket that speaks S3; "
             "oci://IMAGE mounts an image as a volume; pvc://CLAIM[/PATH] mounts a claim read-only; "
             "file:///PATH mounts a folder of the node and needs the operator's permission. "
             "A folder of safetensors files and a GGUF file both load.",
@@ -109,7 +115,9 @@ class Model(ApiModel):
         Field(
             min_length=1,
             max_length=253,
-            description="Secret in the same namespace whose key `token` is the hub's access token.",
+            description="Secret in the same namespace with what a download needs. hf://: its key `token` is "
+            "the hub's access token. s3://: its keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are the "
+            "bucket's, and AWS_SESSION_TOKEN where there is one.",
         ),
     ] = None
     cache: Annotated[

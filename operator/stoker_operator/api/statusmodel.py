@@ -27,9 +27,11 @@ class Condition(ApiModel):
 class Status(ApiModel):
     """What is."""
 
+    # Tools that find no status at all take an object for finished before any operator has seen it.
     observed_generation: Annotated[
-        int | None, Field(description="Generation of the spec that this status speaks of.")
-    ] = None
+        int,
+        Field(description="Generation of the spec that this status speaks of; -1 until an operator saw one."),
+    ] = -1
     conditions: Annotated[
         list[Condition] | None,
         Field(

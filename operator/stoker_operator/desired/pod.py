@@ -11,7 +11,7 @@ from stoker_operator.api.schema import ApiModel
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired.metadata import common_labels, owner_reference
 from stoker_operator.desired.revision import revision_of
-from stoker_operator.desired.source import CACHE_DIR, MountedModel, mounted_model
+from stoker_operator.desired.source import CACHE_DIR, MountedModel, credentials, mounted_model
 from stoker_operator.profiles import EngineProfile, profile_of
 
 USER_ID = 10001
@@ -101,7 +101,7 @@ def _engine_container(
 ) -> dict[str, Any]:
     own: list[dict[str, Any]] = []
     if mounted.is_fetched:
-        # The init container has it; nothing may depend on the hub once it is there.
+        # The init container has it; nothing may depend on where it came from once it is there.
         own += [{"name": "HF_HOME", "value": CACHE_DIR}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
     if profile.drain is not None:
         # A variable and not an argument: an older engine ignores it, and would not start with a new flag.
@@ -128,15 +128,11 @@ def _engine_container(
 def _fetch_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:
-    own: list[dict[str, Any]] = [{"name": "HF_HOME", "value": CACHE_DIR}]
-    secret = model.spec.model.secret_name
-    if secret is not None:
-        reference = {"secretKeyRef": {"name": secret, "key": "token"}}
-        own.append({"name": "HF_TOKEN", "valueFrom": reference})
+    own = [{"name": "HF_HOME", "value": CACHE_DIR}, *credentials(model)]
     defaults = dict(config.pod_defaults.env)
     mounts = [mounted.mount, {"name": "tmp", "mountPath": SCRATCH}]
     if config.pod_defaults.ca_bundle is not None:
-        # Read by all that downloads: Python's ssl, and the Rust library that moves large files.
+        # Read by all that downloads: Python's ssl, and the Rust libraries that move large files.
         defaults["SSL_CERT_FILE"] = f"{CA_DIR}/{CA_FILE}"
         mounts.append({"name": "ca-bundle", "mountPath": CA_DIR, "readOnly": True})
     container = {

@@ -15,6 +15,17 @@ MODEL_VOLUME = "model"
 CACHE_VOLUME = "cache"
 
 
+# Variables that a download has from the Secret of its model, each with its key and whether it may be missing.
+_CREDENTIALS = {
+    "hf": (("HF_TOKEN", "token", False),),
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID", False),
+        ("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", False),
+        ("AWS_SESSION_TOKEN", "AWS_SESSION_TOKEN", True),
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class MountedModel:
     """A model as the pod sees it.
@@ -39,7 +50,7 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
         InvalidSpec: the operator does not allow this source.
     """
     scheme, _, rest = model.spec.model.source.partition("://")
-    if scheme == "hf":
+    if scheme in ("hf", "s3"):
         return _fetched(model)
     mount = {"name": MODEL_VOLUME, "mountPath": MODEL_DIR, "readOnly": True}
     if scheme == "oci":
@@ -53,14 +64,14 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
         if not config.allow_file_sources:
             raise InvalidSpec(
                 "spec.model.source",
-                "file:// is not allowed here, because it reads a folder of the node: use hf://, pvc:// or "
-                "oci://, or install the operator with allowFileSources=true",
+                "file:// is not allowed here, because it reads a folder of the node: use hf://, s3://, "
+                "pvc:// or oci://, or install the operator with allowFileSources=true",
             )
         # A .gguf file is mounted with its folder, so that one kind of volume serves both.
         folder, name = rest.rsplit("/", 1) if rest.endswith(".gguf") else (rest, "")
         volume = {"name": MODEL_VOLUME, "hostPath": {"path": folder or "/", "type": "Directory"}}
         return MountedModel(f"{MODEL_DIR}/{name}".rstrip("/"), volume, mount)
-    raise InvalidSpec("spec.model.source", "must begin with hf://, pvc://, oci:// or file://")
+    raise InvalidSpec("spec.model.source", "must begin with hf://, s3://, pvc://, oci:// or file://")
 
 
 def _fetched(model: ModelDeployment) -> MountedModel:
@@ -72,3 +83,15 @@ def _fetched(model: ModelDeployment) -> MountedModel:
         volume["persistentVolumeClaim"] = {"claimName": cache.claim_name}
     mount = {"name": CACHE_VOLUME, "mountPath": CACHE_DIR}
     return MountedModel(model.spec.model.source, volume, mount, is_fetched=True)
+
+
+def credentials(model: ModelDeployment) -> list[dict[str, Any]]:
+    """Return the variables of a download that come from the model's Secret, if it names one."""
+    secret, (scheme, _, _) = model.spec.model.secret_name, model.spec.model.source.partition("://")
+    if secret is None:
+        return []
+    variables = []
+    for name, key, is_optional in _CREDENTIALS[scheme]:
+        reference = {"name": secret, "key": key, **({"optional": True} if is_optional else {})}
+        variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    return variables

@@ -37,7 +37,7 @@ class EngineProfile:
         name: which.
         port: container port of its HTTP server.
         serve_args: container arguments, from the ModelDeployment and the path of its model in the pod.
-        fetch_args: arguments of the init container that downloads a hub model to a folder.
+        fetch_args: arguments of the init container that downloads a model to a folder.
         ready_path: answers 200 while requests may come.
         live_path: answers 200 while the engine works; a pod that stops answering is restarted.
         in_flight_path: tells how many requests are not fully answered.

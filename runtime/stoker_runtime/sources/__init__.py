@@ -1,4 +1,4 @@
-"""Where a model comes from: a local path, or a repository on a Hugging Face compatible hub.
+"""Where a model comes from: a local path, a repository on a Hugging Face compatible hub, or a bucket.
 
 `resolve` turns what the user wrote into a path the loader can open; `fetch` is the same download as a step
 of its own, for an init container. Everything that can go wrong is a `ModelError` or `ConfigError` that says
@@ -14,9 +14,12 @@ from pathlib import Path
 
 from stoker_runtime.errors import ConfigError, ModelError
 from stoker_runtime.gguf_parts import gguf_models
+from stoker_runtime.sources.bucket import BucketSource, parse_bucket
 from stoker_runtime.sources.environment import check_environment
 from stoker_runtime.weight_formats import advice
 
+# The folder of the cache with what came out of buckets, beside the hub's.
+BUCKETS = "s3"
 _REPO_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
 
@@ -40,8 +43,8 @@ class LocalSource:
     path: Path
 
 
-def parse_source(text: str, revision: str | None = None) -> HubSource | LocalSource:
-    """Read `hf://org/name[/FILE.gguf][@revision]`, `org/name[@revision]` or a path.
+def parse_source(text: str, revision: str | None = None) -> HubSource | BucketSource | LocalSource:
+    """Read `hf://org/name[/FILE.gguf][@revision]`, `org/name[@revision]`, `s3://bucket/folder` or a path.
 
     Args:
         text: what the user wrote. A path that exists wins over a repository of the same name.
@@ -52,6 +55,10 @@ def parse_source(text: str, revision: str | None = None) -> HubSource | LocalSou
     """
     if text.startswith("hf://"):
         return _with_revision(_parse_hub(text.removeprefix("hf://"), text), revision, text)
+    if text.startswith("s3://"):
+        if revision is not None:
+            raise ConfigError(f"--revision {revision}: {text} is in a bucket, where nothing has revisions")
+        return parse_bucket(text)
     looks_like_path = text.startswith(("/", "./", "../", "~")) or text.endswith(".gguf")
     if looks_like_path or Path(text).exists():
         if revision is not None:
@@ -65,7 +72,7 @@ def parse_source(text: str, revision: str | None = None) -> HubSource | LocalSou
 def resolve(
     model: str, revision: str | None = None, *, cache_dir: Path | None = None, token: str | None = None
 ) -> Path:
-    """Return the local folder or GGUF file of a model, downloading it first when it comes from a hub.
+    """Return the local folder or GGUF file of a model, downloading it first when it comes from elsewhere.
 
     Args:
         model: see `parse_source`.
@@ -86,32 +93,46 @@ def resolve(
     check_environment(os.environ)
     from stoker_runtime.sources.hub import default_cache_dir, download  # slow to import, and only now needed
 
-    return download(source, cache_dir or default_cache_dir(), token=token)
+    cache = cache_dir or default_cache_dir()
+    if isinstance(source, BucketSource):
+        return _from_bucket(source, cache.parent / BUCKETS)
+    return download(source, cache, token=token)
 
 
 def fetch(source: str, destination: Path, *, token: str | None = None) -> Path:
-    """Download a hub repository into a folder that serves as HF_HOME later.
+    """Download a model into a folder that serves as HF_HOME later.
 
     Args:
-        source: `hf://org/name[/FILE.gguf][@revision]`.
-        destination: the cache volume; files land below `destination/hub`, where `resolve` finds them when
-            HF_HOME is the destination.
+        source: `hf://org/name[/FILE.gguf][@revision]` or `s3://bucket/folder[/FILE.gguf]`.
+        destination: the cache volume; files land below `destination/hub` or `destination/s3`, where `resolve`
+            finds them when HF_HOME is the destination.
         token: access token; None lets the library look in $HF_TOKEN and its login file.
 
     Returns:
         The folder or GGUF file, as `resolve` gives it.
 
     Raises:
-        ConfigError: the source is not a hub repository, or see `resolve`.
+        ConfigError: the source is a path, or see `resolve`.
         ModelError: see `resolve`.
     """
     parsed = parse_source(source)
     if isinstance(parsed, LocalSource):
-        raise ConfigError(f"--source {source!r}: only hf://org/name[@revision] can be fetched")
+        raise ConfigError(
+            f"--source {source!r}: only hf://org/name[@revision] and s3://bucket/folder can be fetched"
+        )
+    if isinstance(parsed, BucketSource):
+        return _from_bucket(parsed, destination / BUCKETS)
     check_environment(os.environ)
     from stoker_runtime.sources.hub import download
 
     return download(parsed, destination / "hub", token=token)
+
+
+def _from_bucket(source: BucketSource, cache_dir: Path) -> Path:
+    from stoker_runtime.sources.s3 import download
+
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return download(source, cache_dir, environ=os.environ, is_offline=is_offline)
 
 
 def resolve_local(path: Path) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from stoker_runtime.errors import ConfigError
 
 _SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
@@ -53,7 +53,7 @@ def environment_fault(causes: Sequence[BaseException], environ: Mapping[str, str
         return f"SSL_CERT_FILE is {certificates!r}, which is no file of certificates: {refused}"
     if "UnsupportedProtocol" in kinds and environ.get("HF_ENDPOINT"):
         return f"HF_ENDPOINT is {environ['HF_ENDPOINT']!r}; use an address that begins with https://"
-    proxy = next((name for name in _PROXIES if environ.get(name)), None)
+    proxy = next((name for name in PROXIES if environ.get(name)), None)
     if proxy is None:
         return None
     if any(isinstance(cause, ImportError) and "SOCKS" in str(cause) for cause in causes):

@@ -6,9 +6,8 @@ library wraps connection errors in file-not-found errors; so the whole chain of 
 
 from __future__ import annotations
 
-import errno
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,10 +18,9 @@ from huggingface_hub.errors import (
 )
 
 from stoker_runtime.errors import ModelError
+from stoker_runtime.sources.disk import causes, disk_fault, first_line
 from stoker_runtime.sources.environment import environment_fault
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NOT_WRITABLE = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 _WHERE_TOKENS_GO = "the Secret named by spec.model.secretName (key `token`), or HF_TOKEN outside Kubernetes"
 
 
@@ -34,7 +32,7 @@ def explain(error: BaseException, model: str, environ: Mapping[str, str]) -> Mod
         model: the source as the user knows it.
         environ: of this process.
     """
-    chain = list(_causes(error))
+    chain = list(causes(error))
     statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
     if any(isinstance(cause, GatedRepoError) for cause in chain):
         return ModelError(
@@ -52,54 +50,19 @@ def explain(error: BaseException, model: str, environ: Mapping[str, str]) -> Mod
         return ModelError(f"{model}: no such branch, tag or commit in the repository", reason="ModelNotFound")
     if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
         return ModelError(f"{model}: the hub has no such repository", reason="ModelNotFound")
-    numbers = _numbers(chain)
-    if numbers & _NO_ROOM:
-        return ModelError(
-            f"{model}: the disk filled up during the download; use a larger cache volume", "DiskFull"
-        )
-    if numbers & _NOT_WRITABLE:
-        return ModelError(f"{model}: cannot write the cache: {first_line(error)}", reason="DownloadFailed")
+    disk = disk_fault(chain, model)
+    if disk is not None:
+        return disk
     cause = environment_fault(chain, environ) or first_line(chain[-1])
     return ModelError(f"{model}: download failed: {cause}", reason="DownloadFailed")
 
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same call may succeed a moment later."""
-    chain = list(_causes(error))
+    chain = list(causes(error))
     if any(isinstance(cause, OfflineModeIsEnabled | ssl.SSLCertVerificationError) for cause in chain):
         return False
     statuses = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
     if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
         return False
-    numbers = _numbers(chain)
-    return not numbers & (_NO_ROOM | _NOT_WRITABLE)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception as one line of text."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def gibibytes(num_bytes: int) -> str:
-    """Return a size for people: GiB with two digits, MiB below one hundredth of a GiB."""
-    if num_bytes < 2**30 / 100:
-        return f"{num_bytes / 2**20:.2f} MiB"
-    return f"{num_bytes / 2**30:.2f} GiB"
-
-
-def _numbers(chain: Sequence[BaseException]) -> set[int | None]:
-    """Return the error numbers of the system; those of TLS errors count something else."""
-    return {
-        cause.errno for cause in chain if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)
-    }
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exception and what caused it, outermost first; a loop in the chain ends it."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    return disk_fault(chain, "") is None

@@ -11,7 +11,6 @@ import glob
 import logging
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -24,15 +23,16 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from stoker_runtime.errors import ModelError
 from stoker_runtime.sources import HubSource
-from stoker_runtime.sources.explain import explain, first_line, gibibytes, is_transient
+from stoker_runtime.sources.disk import check_room
+from stoker_runtime.sources.explain import explain, is_transient
 from stoker_runtime.sources.progress import progress_bar
+from stoker_runtime.sources.retry import retry
 from stoker_runtime.sources.select import RepoFile, Selection, select_files
 
 logger = logging.getLogger(__name__)
 # Its own handler prints plain text to stderr, beside the JSON lines that the root logger writes.
 logging.getLogger("huggingface_hub").handlers.clear()
 
-ATTEMPTS = 5
 # A download that lives touches its file at least every few seconds; one that was killed leaves it for good.
 STALE_PARTIAL_S = 3600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -174,16 +174,9 @@ def _make_room(missing: list[RepoFile], source: HubSource, cache_dir: Path) -> N
         for partial in (_repo_folder(source, cache_dir) / "blobs").glob("*.incomplete"):
             if time.time() - partial.stat().st_mtime > STALE_PARTIAL_S:
                 partial.unlink(missing_ok=True)
-        free = shutil.disk_usage(cache_dir).free
+        check_room(sum(file.size for file in missing), str(source), cache_dir)
     except OSError as error:
         raise explain(error, str(source), os.environ) from error
-    needed = sum(file.size for file in missing)
-    if needed > free:
-        raise ModelError(
-            f"{source} needs {gibibytes(needed)} more in {cache_dir}, which has {gibibytes(free)} free; "
-            f"use a larger cache volume",
-            reason="DiskFull",
-        )
 
 
 def _write_ref(source: HubSource, commit: str, cache_dir: Path) -> None:
@@ -210,21 +203,6 @@ def _repo_folder(source: HubSource, cache_dir: Path) -> Path:
 
 
 def _retry(call: Callable[[], T], source: HubSource, sleep: Callable[[float], None]) -> T:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call()
-        except Exception as error:  # the library, its HTTP client and its Rust part share no base class
-            if not is_transient(error) or attempt == ATTEMPTS:
-                raise explain(error, str(source), os.environ) from error
-            wait_s = float(2 ** (attempt - 1))
-            logger.warning(
-                "download interrupted, trying again",
-                extra={
-                    "model": source.repo_id,
-                    "attempt": attempt,
-                    "wait_s": wait_s,
-                    "cause": first_line(error),
-                },
-            )
-            sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
+    return retry(
+        call, str(source), lambda error: explain(error, str(source), os.environ), is_transient, sleep
+    )

@@ -44,6 +44,18 @@ class RepoFile:
 
 
 @dataclass(frozen=True)
+class Place:
+    """How the place that holds the files is spoken of."""
+
+    noun: str = "the repository"
+    example: str = "hf://org/name/FILE.gguf"  # how one of its files is named
+    other: str = "name another one, or another revision"  # what to do when it holds no model
+
+
+_REPOSITORY = Place()
+
+
+@dataclass(frozen=True)
 class Selection:
     """The files to have, and what the loader should be pointed at."""
 
@@ -58,42 +70,45 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
-def select_files(files: Sequence[RepoFile], wanted_file: str | None = None) -> Selection:
+def select_files(
+    files: Sequence[RepoFile], wanted_file: str | None = None, place: Place = _REPOSITORY
+) -> Selection:
     """Choose the files that make a loadable model.
 
     Args:
         files: everything the repository holds.
         wanted_file: the GGUF file the user named, or any part of it; None lets the repository decide.
+        place: for messages.
 
     Raises:
         ModelError: ModelNotFound when the named file or a part of it is not there, InvalidModel when several
             GGUF models could be meant, UnsupportedModel when there is neither safetensors nor GGUF.
     """
     if wanted_file is not None:
-        return _gguf(files, part_names(wanted_file), wanted_file)
+        return _gguf(files, part_names(wanted_file), wanted_file, place)
     weights, names = _safetensors(files), {file.path for file in files}
     if weights and "adapter_config.json" in names and "config.json" not in names:
-        raise ModelError(f"the repository is no model: {advice(names)}", reason="UnsupportedModel")
+        raise ModelError(f"{place.noun} is no model: {advice(names)}", reason="UnsupportedModel")
     if weights:
         metadata = [file for file in files if file.path in METADATA_FILES]
         return Selection(files=tuple(metadata + weights))
     ggufs = gguf_models(file.path for file in files)
     if len(ggufs) == 1:
         ((first, parts),) = ggufs.items()
-        return _gguf(files, parts, first)
+        return _gguf(files, parts, first, place)
     if ggufs:
         raise ModelError(
-            f"the repository holds {len(ggufs)} GGUF models; name one, as in hf://org/name/FILE.gguf: "
+            f"{place.noun} holds {len(ggufs)} GGUF models; name one, as in {place.example}: "
             f"{_listing(files, '.gguf')}",
             reason="InvalidModel",
         )
-    what_to_do = advice([file.path for file in files]) or "name another one, or another revision"
+    what_to_do = advice([file.path for file in files]) or place.other
     raise ModelError(
-        f"the repository holds neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
+        f"{place.noun} holds neither .safetensors nor .gguf files: {what_to_do}", reason="UnsupportedModel"
     )
 
 
-def _gguf(files: Sequence[RepoFile], parts: Sequence[str], named: str) -> Selection:
+def _gguf(files: Sequence[RepoFile], parts: Sequence[str], named: str, place: Place) -> Selection:
     """Choose all parts of a GGUF model."""
     held = {file.path: file for file in files}
     missing = missing_part(parts, held)
@@ -101,12 +116,12 @@ def _gguf(files: Sequence[RepoFile], parts: Sequence[str], named: str) -> Select
         return Selection(files=tuple(held[part] for part in parts), gguf=parts[0])
     if named in held:
         raise ModelError(
-            f"the repository has no file {missing!r}, though {named!r} is one of {len(parts)} parts; name "
-            f"another model or revision: {_listing(files, '.gguf')}",
+            f"{place.noun} has no file {missing!r}, though {named!r} is one of {len(parts)} parts; "
+            f"{place.other}: {_listing(files, '.gguf')}",
             reason="ModelNotFound",
         )
     raise ModelError(
-        f"the repository has no file {named!r}; {_listing(files, '.gguf')}", reason="ModelNotFound"
+        f"{place.noun} has no file {named!r}; {_listing(files, '.gguf')}", reason="ModelNotFound"
     )
 
 

@@ -120,7 +120,7 @@ def test_apply_of_a_status_needs_the_version_that_was_seen() -> None:
         "status": {"replicas": 1},
     }
     written = run_virtual(client.apply(MODEL_DEPLOYMENTS, body, "status"))
-    assert written["status"] == {"replicas": 1}
+    assert written["status"] == {"observedGeneration": -1, "replicas": 1}
     assert written["metadata"]["generation"] == 1
     with pytest.raises(Conflict):
         run_virtual(client.apply(MODEL_DEPLOYMENTS, body, "status"))
