@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "claim": {"model": {"source": "pvc://models/qwen3/8b"}},
     "node-folder": {"model": {"source": "file:///srv/models/qwen3.gguf"}},
     "suspended": {"suspend": True},
+    "evictable": {"replicas": 2, "podDisruptionBudget": {"maxUnavailable": 1}},
     "air-gapped": {"model": {"source": "hf://Qwen/Qwen3-8B"}},
     "guaranteed": {
         "model": {

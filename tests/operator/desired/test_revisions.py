@@ -132,7 +132,13 @@ def test_every_default_of_what_shapes_pods_is_recorded_as_stored() -> None:
 
 
 def test_every_part_of_a_spec_shapes_pods_or_is_known_not_to() -> None:
-    assert set(Spec.model_fields) - POD_SHAPING == {"replicas", "rollout", "service", "suspend"}
+    assert set(Spec.model_fields) - POD_SHAPING == {
+        "pod_disruption_budget",
+        "replicas",
+        "rollout",
+        "service",
+        "suspend",
+    }
 
 
 def test_each_value_that_shapes_pods_is_part_of_the_revision_and_no_other() -> None:
