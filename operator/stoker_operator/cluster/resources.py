@@ -44,5 +44,6 @@ SERVICES = Resource("", "v1", "Service", "services")
 PDBS = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NODES = Resource("", "v1", "Node", "nodes", namespaced=False)
 EVENTS = Resource("events.k8s.io", "v1", "Event", "events")
+LEASES = Resource("coordination.k8s.io", "v1", "Lease", "leases")
 
 BY_KIND = {resource.kind: resource for resource in (MODEL_DEPLOYMENTS, PODS, SERVICES, PDBS, NODES, EVENTS)}
