@@ -1,8 +1,10 @@
 """Measures the operator as a process of its own against the API server in memory of the component tests.
 
 Prints one JSON object: from the apply of a ModelDeployment to the last write of a child (milliseconds, seen
-by the server), resident memory with one ModelDeployment and with all of them (MiB), and the time of a restart
-until everything is watched. Run: ``python bench/control_plane.py [--applies N]``.
+by the server), resident memory with one ModelDeployment and with all of them (MiB), and the time of a
+restart until everything is watched. Then the same of clusters that are settled already, with 1,000 and
+5,000 ModelDeployments: restart, first full pass, memory, CPU, calls, writes while nothing happens, and how
+soon another operator goes on after one that stops or is killed. Run: ``python bench/control_plane.py``.
 """
 
 import asyncio
@@ -21,12 +23,15 @@ import click
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator"), str(ROOT / "bench")]
 
 from fakeapi.client import get, put  # noqa: E402
 from fakeapi.core import FakeApi  # noqa: E402
 from fakeapi.server import FakeServer  # noqa: E402
 from fakeapi.storage import Change  # noqa: E402
+
+from controlplane.population import populated  # noqa: E402
+from controlplane.scale import measure_scale  # noqa: E402
 
 CHILDREN = ("services", "pods", "poddisruptionbudgets")
 DEADLINE_S = 60.0
@@ -163,9 +168,23 @@ def _one_more() -> dict[str, Any]:
 @click.option(
     "--applies", default=200, show_default=True, help="ModelDeployments to apply one after another."
 )
-def main(applies: int) -> None:
+@click.option(
+    "--models",
+    "sizes",
+    multiple=True,
+    type=int,
+    default=(1000, 5000),
+    show_default=True,
+    help="ModelDeployments that exist already, of --pods pods each; may be repeated. 0: no such cluster.",
+)
+@click.option("--pods", default=5, show_default=True, help="Pods of each of those.")
+def main(applies: int, sizes: tuple[int, ...], pods: int) -> None:
     """Measure the operator's latency and memory; prints JSON."""
-    click.echo(json.dumps(asyncio.run(measure(applies)), indent=2))
+    result = asyncio.run(measure(applies)) if applies else {}
+    result["clusters"] = [
+        asyncio.run(measure_scale(populated(size, pods), size, size * pods)) for size in sizes if size
+    ]
+    click.echo(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
