@@ -3,7 +3,10 @@
 Prints one JSON object: from the apply of a ModelDeployment to the last write of a child (milliseconds, seen
 by the server), resident memory with one ModelDeployment and with all of them (MiB), the time of a restart
 until everything is watched, and from the apply of a ModelDeployment to the creation of its first pod beside
-many pods that drain, take connections on port 8000 and never answer. Run: ``python bench/control_plane.py``.
+many pods that drain, take connections on port 8000 and never answer. Then the same of clusters that are
+settled already, with 1,000 and 5,000 ModelDeployments: restart, first full pass, memory, CPU, calls, writes
+while nothing happens, and how soon another operator goes on after one that stops or is killed.
+Run: ``python bench/control_plane.py``.
 """
 
 import asyncio
@@ -23,12 +26,15 @@ import click
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator"), str(ROOT / "bench")]
 
 from fakeapi.client import everything, get, put  # noqa: E402
 from fakeapi.core import FakeApi  # noqa: E402
 from fakeapi.server import FakeServer  # noqa: E402
 from fakeapi.storage import Change  # noqa: E402
+
+from controlplane.population import populated  # noqa: E402
+from controlplane.scale import measure_scale  # noqa: E402
 
 CHILDREN = ("services", "pods", "poddisruptionbudgets")
 DEADLINE_S = 60.0
@@ -236,13 +242,25 @@ def _model(name: str, **more: Any) -> dict[str, Any]:
 @click.option(
     "--applies", default=200, show_default=True, help="ModelDeployments to apply one after another."
 )
-@click.option("--silent", default=150, show_default=True, help="Pods that drain and do not answer.")
-@click.option("--only-silent", is_flag=True, help="Measure beside such pods only.")
-def main(applies: int, silent: int, only_silent: bool) -> None:
+@click.option("--silent", default=150, show_default=True, help="Pods that drain and do not answer; 0: none.")
+@click.option(
+    "--models",
+    "sizes",
+    multiple=True,
+    type=int,
+    default=(1000, 5000),
+    show_default=True,
+    help="ModelDeployments that exist already, of --pods pods each; may be repeated. 0: no such cluster.",
+)
+@click.option("--pods", default=5, show_default=True, help="Pods of each of those.")
+def main(applies: int, silent: int, sizes: tuple[int, ...], pods: int) -> None:
     """Measure the operator's latency and memory; prints JSON."""
-    result = {} if only_silent else asyncio.run(measure(applies))
+    result = asyncio.run(measure(applies)) if applies else {}
     if silent:
         result |= asyncio.run(measure_beside_silent_pods(silent, 5))
+    result["clusters"] = [
+        asyncio.run(measure_scale(populated(size, pods), size, size * pods)) for size in sizes if size
+    ]
     click.echo(json.dumps(result, indent=2))
 
 

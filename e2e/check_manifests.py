@@ -39,6 +39,8 @@ VALUES = "# values.yaml\n"
 FOREIGN_KINDS = frozenset({"PodMonitor", "PrometheusRule", "ServiceMonitor"})
 RENDERINGS: Mapping[str, tuple[str, ...]] = {
     "defaults": (),
+    "replicas": ("replicaCount=3", "leaderElection.leaseDurationSeconds=15", "namespaces={team-a}"),
+    "alone": ("leaderElection.enabled=false",),
     "two namespaces": ("namespaces={team-a,team-b}", "allowFileSources=true"),
     "monitored": (
         "monitoring.podMonitor.enabled=true",

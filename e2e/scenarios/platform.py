@@ -57,6 +57,18 @@ class Platform:
 
         eventually(f"{num_replicas} ready operator pods", is_there, 90, self.operator_pods)
 
+    def wait_for_leader(self) -> None:
+        """Wait until one of the operator's pods holds the Lease: of one that crashed it ends by itself."""
+
+        def is_there() -> bool:
+            where = f"/apis/coordination.k8s.io/v1/namespaces/{product.NAMESPACE}/leases"
+            leases = self.kube.request("GET", where)["items"]
+            holders = {str((lease.get("spec") or {}).get("holderIdentity")) for lease in leases}
+            names = [pod["metadata"]["name"] for pod in self.operator_pods()]
+            return any(holder.startswith(f"{name}_") for holder in holders for name in names)
+
+        eventually("an operator that leads", is_there, 30)
+
     def upgrade_chart(self, settings: Mapping[str, str]) -> None:
         """Run `helm upgrade` with further settings."""
         product.install_chart(self.cluster, self.archives, settings)

@@ -87,6 +87,7 @@ def test_operator_killed_at_random_moments_leaves_the_same_objects(
         nonlocal num_kills
         for _ in range(KILLS_PER_STEP):
             platform.wait_for_operator()
+            platform.wait_for_leader()
             never.wait(rng.uniform(0.0, MAX_DELAY_S))
             kill_operator(platform, killer)
             num_kills += 1

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import uuid
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.inflight import HttpInFlightReader
 from stoker_operator.cluster.transport import HttpTransport
 from stoker_operator.config import ConfigError, OperatorConfig
+from stoker_operator.leader import Elector
 from stoker_operator.metrics import Metrics
 from stoker_operator.reconcile.controller import Controller
 
@@ -65,6 +67,28 @@ def main() -> None:
     help="drain or keep: whether pods leave a node that is only cordoned.  [env: STOKER_CORDONED_NODES]",
 )
 @click.option("--cluster-domain", help="DNS suffix of the cluster.  [env: STOKER_CLUSTER_DOMAIN]")
+@click.option(
+    "--leader-elect/--no-leader-elect",
+    default=None,
+    help="Write only while holding a Lease, for several replicas.  [env: STOKER_LEADER_ELECT]",
+)
+@click.option("--leader-elect-namespace", help="Of the Lease.  [env: STOKER_LEADER_ELECT_NAMESPACE]")
+@click.option("--leader-elect-name", help="Of the Lease; stoker-operator.  [env: STOKER_LEADER_ELECT_NAME]")
+@click.option(
+    "--leader-elect-lease-duration-s",
+    type=float,
+    help="Of a leader that is not heard of; 7.  [env: STOKER_LEADER_ELECT_LEASE_DURATION_S]",
+)
+@click.option(
+    "--leader-elect-renew-deadline-s",
+    type=float,
+    help="Of one that cannot renew its Lease; 5.  [env: STOKER_LEADER_ELECT_RENEW_DEADLINE_S]",
+)
+@click.option(
+    "--leader-elect-retry-period-s",
+    type=float,
+    help="Between two tries to get or keep it; 1.  [env: STOKER_LEADER_ELECT_RETRY_PERIOD_S]",
+)
 @click.option("--log-level", help="debug, info, warning or error.  [env: STOKER_LOG_LEVEL]")
 @click.option("--host", default="", help="Address of the two ports below; all, IPv4 and IPv6, by default.")
 @click.option("--health-port", default=8080, show_default=True, help="Liveness probe: GET /healthz.")
@@ -75,7 +99,7 @@ def run(
     host: str,
     health_port: int,
     metrics_port: int,
-    **given: str | bool | None,
+    **given: str | bool | float | None,
 ) -> None:
     """Reconcile until told to stop.
 
@@ -110,8 +134,14 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
     metrics = Metrics()
     transport = HttpTransport(handlers.login, observer=metrics)
     in_flight = HttpInFlightReader()
-    client = KubeClient(transport)
-    controller = Controller(client, config, in_flight, metrics, instance=socket.gethostname())
+    host_name = socket.gethostname()
+    elector = None
+    if config.leader_election is not None:
+        # A container that starts again has its pod's name, too, and is another one all the same.
+        identity = f"{host_name}_{uuid.uuid4()}"
+        elector = Elector(transport, config.leader_election, identity)
+    client = KubeClient(transport if elector is None else elector.transport)
+    controller = Controller(client, config, in_flight, metrics, instance=host_name, elector=elector)
     page = telemetry.app(metrics.registry, controller.readiness)
     health = telemetry.health_app(controller.health)
     try:
@@ -122,12 +152,16 @@ async def serve(config: OperatorConfig, host: str, health_port: int, metrics_por
                 group.create_task(telemetry.serve(health, host, health_port), name="health"),
             ]
 
+            stopped = asyncio.Event()
+
             def stop() -> None:
-                for task in tasks:
-                    task.cancel()
+                if not stopped.is_set():
+                    stopped.set()
+                    for task in tasks:
+                        task.cancel()
 
             registry = handlers.registry(controller.hear, stop)
-            await handlers.run(registry, config.watch_namespaces)
+            await handlers.run(registry, config.watch_namespaces, stopped)
             stop()
     finally:
         await in_flight.close()

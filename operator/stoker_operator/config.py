@@ -13,6 +13,11 @@ PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DATA_KEY = re.compile(r"(?!\.{1,2}$)[-._a-zA-Z0-9]{1,253}")
+# A crashed leader is replaced 7 s after a follower saw its last renewal, which it does within 1.2 s.
+LEASE_NAME = "stoker-operator"
+LEASE_DURATION_S = 7
+RENEW_DEADLINE_S = 5.0
+RETRY_PERIOD_S = 1.0
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # Variables that cannot be a default of all runtime pods, and what to do instead.
 _RESERVED_VARIABLES = {
@@ -62,6 +67,25 @@ class PodDefaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderElection:
+    """How one of several operator processes becomes the one that writes: it holds a Lease. Times are seconds.
+
+    Args:
+        namespace: of the Lease.
+        name: of the Lease.
+        lease_duration_s: others wait so long after the last renewal that they saw.
+        renew_deadline_s: the leader writes no more so long after it sent the last renewal that worked.
+        retry_period_s: between renewals, and between two looks of a follower (a fifth more, at most).
+    """
+
+    namespace: str
+    name: str = LEASE_NAME
+    lease_duration_s: int = LEASE_DURATION_S
+    renew_deadline_s: float = RENEW_DEADLINE_S
+    retry_period_s: float = RETRY_PERIOD_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
     """Settings of one operator process.
 
@@ -74,6 +98,7 @@ class OperatorConfig:
         cordoned_nodes: what happens to pods on cordoned nodes, one of CORDONED_NODES: others take their
             place elsewhere at once, or they stay until something else says that the node leaves.
         pod_defaults: what runtime pods get beside their image.
+        leader_election: how several operators agree on one that writes; None for one that is alone.
     """
 
     runtime_image: str
@@ -83,6 +108,7 @@ class OperatorConfig:
     log_level: str = "info"
     cordoned_nodes: str = "drain"
     pod_defaults: PodDefaults = PodDefaults()
+    leader_election: LeaderElection | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> OperatorConfig:
@@ -110,7 +136,58 @@ class OperatorConfig:
             log_level=level,
             cordoned_nodes=cordoned,
             pod_defaults=_pod_defaults(env),
+            leader_election=_leader_election(env),
         )
+
+
+def _leader_election(env: Mapping[str, str]) -> LeaderElection | None:
+    if not _boolean(env, "STOKER_LEADER_ELECT"):
+        return None
+    duration_s = _seconds(env, "STOKER_LEADER_ELECT_LEASE_DURATION_S", LEASE_DURATION_S)
+    deadline_s = _seconds(env, "STOKER_LEADER_ELECT_RENEW_DEADLINE_S", RENEW_DEADLINE_S)
+    period_s = _seconds(env, "STOKER_LEADER_ELECT_RETRY_PERIOD_S", RETRY_PERIOD_S)
+    if duration_s != int(duration_s):
+        raise ConfigError(
+            f"STOKER_LEADER_ELECT_LEASE_DURATION_S is {duration_s:g}; a Lease has whole seconds, such as 7"
+        )
+    # Clocks that do not run alike, and calls that are still on their way, need the room between the two.
+    if deadline_s > duration_s - 1:
+        raise ConfigError(
+            f"STOKER_LEADER_ELECT_RENEW_DEADLINE_S is {deadline_s:g}; use at least a second less than "
+            f"STOKER_LEADER_ELECT_LEASE_DURATION_S, which is {duration_s:g}"
+        )
+    if period_s > deadline_s / 3:
+        raise ConfigError(
+            f"STOKER_LEADER_ELECT_RETRY_PERIOD_S is {period_s:g}; use at most a third of "
+            f"STOKER_LEADER_ELECT_RENEW_DEADLINE_S, which is {deadline_s:g}"
+        )
+    return LeaderElection(
+        namespace=_object_name(env, "STOKER_LEADER_ELECT_NAMESPACE", ""),
+        name=_object_name(env, "STOKER_LEADER_ELECT_NAME", LEASE_NAME),
+        lease_duration_s=int(duration_s),
+        renew_deadline_s=deadline_s,
+        retry_period_s=period_s,
+    )
+
+
+def _object_name(env: Mapping[str, str], variable: str, default: str) -> str:
+    name = env.get(variable, "").strip() or default
+    if not _OBJECT_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{variable} is {name!r}; STOKER_LEADER_ELECT needs the namespace and name of a Lease"
+        )
+    return name
+
+
+def _seconds(env: Mapping[str, str], variable: str, default: float) -> float:
+    text = env.get(variable, "").strip()
+    try:
+        seconds = float(text) if text else float(default)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise ConfigError(f"{variable} is {text!r}; use seconds, more than 0 and at most 3600")
+    return seconds
 
 
 def _pod_defaults(env: Mapping[str, str]) -> PodDefaults:

@@ -4,6 +4,8 @@ The handlers decide nothing: an event becomes a key in the queue. Only ``on.even
 change handlers write annotations and its daemons, timers and delete handlers add finalizers.
 """
 
+import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -64,9 +66,14 @@ def registry(hear: Hear, stop: Callable[[], None]) -> kopf.OperatorRegistry:
 
     Args:
         hear: told (namespace, name) and the object of each event, those of our own writes included.
-        stop: called when the process is told to end, while tasks may still finish.
+        stop: called when the process is told to end, while tasks may still finish; perhaps twice.
     """
     result = kopf.OperatorRegistry()
+
+    async def take_signals(**_: Any) -> None:
+        # kopf cleans up when its watches have ended, seconds after the signal: another could lead by then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         return connection_info()
@@ -85,15 +92,19 @@ def registry(hear: Hear, stop: Callable[[], None]) -> kopf.OperatorRegistry:
         registry=result,
         id="enqueue",
     )(enqueue)
+    kopf.on.startup(registry=result, id="signals")(take_signals)
     kopf.on.cleanup(registry=result, id="stop")(clean_up)
     return result
 
 
-def run(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...]) -> Awaitable[None]:
-    """The loop of kopf; ends after SIGTERM or SIGINT, raises when one of its tasks died."""
+def run(
+    handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stopped: asyncio.Event
+) -> Awaitable[None]:
+    """The loop of kopf; ends once ``stopped`` is set, raises when one of its tasks died."""
     return kopf.operator(
         registry=handlers,
         settings=settings(),
+        stop_flag=stopped,
         clusterwide=not namespaces,
         namespaces=namespaces,
     )

@@ -76,6 +76,15 @@ class Metrics:
         delayed = Gauge("stoker_operator_queue_delayed", "Keys that wait for a time.", registry=self.registry)
         delayed.set_function(num_delayed)
 
+    def watch_leadership(self, is_leading: Callable[[], bool]) -> None:
+        """Report from now on whether this process leads."""
+        gauge = Gauge(
+            "stoker_operator_is_leader",
+            "1 for the operator that reconciles, 0 for one that waits to.",
+            registry=self.registry,
+        )
+        gauge.set_function(is_leading)
+
     def watch_stores(self, counts: dict[str, Callable[[], float]]) -> None:
         """Report how many objects of each kind are cached from now on."""
         gauge = Gauge(

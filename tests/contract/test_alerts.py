@@ -41,6 +41,7 @@ def exported() -> set[str]:
     metrics = OperatorMetrics(registry)
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.watch_scopes(())
+    metrics.watch_leadership(lambda: True)
     watch_models(registry, lambda: ())
     text = (
         generate_latest(registry).decode() + RuntimeMetrics("m", EngineStats, lambda: None).render().decode()

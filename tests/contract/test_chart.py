@@ -13,7 +13,15 @@ from check_manifests import RENDERINGS, documents, helm, render
 from cluster.api import ClusterError
 from stoker_operator.__main__ import main
 from stoker_operator.api import labels, parse
-from stoker_operator.config import CaBundle, OperatorConfig, PodDefaults
+from stoker_operator.config import (
+    LEASE_DURATION_S,
+    RENEW_DEADLINE_S,
+    RETRY_PERIOD_S,
+    CaBundle,
+    LeaderElection,
+    OperatorConfig,
+    PodDefaults,
+)
 from stoker_operator.desired.metadata import common_labels
 from stoker_operator.profiles import STOKER
 
@@ -48,6 +56,12 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
         "STOKER_WATCH_NAMESPACES": "team-a,team-b",
         "STOKER_ALLOW_FILE_SOURCES": "true",
         "STOKER_CLUSTER_DOMAIN": "example.internal",
+        "STOKER_LEADER_ELECT": "true",
+        "STOKER_LEADER_ELECT_NAMESPACE": "stoker-system",
+        "STOKER_LEADER_ELECT_NAME": "stoker",
+        "STOKER_LEADER_ELECT_LEASE_DURATION_S": "15",
+        "STOKER_LEADER_ELECT_RENEW_DEADLINE_S": "10",
+        "STOKER_LEADER_ELECT_RETRY_PERIOD_S": "2",
         "STOKER_LOG_LEVEL": "warning",
         "STOKER_CORDONED_NODES": "keep",
     }
@@ -66,7 +80,59 @@ def test_operator_reads_every_variable_the_chart_sets() -> None:
             ca_bundle=CaBundle(config_map="trusted", key="ca.pem"),
             has_assigned_user=True,
         ),
+        leader_election=LeaderElection(
+            namespace="stoker-system",
+            name="stoker",
+            lease_duration_s=15,
+            renew_deadline_s=10.0,
+            retry_period_s=2.0,
+        ),
     )
+
+
+def test_the_charts_times_are_the_operators_defaults() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["leaderElection"]
+    assert values == {
+        "enabled": True,
+        "leaseDurationSeconds": LEASE_DURATION_S,
+        "renewDeadlineSeconds": RENEW_DEADLINE_S,
+        "retryPeriodSeconds": RETRY_PERIOD_S,
+    }
+
+
+def operator_objects(*settings: str) -> dict[str, dict[str, Any]]:
+    """Return what the chart makes for the operator in its own namespace, by kind."""
+    found = documents(render(helm(), settings))
+    return {one["kind"]: one for one in found if "helm.sh/hook" not in one["metadata"].get("annotations", {})}
+
+
+@pytest.mark.integration
+def test_several_operators_are_spread_and_kept_and_one_is_not() -> None:
+    three, one = operator_objects("replicaCount=3"), operator_objects()
+    pod = three["Deployment"]["spec"]["template"]
+    for constraint in pod["spec"]["topologySpreadConstraints"]:
+        assert constraint["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    budget = three["PodDisruptionBudget"]["spec"]
+    assert budget["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert three["Deployment"]["spec"]["replicas"] == 3
+    assert "PodDisruptionBudget" not in one
+    assert "topologySpreadConstraints" not in one["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.integration
+def test_an_upgrade_overlaps_only_where_a_lease_decides_who_writes() -> None:
+    elected, alone = operator_objects(), operator_objects("leaderElection.enabled=false")
+    assert elected["Deployment"]["spec"]["strategy"]["type"] == "RollingUpdate"
+    assert alone["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    assert "Lease" not in alone
+    # Whose spec is the operators' alone: what an upgrade wrote there would be a claim.
+    assert set(elected["Lease"]) == {"apiVersion", "kind", "metadata"}
+    lease = elected["Lease"]["metadata"]
+    variables = operator_variables(render(helm(), ()))
+    assert variables["STOKER_LEADER_ELECT_NAME"] == lease["name"]
+    assert variables["STOKER_LEADER_ELECT_NAMESPACE"] == lease["namespace"]
+    rules = elected["Role"]["rules"]
+    assert rules[0]["resourceNames"] == [lease["name"]]
 
 
 @pytest.mark.integration  # needs helm, which the test cluster's tools include
@@ -161,6 +227,8 @@ def test_no_user_is_named_where_the_platform_gives_one(
         ("assignedUser=perhaps", "/assignedUser"),
         ("cordonedNodes=evict", "/cordonedNodes"),
         ("test.timeoutSeconds=0", "/test/timeoutSeconds"),
+        ("replicaCount=0", "/replicaCount"),
+        ("leaderElection.leaseDurationSeconds=7.5", "/leaderElection/leaseDurationSeconds"),
         ("networkPolicy.clients[0].podSelektor.a=b", "/networkPolicy/clients/0"),
         ("networkPolicy.enabled=true", "networkPolicy.enabled needs networkPolicy.namespaces"),
     ],

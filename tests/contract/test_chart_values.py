@@ -122,6 +122,18 @@ OWN_LABEL = "app\\.kubernetes\\.io/name"
         ("test.modelSource=file:///models", "use hf://OWNER/NAME, oci://IMAGE or pvc://CLAIM/PATH"),
         (f"podLabels.{OWN_LABEL}=x", "podLabels sets app.kubernetes.io/name, which the chart sets itself"),
         (f"monitoring.alerts.labels.{OWN_LABEL}=x", "monitoring.alerts.labels sets app.kubernetes.io/name"),
+        (
+            "replicaCount=2,leaderElection.enabled=false",
+            "leaderElection.enabled is false: operators that",
+        ),
+        (
+            "leaderElection.renewDeadlineSeconds=6.5",
+            "write at least a second less than leaderElection.lease",
+        ),
+        (
+            "leaderElection.retryPeriodSeconds=2",
+            "at most a third of leaderElection.renewDeadline",
+        ),
         ("extraEnv[0].name=STOKER_LOG_LEVEL", "extraEnv sets STOKER_LOG_LEVEL, which the chart sets"),
     ],
 )

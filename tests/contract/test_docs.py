@@ -85,6 +85,7 @@ def test_operations_page_names_every_metric_and_no_other() -> None:
     registry = CollectorRegistry()
     metrics = OperatorMetrics(registry)
     metrics.watch_queue(lambda: 0, lambda: 0)
+    metrics.watch_leadership(lambda: True)
     metrics.watch_stores({"pods": lambda: 0})
     metrics.watch_scopes([])
     exported = metric_names(generate_latest(registry).decode())

@@ -71,6 +71,14 @@ class Storage:
         }
         return result
 
+    def restore(self, plural: str, obj: Object) -> None:
+        """Take in an object as it is, uid, status and all; no watch tells of it."""
+        self.version += 1
+        self.oldest_version = self.version
+        obj = _fresh(obj)
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        self._tables[plural][_key(obj)] = Stored(obj)
+
     def get(self, plural: str, key: Key) -> Stored | None:
         return self._tables[plural].get(key)
 

@@ -43,7 +43,7 @@ async def kopf_running(
     async with server.running():
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, server.url)))
         registry = handlers.registry(lambda key, _: keys.put_nowait(key), stopped.set)
-        task = asyncio.ensure_future(handlers.run(registry, ()))
+        task = asyncio.ensure_future(handlers.run(registry, (), asyncio.Event()))
         try:
             yield keys, stopped
         finally:

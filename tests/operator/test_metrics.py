@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 def make_metrics() -> Metrics:
     metrics = Metrics()
     metrics.watch_queue(lambda: 2.0, lambda: 1.0)
+    metrics.watch_leadership(lambda: True)
     metrics.watch_stores({"pods": lambda: 7.0})
     scopes = (Scope(PODS, "team"), Scope(NODES, required=False))
     metrics.watch_scopes(Reflector(KubeClient(FakeApi()), scope, Store()) for scope in scopes)
@@ -48,6 +49,7 @@ def test_gauges_read_the_queue_and_the_caches() -> None:
     text = page(make_metrics())
     assert "stoker_operator_queue_depth 2.0" in text
     assert "stoker_operator_queue_delayed 1.0" in text
+    assert "stoker_operator_is_leader 1.0" in text
     assert 'stoker_operator_cached_objects{resource="pods"} 7.0' in text
     assert 'stoker_operator_scope_synced{namespace="team",resource="pods"} 0.0' in text
     assert 'stoker_operator_scope_synced{namespace="",resource="nodes"}' not in text

@@ -9,6 +9,7 @@ names; of what a text must look like it could only show the regular expression.
 {{- include "stoker.nameProblems" . -}}
 {{- include "stoker.runtimePodsProblems" . -}}
 {{- include "stoker.ownKeyProblems" . -}}
+{{- include "stoker.leaderElectionProblems" . -}}
 {{- $domain := .Values.clusterDomain -}}
 {{- $rule := "write a DNS domain, such as cluster.local" -}}
 {{- include "stoker.textProblem" (dict "name" "clusterDomain" "value" $domain "pattern" (include "stoker.subdomain" .) "fixed" (lower $domain | trimAll ".") "rule" $rule) -}}
@@ -23,6 +24,21 @@ names; of what a text must look like it could only show the regular expression.
 {{- include "stoker.textProblem" (dict "name" "test.modelSource" "value" $source "pattern" $sources "fixed" (printf "hf://%s" $source) "rule" $rule) -}}
 {{- if and .Values.serviceAccount.annotations (not .Values.serviceAccount.create) -}}
 {{- printf "serviceAccount.annotations are for the account that the chart makes, and serviceAccount.create is false: remove them, and annotate your account yourself\n" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "stoker.leaderElectionProblems" -}}
+{{- $election := .Values.leaderElection -}}
+{{- $duration := float64 $election.leaseDurationSeconds -}}
+{{- $deadline := float64 $election.renewDeadlineSeconds -}}
+{{- if and (gt (int .Values.replicaCount) 1) (not $election.enabled) -}}
+{{- printf "replicaCount is %d and leaderElection.enabled is false: operators that do not agree on one undo each other's work: write true, or replicaCount: 1\n" (int .Values.replicaCount) -}}
+{{- end -}}
+{{- if gt $deadline (subf $duration 1) -}}
+{{- printf "leaderElection.renewDeadlineSeconds is %v: write at least a second less than leaderElection.leaseDurationSeconds, which is %v\n" $deadline $duration -}}
+{{- end -}}
+{{- if gt (mulf $election.retryPeriodSeconds 3) $deadline -}}
+{{- printf "leaderElection.retryPeriodSeconds is %v: write at most a third of leaderElection.renewDeadlineSeconds, which is %v\n" $election.retryPeriodSeconds $deadline -}}
 {{- end -}}
 {{- end -}}
 

@@ -5,6 +5,8 @@ null: it counts as left out.
 {{- define "stoker.defaults" -}}
 global: {imageRegistry: "", imagePullSecrets: []}
 image: {repository: ghcr.io/stoker-dev/stoker-operator, tag: "", digest: "", pullPolicy: IfNotPresent}
+replicaCount: 1
+leaderElection: {enabled: true, leaseDurationSeconds: 7, renewDeadlineSeconds: 5, retryPeriodSeconds: 1}
 imagePullSecrets: []
 runtimeImage: {repository: ghcr.io/stoker-dev/stoker-runtime, tag: "", digest: "", pullPolicy: ""}
 runtimePods:
@@ -35,6 +37,7 @@ podLabels: {}
 nodeSelector: {}
 tolerations: []
 affinity: {}
+topologySpreadConstraints: []
 priorityClassName: ""
 test:
   modelSource: hf://HuggingFaceTB/SmolLM2-135M-Instruct

@@ -111,7 +111,13 @@ class KubeClient:
         )
 
     async def watch(
-        self, resource: Resource, namespace: str | None, selector: str, resource_version: str, timeout_s: int
+        self,
+        resource: Resource,
+        namespace: str | None,
+        selector: str,
+        resource_version: str,
+        timeout_s: int,
+        field_selector: str = "",
     ) -> AsyncGenerator[WatchEvent, None]:
         """Events after ``resource_version`` until the server ends the stream after ``timeout_s`` seconds.
 
@@ -127,6 +133,8 @@ class KubeClient:
         }
         if selector:
             params["labelSelector"] = selector
+        if field_selector:
+            params["fieldSelector"] = field_selector
         async with aclosing(self._transport.stream(resource.url(namespace), params)) as lines:
             async for line in lines:
                 event = _event(line)

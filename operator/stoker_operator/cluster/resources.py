@@ -45,6 +45,7 @@ PDBS = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NODES = Resource("", "v1", "Node", "nodes", namespaced=False)
 CONTROLLER_REVISIONS = Resource("apps", "v1", "ControllerRevision", "controllerrevisions")
 EVENTS = Resource("events.k8s.io", "v1", "Event", "events")
+LEASES = Resource("coordination.k8s.io", "v1", "Lease", "leases")
 
 _ALL = (MODEL_DEPLOYMENTS, PODS, SERVICES, PDBS, NODES, CONTROLLER_REVISIONS, EVENTS)
 BY_KIND = {resource.kind: resource for resource in _ALL}
