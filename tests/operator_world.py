@@ -62,6 +62,7 @@ class World:
         self.num_starts = 0
         self.controller: Controller | None = None
         self.metrics = Metrics()
+        self.config = CONFIG  # of the operator when it is started next
         self.num_serving: list[int] = []
         self.num_pods: list[int] = []
         self._may_run = asyncio.Event()
@@ -114,7 +115,7 @@ class World:
             rng = random.Random(self.num_starts)
             self.metrics = Metrics()
             self.controller = Controller(
-                KubeClient(self._link), CONFIG, self.kubelet, self.metrics, self.clock, rng, "test"
+                KubeClient(self._link), self.config, self.kubelet, self.metrics, self.clock, rng, "test"
             )
             self._task = asyncio.create_task(self.controller.run())
             try:
@@ -195,7 +196,7 @@ class World:
         """All objects but Events, without what differs from run to run; pods are numbered anew."""
         renamed = {name: f"{name.rpartition('-')[0]}-#{i}" for i, name in enumerate(sorted(self.pod_names()))}
         result: Object = {}
-        for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets"):
+        for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets", "controllerrevisions"):
             for obj in everything(self.api, plural):
                 name = obj["metadata"]["name"]
                 result[f"{plural}/{renamed.get(name, name)}"] = _normal(obj, renamed)

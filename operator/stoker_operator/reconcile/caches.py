@@ -7,7 +7,15 @@ from datetime import datetime
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT
-from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
+from stoker_operator.cluster.resources import (
+    CONTROLLER_REVISIONS,
+    MODEL_DEPLOYMENTS,
+    NODES,
+    PDBS,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
@@ -16,7 +24,7 @@ from stoker_operator.reconcile.nodes import KnownNodes, trim_node
 Object = dict[str, Any]
 Key = tuple[str, str]
 
-CHILDREN = (PODS, SERVICES, PDBS)
+CHILDREN = (PODS, SERVICES, PDBS, CONTROLLER_REVISIONS)
 
 
 class Caches:
@@ -82,6 +90,7 @@ class Caches:
             pods=tuple(pods),
             service=self._child(SERVICES, key),
             budget=self._child(PDBS, key),
+            revisions=tuple(self.stores[CONTROLLER_REVISIONS].indexed(key)),
             nodes=self._nodes.of(map(_node_name, pods), self._node_reflector.is_current),
             readings=readings or {},
         )

@@ -26,6 +26,7 @@ from stoker_operator.profiles import Cause, profile_of
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
+from stoker_operator.status.recorded import outdated, unrecorded
 
 _MAX_MESSAGE_LENGTH = 2048
 
@@ -99,13 +100,14 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         failure=_failure(observed),
         is_late=late_at is not None and late_at <= now,
     )
-    blocked = _blocked(wanted, observed)
+    blocked = _blocked(wanted, observed) or unrecorded(wanted, observed, all_groups)
     aspects = [
         _ready(view, blocked),
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
         *_drains(wanted, observed, now),
+        *_defaults(wanted, observed),
     ]
     result = {
         "observedGeneration": model.generation,
@@ -295,6 +297,11 @@ def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[_Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
     cause = unobserved(observed, profile_of(wanted.model.spec), now)
     return [] if cause is None else [_Aspect("DrainUnobserved", "True", cause)]
+
+
+def _defaults(wanted: Wanted, observed: Observed) -> list[_Aspect]:
+    cause = outdated(wanted, observed)
+    return [] if cause is None else [_Aspect(cause.reason, "True", cause)]
 
 
 def _dated(aspects: list[_Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:
