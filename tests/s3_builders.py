@@ -118,6 +118,11 @@ def running_buckets(tls: ssl.SSLContext | None = None) -> Iterator[Buckets]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # What it stores is one for all servers of a process.
+    reset = HTTPConnection(host, port, timeout=30)
+    reset.request("POST", "/moto-api/reset")
+    assert reset.getresponse().status == 200
+    reset.close()
     admin = boto3.client(
         "s3",
         endpoint_url=f"http://{host}:{port}",

@@ -155,6 +155,21 @@ def test_an_object_that_changes_meanwhile_is_never_mixed(buckets: Buckets, tmp_p
     assert had(had_soon("s3://models/llama", tmp_path))["model.safetensors"] == other
 
 
+def test_an_object_that_is_deleted_meanwhile_is_looked_for_again(buckets: Buckets, tmp_path: Path) -> None:
+    buckets.put({"llama/generation_config.json": b"{}"})
+    buckets.on_get = lambda name: buckets.admin.delete_object(
+        Bucket=BUCKET, Key="llama/generation_config.json"
+    )
+    assert set(had(had_soon("s3://models/llama", tmp_path))) == {"config.json", "model.safetensors"}
+
+
+def test_a_bucket_that_never_rests_is_no_place_for_a_model(buckets: Buckets, tmp_path: Path) -> None:
+    buckets.on_get = lambda name: buckets.put({"llama/model.safetensors": os.urandom(200_000)})
+    with pytest.raises(ModelError, match="changed 3 times during its download") as failed:
+        had_soon("s3://models/llama", tmp_path)
+    assert failed.value.reason == "DownloadFailed"
+
+
 def test_a_server_that_is_away_leaves_the_last_download(
     buckets: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +182,19 @@ def test_a_server_that_is_away_leaves_the_last_download(
     ("source", "answer", "reason", "said"),
     [
         pytest.param("s3://no-bucket/a", None, "ModelNotFound", "there is no bucket no-bucket", id="bucket"),
-        pytest.param("s3://models/no", None, "ModelNotFound", "has nothing in no: correct", id="folder"),
+        pytest.param(
+            "s3://models/no", None, "ModelNotFound", "in no bucket models has nothing: correct", id="folder"
+        ),
+        pytest.param(
+            "s3://models", None, "ModelNotFound", "only the folders llama, llama-2: correct", id="deeper"
+        ),
+        pytest.param(
+            "s3://models/llama",
+            Answer(404, ""),
+            "ModelNotFound",
+            "there is no bucket models, or this is no server that speaks S3",
+            id="no-server",
+        ),
         pytest.param("s3://models/llama/a.gguf", None, "ModelNotFound", "has no file 'a.gguf'", id="file"),
         pytest.param("s3://models/llama-2", None, "UnsupportedModel", "name another folder", id="no-weights"),
         pytest.param(

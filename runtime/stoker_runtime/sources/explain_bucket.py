@@ -58,8 +58,11 @@ def explain(error: BaseException, source: BucketSource, environ: Mapping[str, st
             f"{where}: the bucket is in another region than {region}: set AWS_REGION in spec.pod.env"
             f"{_said(text)}"
         )
-    if code == "NoSuchBucket":
-        return ModelError(f"{where}: there is no bucket {source.bucket}", reason="ModelNotFound")
+    if code == "NoSuchBucket" or status == 404:
+        # Objects that are gone never come here: the list is asked for again.
+        what = f"there is no bucket {source.bucket}"
+        hint = "" if code else f", or this is no server that speaks S3 ({_failure(text)})"
+        return ModelError(f"{where}: {what}{hint}", reason="ModelNotFound")
     if _NO_METADATA.search(text) or _NO_ROLE.search(text):
         return ModelError(
             f"{where}: there are no credentials to be had here ({_failure(text)}){_said(text)}; give them in "
@@ -72,8 +75,6 @@ def explain(error: BaseException, source: BucketSource, environ: Mapping[str, st
             f"{_WHERE_KEYS_GO}",
             reason="ModelAccessDenied",
         )
-    if _is_missing(error, status):
-        return ModelError(f"{where}: an object is gone: {_failure(text)}", reason="ModelNotFound")
     return ModelError(f"{where}: download failed: {_cause(text, environ)}", reason="DownloadFailed")
 
 
@@ -82,7 +83,7 @@ def is_transient(error: BaseException) -> bool:
     chain = list(causes(error))
     text = "\n".join(str(cause) for cause in chain)
     status = _status(text)
-    if disk_fault(chain, "") is not None or _is_missing(error, status):
+    if disk_fault(chain, "") is not None:
         return False
     if _NO_METADATA.search(text) or _CERTIFICATE.search(text) or "without LOCATION" in text:
         return False
@@ -107,10 +108,6 @@ def _failure(text: str) -> str:
     first = text.strip().partition("\n")[0].removeprefix("Generic S3 error: ")
     inner = [found for found in re.findall(r'(?:message|error): "([^"]+)"', text) if found not in first]
     return ": ".join([_TIMES.sub("", first).strip(), *inner[-1:]])
-
-
-def _is_missing(error: BaseException, status: int | None) -> bool:
-    return status == 404 or (isinstance(error, FileNotFoundError) and error.errno is None)
 
 
 def _status(text: str) -> int | None:

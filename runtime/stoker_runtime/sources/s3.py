@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 # Each holds one piece in memory: 128 MiB together.
 NUM_THREADS = 8
 _MAX_VERSIONS = 3
+_MAX_NAMED = 12
 T = TypeVar("T")
 
 
@@ -101,7 +102,8 @@ def download(
 
 def _cached(folder: Path) -> Path | None:
     ref = folder / "ref"
-    return folder / ref.read_text() if ref.is_file() else None
+    path = folder / ref.read_text() if ref.is_file() else None
+    return path if path is not None and path.exists() else None
 
 
 def _not_cached(source: BucketSource, cache_dir: Path) -> Path:
@@ -159,24 +161,28 @@ class _Download:
         return self._folder / path
 
     def _list(self) -> list[BucketObject]:
-        prefix = f"{self._source.prefix}/" if self._source.prefix else ""
-        found = obstore.list(self._store, prefix=prefix or None)
+        source = self._source
+        prefix = f"{source.prefix}/" if source.prefix else ""
+        # One level: a bucket may hold millions of objects further down.
+        found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
         # What ends in "/" stands for a folder, in consoles that show some.
-        return [
+        objects = [
             BucketObject(entry["path"].removeprefix(prefix), entry["size"], entry["e_tag"])
-            for batch in found
-            for entry in batch
+            for entry in found["objects"]
             if not entry["path"].endswith("/")
         ]
+        if not objects:
+            folders = ", ".join(list(found["common_prefixes"])[:_MAX_NAMED])
+            held = f"only the folders {folders}" if folders else "nothing"
+            raise ModelError(
+                f"{source}: in {source.prefix or '/'} bucket {source.bucket} has {held}: correct the folder",
+                reason="ModelNotFound",
+            )
+        return objects
 
     def _select(self, objects: Iterable[BucketObject]) -> Selection:
         source = self._source
         files = [RepoFile(one.path, one.size) for one in objects]
-        if not files:
-            raise ModelError(
-                f"{source}: bucket {source.bucket} has nothing in {source.prefix or '/'}: correct the folder",
-                reason="ModelNotFound",
-            )
         place = Place("the folder", f"{source}/FILE.gguf", "name another folder")
         try:
             return select_files(files, source.file, place)
@@ -229,7 +235,7 @@ class _Download:
             options["if_match"] = one.etag
         try:
             data = memoryview(obstore.get(self._store, key, options=options).bytes())
-        except PreconditionError as error:
+        except (PreconditionError, FileNotFoundError) as error:
             raise _Changed from error
         if len(data) != span[1] - span[0]:
             raise ConnectionError(f"{key}: {len(data)} bytes came in place of {span[1] - span[0]}")
