@@ -120,6 +120,9 @@ class WorkQueue(Generic[K]):
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)
+            # A pass that finds nothing to do waits for nothing: thousands of them in a row would keep the
+            # renewal of the Lease, watches and probes from their turn.
+            await asyncio.sleep(0)
 
     async def resync(self, keys: Callable[[], Iterable[K]], period_s: float) -> None:
         """Add every key again and again, for what no event told us; runs until cancelled."""
