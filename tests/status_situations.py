@@ -189,7 +189,7 @@ SITUATIONS = (
     Situation(ready, "Healthy", "Current"),
     Situation(edited_while_the_operator_is_away, "Progressing", "InProgress"),
     Situation(rolling_update, "Progressing", "InProgress"),
-    Situation(scaling_up, "Progressing", "InProgress"),
+    Situation(scaling_up, "Healthy", "InProgress"),
     # All that is wanted answers: who waits for an answer need not wait until the last pod is gone.
     Situation(scaling_down, "Healthy", "InProgress"),
     Situation(scaled_to_zero, "Healthy", "Current"),

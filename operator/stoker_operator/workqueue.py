@@ -120,6 +120,9 @@ class WorkQueue(Generic[K]):
                 self._running.discard(key)
             if key in self._again:
                 self.add(key, self._again.pop(key))
+            # A pass that finds nothing to do waits for nothing: thousands of them in a row would keep the
+            # renewal of the Lease, watches and probes from their turn.
+            await asyncio.sleep(0)
 
     async def resync(self, keys: Callable[[], Iterable[K]], period_s: float) -> None:
         """Add every key once a period, for what no event told us; runs until cancelled.

@@ -301,6 +301,28 @@ def test_each_request_is_followed_by_a_pass_and_none_runs_twice_at_once(
     assert set(handler.most_at_once.values()) <= {1}
 
 
+def test_passes_that_wait_for_nothing_leave_others_their_turn() -> None:
+    done: list[int] = []
+
+    async def handler(key: int) -> float | None:
+        done.append(key)
+        return None
+
+    async def main() -> None:
+        queue: WorkQueue[int] = WorkQueue()
+        queue.add_all(range(1000))
+        workers = [asyncio.create_task(queue.work(handler)) for _ in range(4)]
+        turns = 0
+        while len(done) < 1000:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 1000 / 4
+        for worker in workers:
+            worker.cancel()
+
+    run_virtual(main())
+
+
 def test_a_crash_of_the_process_is_not_swallowed() -> None:
     async def handler(key: str) -> float | None:
         raise SystemExit(key)
