@@ -7,7 +7,7 @@ operator's own writes returned, as the informers' stores do. Every action is che
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,18 @@ from operator_builders import CONFIG, NOW, make_model, pod_status, stored, times
 from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
-from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing, plan
+from stoker_operator.plan import (
+    Action,
+    Apply,
+    CreatePod,
+    Delete,
+    DeletePod,
+    Plan,
+    Record,
+    StopServing,
+    plan,
+    records,
+)
 from stoker_operator.plan.groups import LOST_AFTER_S
 from stoker_operator.plan.pods import avoided_by
 from stoker_operator.plan.successors import STRANDED_AFTER_S
@@ -38,6 +49,8 @@ class ClusterModel:
         self.pods: dict[str, Object] = {}
         self.service: Object | None = None
         self.budget: Object | None = None
+        self.records: dict[str, Object] = {}
+        self.cached_records: dict[str, Object] = {}
         self.nodes = {name: Node() for name in nodes}
         self.slots = slots  # pods that a node has room for; None for any number
         self.answered: set[str] = set()  # uids of pods whose engine answered once
@@ -144,6 +157,7 @@ class ClusterModel:
         """Bring the whole cache up to date, as a restart does."""
         self.cached_model = self.model
         self.cached_pods = dict(self.pods)
+        self.cached_records = dict(self.records)
         self.cached_nodes = dict(self.nodes)
 
     def sync_pod(self, name: str) -> None:
@@ -159,7 +173,8 @@ class ClusterModel:
         """What the caches hold."""
         pods = tuple(pod for _, pod in sorted(self.cached_pods.items()))
         nodes, model = dict(self.cached_nodes), self.cached_model
-        return Observed(model, pods, self.service, self.budget, nodes, readings or {})
+        records = tuple(self.cached_records.values())
+        return Observed(model, pods, self.service, self.budget, records, nodes, readings or {})
 
     def next_plan(self) -> Plan:
         """Plan as a pass does: a second time with readings when pods drain."""
@@ -179,6 +194,14 @@ class ClusterModel:
         todo = self.next_plan()
         again = self.next_plan()
         self._require(again == todo, "the same observation makes another plan")
+        if records(todo) and max_writes != 0:
+            # A record comes before all else, and the rest follows from it.
+            max_writes = None if max_writes is None else max_writes - 1
+            is_lost = is_last_answer_lost and max_writes in (None, 0)
+            self._record(records(todo)[0], is_lost=is_lost)
+            if is_lost:
+                return todo
+            todo = self.next_plan()
         limits = parse(self.cached_model)
         actions = todo.actions[:max_writes]
         for index, action in enumerate(actions):
@@ -209,17 +232,37 @@ class ClusterModel:
         if not is_lost:
             self.sync_pod(name)
 
-    def _apply(self, action: Apply | DeleteBudget) -> None:
-        if isinstance(action, DeleteBudget):
+    def _apply(self, action: Action) -> None:
+        if isinstance(action, Delete) and action.kind == "ControllerRevision":
+            self.cached_records.pop(action.name)
+            gone = self.records.pop(action.name, None)
+            if gone is None:
+                return
+            revision = gone["metadata"]["labels"][labels.REVISION]
+            pods = [pod for pod in self.cached_pods.values() if revision_of(pod) == revision]
+            self._require(not pods, "the record of pods that are there is deleted")
+        elif isinstance(action, Delete):
             assert self.budget is not None
             self.budget = None
+        elif not isinstance(action, Apply):
+            self._require(False, f"nobody takes pods away from their owner: {action}")
         elif action.manifest["kind"] == "Service":
             self.service = stored(dict(action.manifest), "service")
         else:
             self.budget = stored(dict(action.manifest), "budget")
 
+    def _record(self, action: Record, *, is_lost: bool) -> None:
+        name = action.manifest["metadata"]["name"]
+        self._require(name not in self.cached_records, "a revision is put on record twice")
+        if name not in self.records:
+            self.records[name] = stored(dict(action.manifest), name)
+        if not is_lost:
+            self.cached_records[name] = self.records[name]
+
     def _create(self, action: CreatePod) -> None:
         self._num_created += 1
+        known = {stored["metadata"]["labels"][labels.REVISION] for stored in self.records.values()}
+        self._require(revision_of(action.manifest) in known, "a pod is made of a revision without a record")
         pod = copy.deepcopy(dict(action.manifest))
         created = timestamp(self.now)
         identity = {"uid": f"uid-{self._num_created}", "creationTimestamp": created}
@@ -357,7 +400,7 @@ def uid_of(pod: Object) -> str:
     return uid
 
 
-def revision_of(pod: Object) -> str:
+def revision_of(pod: Mapping[str, Any]) -> str:
     """Return the revision that a pod was made from."""
     revision: str = pod["metadata"]["labels"][labels.REVISION]
     return revision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from stoker_operator.api import labels, parse
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired
 from stoker_operator.desired.pod import named_pod
+from stoker_operator.desired.record import record
 from stoker_operator.observed import Node, Observed, Reading
 
 Object = dict[str, Any]
@@ -139,6 +141,7 @@ def make_observed(
     model: Object | None = None,
     service: Object | None = None,
     budget: Object | None = None,
+    recorded: tuple[Wanted, ...] | None = None,
     nodes: dict[str, Node] | None = None,
     in_flight: dict[str, int | None] | None = None,
 ) -> Observed:
@@ -150,6 +153,8 @@ def make_observed(
         model: the stored ModelDeployment.
         service: the Service, if it is not as wanted.
         budget: the PodDisruptionBudget, if it is not as wanted while the pods that do not serve drain.
+        recorded: what was wanted when revisions were put on record, oldest first; by default of the pods as
+            they are, and then of `wanted`.
         nodes: by name; None when nodes may not be read.
         in_flight: requests in flight by pod name.
     """
@@ -162,9 +167,29 @@ def make_observed(
         pods=pods,
         service=stored(wanted.service, "service") if service is None else service,
         budget=stored(usual, "budget") if budget is None and usual else budget,
+        revisions=tuple(_records(wanted, pods) if recorded is None else map(make_record, recorded)),
         nodes=nodes,
         readings=readings,
     )
+
+
+def make_record(wanted: Wanted, number: int = 1) -> Object:
+    """Return the record of a wanted revision as the API server stores it."""
+    return stored(record(wanted.model, wanted.revision, wanted.pod, number), f"record-{wanted.revision}")
+
+
+def _records(wanted: Wanted, pods: tuple[Object, ...]) -> Iterator[Object]:
+    templates: dict[str | None, Object] = {}
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+        spec = {name: value for name, value in pod["spec"].items() if name != "nodeName"}
+        templates.setdefault(pod["metadata"]["labels"].get(labels.REVISION), {**pod, "spec": spec})
+    if wanted.pod:
+        templates.pop(wanted.revision, None)
+        templates[wanted.revision] = wanted.pod
+    for number, (revision, template) in enumerate(templates.items(), 1):
+        if revision:
+            bare = {**template, "metadata": {"annotations": {}, **template["metadata"]}}
+            yield stored(record(wanted.model, revision, bare, number), f"record-{revision}")
 
 
 def stored(manifest: Object | None, kind: str) -> Object:

@@ -56,7 +56,7 @@ class World:
     """
 
     def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
-        self.config = config
+        self.config = config  # of the operator when it is started next
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
@@ -206,7 +206,7 @@ class World:
         """All objects but Events, without what differs from run to run; pods are numbered anew."""
         renamed = {name: f"{name.rpartition('-')[0]}-#{i}" for i, name in enumerate(sorted(self.pod_names()))}
         result: Object = {}
-        for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets"):
+        for plural in ("modeldeployments", "pods", "services", "poddisruptionbudgets", "controllerrevisions"):
             for obj in everything(self.api, plural):
                 name = obj["metadata"]["name"]
                 result[f"{plural}/{renamed.get(name, name)}"] = _normal(obj, renamed)

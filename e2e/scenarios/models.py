@@ -84,7 +84,12 @@ class Model:
         def children() -> list[Object]:
             kinds = ("Service", "PodDisruptionBudget", "ModelDeployment")
             named = [self.kube.get(kind, self.name, self.namespace) for kind in kinds]
-            return [*(thing for thing in named if thing), *self.pods()]
+            records = [
+                record
+                for record in self.kube.get_all("ControllerRevision", self.namespace)
+                if record["metadata"].get("labels", {}).get("stoker.dev/deployment") == self.name
+            ]
+            return [*(thing for thing in named if thing), *records, *self.pods()]
 
         eventually(f"{self.name} and its children are gone", lambda: not children(), timeout_s, children)
 

@@ -87,6 +87,7 @@ class Observed:
             it, with metadata (managedFields may be missing), spec and status as the API server gave them.
         service: the Service of this name, whoever owns it.
         budget: the PodDisruptionBudget of this name, whoever owns it.
+        revisions: every ControllerRevision in its namespace with the label of this name, whoever owns it.
         nodes: those of the pods, by name; one that is absent does not exist. None when nodes may not be read,
             and then all count as healthy.
         readings: requests in flight by pod uid; asked of draining pods only.
@@ -100,6 +101,7 @@ class Observed:
     pods: tuple[Manifest, ...] = ()
     service: Manifest | None = None
     budget: Manifest | None = None
+    revisions: tuple[Manifest, ...] = ()
     nodes: Mapping[str, Node] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()

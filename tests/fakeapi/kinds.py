@@ -34,6 +34,7 @@ KINDS = (
     Kind("", "v1", "Node", "nodes", namespaced=False),
     Kind("", "v1", "Namespace", "namespaces", namespaced=False),
     Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    Kind("apps", "v1", "ControllerRevision", "controllerrevisions", has_status=False),
     Kind("events.k8s.io", "v1", "Event", "events", has_status=False),
     Kind("", "v1", "Event", "events", has_status=False),
     Kind(

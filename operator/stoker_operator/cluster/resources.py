@@ -43,6 +43,8 @@ PODS = Resource("", "v1", "Pod", "pods")
 SERVICES = Resource("", "v1", "Service", "services")
 PDBS = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NODES = Resource("", "v1", "Node", "nodes", namespaced=False)
+CONTROLLER_REVISIONS = Resource("apps", "v1", "ControllerRevision", "controllerrevisions")
 EVENTS = Resource("events.k8s.io", "v1", "Event", "events")
 
-BY_KIND = {resource.kind: resource for resource in (MODEL_DEPLOYMENTS, PODS, SERVICES, PDBS, NODES, EVENTS)}
+_ALL = (MODEL_DEPLOYMENTS, PODS, SERVICES, PDBS, NODES, CONTROLLER_REVISIONS, EVENTS)
+BY_KIND = {resource.kind: resource for resource in _ALL}

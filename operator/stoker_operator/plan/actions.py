@@ -57,15 +57,42 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteBudget:
-    """Delete the PodDisruptionBudget, with its uid as precondition."""
+class Delete:
+    """Delete a child that is no pod, with its uid as precondition.
 
+    `kind` as in manifests.
+    """
+
+    kind: str
     name: str
     uid: str
     reason: str
 
 
-Action = CreatePod | StopServing | DeletePod | Apply | DeleteBudget
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Create the record of a revision, under a name that only this revision has."""
+
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Become the controller of an object of ours that nobody controls.
+
+    A merge patch of `references`, all of the object's, with its uid and version as preconditions.
+    """
+
+    kind: str
+    name: str
+    uid: str
+    version: str
+    references: tuple[Manifest, ...]
+    reason: str = "Orphaned"
+
+
+Action = CreatePod | StopServing | DeletePod | Apply | Delete | Record | Adopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +108,8 @@ class Plan:
     actions: tuple[Action, ...] = ()
     requeue_after_s: float | None = None
     draining: frozenset[str] = frozenset()
+
+
+def records(todo: Plan) -> tuple[Record, ...]:
+    """Return the revisions that a plan puts on record."""
+    return tuple(action for action in todo.actions if isinstance(action, Record))

@@ -34,12 +34,9 @@ def unusable(asked: Manifest, created: Manifest) -> Cause | None:
     Without our labels nobody finds it, without the owner reference it is nobody's, without its volume it has
     no model. Left alone, it would be made again under the next name, for ever.
     """
-    lost = [*_lost_labels(asked, created), *_lost_owners(asked, created)]
-    if lost:
-        text = (
-            f"admission changed {', '.join(lost)}: exempt what begins with {labels.GROUP}/ from that policy"
-        )
-        return Cause("ChangedByAdmission", text)
+    problem = unfindable(asked, created)
+    if problem is not None:
+        return problem
     images = {volume["name"] for volume in asked["spec"]["volumes"] if "image" in volume}
     has_model = has_model_volume(created)
     is_image_lost = bool(images - {volume["name"] for volume in created["spec"].get("volumes") or ()})
@@ -49,6 +46,22 @@ def unusable(asked: Manifest, created: Manifest) -> Cause | None:
         return Cause("ImageVolumesOff", IMAGE_VOLUMES_OFF)
     text = "admission removed the volume of the model: exempt the pods of ModelDeployments from that policy"
     return Cause("ChangedByAdmission", text)
+
+
+def unfindable(asked: Manifest, created: Manifest) -> Cause | None:
+    """Return why nobody would find a created object as ours; None when it has our labels and owner."""
+    lost = [*_lost_labels(asked, created), *_lost_owners(asked, created)]
+    if not lost:
+        return None
+    text = f"admission changed {', '.join(lost)}: exempt what begins with {labels.GROUP}/ from that policy"
+    return Cause("ChangedByAdmission", text)
+
+
+def unreadable(asked: Manifest, created: Manifest) -> Cause | None:
+    """Return why a created record is none: nobody finds it, or it holds something else than was asked for."""
+    if created.get("data") == asked["data"]:
+        return unfindable(asked, created)
+    return Cause("ChangedByAdmission", "admission changed data: exempt ControllerRevisions from that policy")
 
 
 def changed(asked: Manifest, created: Manifest) -> tuple[str, ...]:

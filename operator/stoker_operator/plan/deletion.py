@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Observed
-from stoker_operator.plan.actions import DeleteBudget, Plan
+from stoker_operator.plan.actions import Delete, Plan
 
 # The garbage collector's own finalizer: whoever deletes wants the children to stay as they are.
 _ORPHAN = "orphan"
@@ -21,4 +21,5 @@ def plan_deletion(observed: Observed) -> Plan:
         return Plan()
     if not is_owned_by(budget, metadata["uid"]) or "deletionTimestamp" in budget["metadata"]:
         return Plan()
-    return Plan((DeleteBudget(budget["metadata"]["name"], budget["metadata"]["uid"], "OwnerDeleted"),))
+    name, uid = budget["metadata"]["name"], budget["metadata"]["uid"]
+    return Plan((Delete("PodDisruptionBudget", name, uid, "OwnerDeleted"),))

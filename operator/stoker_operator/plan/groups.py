@@ -16,10 +16,10 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from stoker_operator.api import labels
-from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan.admitted import has_model_volume
 from stoker_operator.plan.crashes import is_crash_looping
+from stoker_operator.plan.ownership import is_ours
 from stoker_operator.plan.pods import (
     avoided_by,
     ended_at,
@@ -142,8 +142,9 @@ def groups(observed: Observed, now: datetime) -> list[Group]:
 def replica_pods(observed: Observed) -> list[Manifest]:
     """Return the pods of all replicas.
 
-    A pod is one that we own and that the Service would select while it serves. One that somebody took out of
-    sight by its labels, to look at it in peace, has left: it keeps its name, and goes with its owner.
+    A pod is one that we own, or will once it is adopted, and that the Service would select while it serves.
+    One that somebody took out of sight by its labels, to look at it in peace, has left: it keeps its name,
+    and goes with its owner.
     """
     return [pod for pods in _members(observed).values() for pod in pods]
 
@@ -155,11 +156,11 @@ def node_of(pod: Manifest, nodes: Mapping[str, Node] | None) -> Node:
 
 
 def _members(observed: Observed) -> dict[str, list[Manifest]]:
-    identity = observed.model["metadata"]
+    name = observed.model["metadata"]["name"]
     members: dict[str, list[Manifest]] = defaultdict(list)
     for pod in observed.pods:
         own = labels_of(pod)
-        if is_owned_by(pod, identity["uid"]) and own.get(labels.DEPLOYMENT) == identity["name"]:
+        if is_ours(pod, observed.model) and own.get(labels.DEPLOYMENT) == name:
             members[own.get(labels.POD_GROUP, pod["metadata"]["name"])].append(pod)
     return {
         name: pods

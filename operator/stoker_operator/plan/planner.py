@@ -11,18 +11,29 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
 from stoker_operator.desired.avoidance import avoid
-from stoker_operator.desired.metadata import is_left_behind, is_owned_by
+from stoker_operator.desired.metadata import is_left_behind, owner_reference
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, Plan, StopServing
+from stoker_operator.plan.actions import (
+    Action,
+    Adopt,
+    Apply,
+    CreatePod,
+    Delete,
+    DeletePod,
+    Plan,
+    Record,
+    StopServing,
+)
 from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
+from stoker_operator.plan.ownership import is_orphan, is_ours
 from stoker_operator.plan.progress import deadline_at
-from stoker_operator.plan.revisions import Revision, target_revision
+from stoker_operator.plan.revisions import Revisions, Target, revisions
 from stoker_operator.plan.rollout import Decision, Limits, decide
 from stoker_operator.plan.successors import Start
 
@@ -48,16 +59,25 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if model.is_deleting:
         return plan_deletion(observed)
     all_groups = groups(observed, now)
-    target = target_revision(wanted, all_groups)
-    if target is None:
+    known = revisions(wanted, observed)
+    target = known.target(all_groups)
+    if not target.revision:
         return Plan()
-    limits = Limits(model.num_wanted, model.max_surge, model.max_unavailable, wanted.is_held)
+    limits = Limits(
+        model.num_wanted,
+        model.max_surge,
+        model.max_unavailable,
+        is_held=target.is_held,
+        can_start=target.template is not None,
+    )
     decision = decide(all_groups, target.revision, limits, now)
     draining = [group for group in all_groups if group.phase is Phase.DRAINING]
     finished, drain_waits = _finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
     stops = list(_stops(leaving, now))
     actions: list[Action] = [
+        *_adoptions(wanted, observed),
+        *_records(known, target, observed),
         *_shared(wanted, observed, _num_draining(all_groups, stops)),
         *_creations(wanted, observed, target, decision),
         *stops,
@@ -96,12 +116,11 @@ def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod])
 
 def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[Action]:
     """Apply the Service and the PodDisruptionBudget where they differ; never touch somebody else's."""
-    uid = wanted.model.uid
-    pairs = [(wanted.budget(num_draining), observed.budget)]
+    pairs = [("PodDisruptionBudget", wanted.budget(num_draining), observed.budget)]
     if wanted.service:
-        pairs.insert(0, (wanted.service, observed.service))
-    for manifest, existing in pairs:
-        if existing is not None and not is_owned_by(existing, uid):
+        pairs.insert(0, ("Service", wanted.service, observed.service))
+    for kind, manifest, existing in pairs:
+        if existing is not None and not is_ours(existing, observed.model):
             continue
         if manifest is not None:
             paths = drift(manifest, existing) if existing is not None else ["missing"]
@@ -109,12 +128,34 @@ def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[A
                 yield Apply(manifest, tuple(paths), "Missing" if existing is None else "Drift")
         elif existing is not None and "deletionTimestamp" not in existing["metadata"]:
             metadata = existing["metadata"]
-            yield DeleteBudget(metadata["name"], metadata["uid"], "NotNeeded")
+            yield Delete(kind, metadata["name"], metadata["uid"], "NotNeeded")
 
 
-def _creations(
-    wanted: Wanted, observed: Observed, target: Revision, decision: Decision
-) -> Iterator[CreatePod]:
+def _adoptions(wanted: Wanted, observed: Observed) -> Iterator[Adopt]:
+    """Become the controller of pods and records of ours that have none; an apply does it for the others."""
+    for kind, found in (("Pod", observed.pods), ("ControllerRevision", observed.revisions)):
+        for orphan in found:
+            if is_orphan(orphan, observed.model):
+                metadata = orphan["metadata"]
+                references = (*(metadata.get("ownerReferences") or ()), owner_reference(wanted.model))
+                yield Adopt(
+                    kind, metadata["name"], metadata["uid"], metadata.get("resourceVersion", ""), references
+                )
+
+
+def _records(known: Revisions, target: Target, observed: Observed) -> Iterator[Record | Delete]:
+    """Put the newest revision on record; forget those that nothing is of any more."""
+    missing = known.missing(target)
+    if missing is not None:
+        yield Record(missing, "NewRevision")
+    for stored in known.unneeded(target, observed.pods):
+        metadata = stored["metadata"]
+        yield Delete("ControllerRevision", metadata["name"], metadata["uid"], "NotNeeded")
+
+
+def _creations(wanted: Wanted, observed: Observed, target: Target, decision: Decision) -> Iterator[CreatePod]:
+    if target.template is None:
+        return
     taken = {pod["metadata"]["name"] for pod in observed.pods}
     prefix = f"{wanted.model.name}-{target.revision}"
     free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
@@ -189,21 +230,20 @@ def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
 
     What an earlier ModelDeployment of this name left behind only has to be waited for.
     """
-    model = wanted.model
+
+    def is_foreign(existing: Manifest) -> bool:
+        return not (is_ours(existing, observed.model) or is_left_behind(existing, wanted.model))
+
     found: list[tuple[str, Manifest | None, Any]] = [
         ("Service", observed.service, wanted.service),
         ("PodDisruptionBudget", observed.budget, wanted.budget()),
     ]
     for kind, existing, manifest in found:
-        if manifest and existing is not None and _is_foreign(existing, model):
+        if manifest and existing is not None and is_foreign(existing):
             return f"{kind} {existing['metadata']['name']} exists and does not belong to this {labels.KIND}"
     for pod in observed.pods:
-        if _is_foreign(pod, model) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
+        if is_foreign(pod) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
             return (
                 f"Pod {pod['metadata']['name']} carries our labels and does not belong to this {labels.KIND}"
             )
     return None
-
-
-def _is_foreign(existing: Manifest, model: ModelDeployment) -> bool:
-    return not (is_owned_by(existing, model.uid) or is_left_behind(existing, model))

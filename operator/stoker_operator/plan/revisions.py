@@ -1,47 +1,115 @@
-"""Which revision new pods get: the wanted one, or, while a rollout is held, the one that serves."""
+"""Which revision new pods get, and which revisions are on record.
+
+New pods get the wanted revision; while a rollout is held, the one that serves. Either way they are made from
+its record (`desired.record`) and from nothing else: not from the spec, which may have changed, and not from
+pods, into which webhooks, the scheduler and people have written.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.avoidance import admit
-from stoker_operator.observed import Manifest
+from stoker_operator.desired.record import record, recorded_template
+from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.groups import Group, Phase
-from stoker_operator.plan.pods import avoided_by, is_terminating
-
-# What the API server or the scheduler wrote into a pod's spec and a new pod must not inherit.
-_ASSIGNED = frozenset({"nodeName", "priority", "preemptionPolicy", "serviceAccount", "ephemeralContainers"})
+from stoker_operator.plan.ownership import is_ours
+from stoker_operator.plan.pods import is_terminating, labels_of
 
 
 @dataclass(frozen=True, slots=True)
-class Revision:
-    """A revision and the template of its pods (see `desired.pod.pod_template`)."""
+class Target:
+    """The revision that new pods get.
+
+    Args:
+        revision: its hash; "" when nothing tells which one, and then there are no pods either.
+        template: of its pods (see `desired.pod.pod_template`); None while it has no record, so that no pod of
+            it can be made.
+        is_held: whether pods of other revisions stay as they are.
+    """
 
     revision: str
-    template: dict[str, Any]
+    template: dict[str, Any] | None
+    is_held: bool
 
 
-def target_revision(wanted: Wanted, all_groups: list[Group]) -> Revision | None:
-    """Return the revision that new pods get, None when nothing tells how to make one.
+@dataclass(frozen=True, slots=True)
+class Revisions:
+    """What is on record, by revision."""
 
-    While a rollout is held that is the one that serves, whose template is read back from one of its pods,
-    since the spec that made it is gone. With no pod left there is nothing to hold.
-    """
-    newest = Revision(wanted.revision, wanted.pod) if wanted.pod else None
-    revision = _serving_revision(all_groups) if wanted.is_held else None
-    if revision is None or (newest is not None and revision == newest.revision):
-        return newest
-    # One that terminates will do when there is no other.
-    pods = sorted((pod for group in all_groups for pod in group.members), key=is_terminating)
-    pod = next(pod for pod in pods if pod["metadata"]["labels"].get(labels.REVISION) == revision)
-    return Revision(revision, _template(pod))
+    wanted: Wanted
+    records: Mapping[str, Manifest]
+    doubles: tuple[Manifest, ...]
+
+    @property
+    def newest(self) -> str:
+        """The revision that the spec asks for; "" when the spec cannot be served."""
+        return self.wanted.revision if self.wanted.pod else ""
+
+    def target(self, all_groups: Sequence[Group]) -> Target:
+        """Return the revision that new pods get.
+
+        Until the newest revision is on record the rollout waits, as if it were paused.
+        """
+        is_known = self.newest in self.records
+        if is_known and not self.wanted.is_held:
+            return self._target(self.newest, is_held=False)
+        held = _serving_revision(all_groups)
+        if held is None and self.wanted.is_held:
+            # Scaled to zero meanwhile: the last one that was on record goes on.
+            last = max(self.records.values(), key=_place, default=None)
+            held = None if last is None else labels_of(last)[labels.REVISION]
+        is_held = self.wanted.is_held or not is_known
+        return self._target(self.newest if held is None else held, is_held=is_held)
+
+    def missing(self, target: Target) -> dict[str, Any] | None:
+        """Return the record to write, None when the newest revision has one or waits."""
+        if not self.newest or self.newest in self.records:
+            return None
+        if self.wanted.is_held and target.revision != self.newest:
+            return None
+        number = max((_place(stored)[0] for stored in self.records.values()), default=0) + 1
+        return record(self.wanted.model, self.newest, self.wanted.pod, number)
+
+    def unneeded(self, target: Target, pods: Sequence[Manifest]) -> Iterator[Manifest]:
+        """Return the records of revisions that nobody wants and no pod is of, and what is on record twice."""
+        of_pods = {labels_of(pod).get(labels.REVISION) for pod in pods}
+        needed = {self.wanted.revision, target.revision, *of_pods}
+        yield from self.doubles
+        yield from (stored for revision, stored in self.records.items() if revision not in needed)
+
+    def _target(self, revision: str, *, is_held: bool) -> Target:
+        stored = self.records.get(revision)
+        template = None if stored is None else recorded_template(self.wanted.model, stored)
+        return Target(revision, template, is_held)
 
 
-def _serving_revision(all_groups: list[Group]) -> str | None:
+def revisions(wanted: Wanted, observed: Observed) -> Revisions:
+    """Return what is on record of a ModelDeployment: of two records of one revision, the older."""
+    found: dict[str, Manifest] = {}
+    doubles = []
+    for stored in sorted(observed.revisions, key=_place):
+        revision = labels_of(stored).get(labels.REVISION, "")
+        is_usable = revision and recorded_template(wanted.model, stored) is not None
+        if is_terminating(stored) or not is_ours(stored, observed.model) or not is_usable:
+            continue
+        if revision in found:
+            doubles.append(stored)
+        else:
+            found[revision] = stored
+    return Revisions(wanted, found, tuple(doubles))
+
+
+def _place(stored: Manifest) -> tuple[int, str]:
+    number = stored.get("revision")
+    return number if isinstance(number, int) else 0, stored["metadata"]["name"]
+
+
+def _serving_revision(all_groups: Sequence[Group]) -> str | None:
     """Return the revision that most groups have answered with; of equals, the one that came first.
 
     What counts is an engine that answered since it started, ready or not at this moment and on a lost node or
@@ -62,25 +130,3 @@ def _serving_revision(all_groups: list[Group]) -> str | None:
         return len(answering), num_live, len(found), age, revision
 
     return max(by_revision, key=evidence, default=None)
-
-
-def _template(pod: Manifest) -> dict[str, Any]:
-    metadata = pod["metadata"]
-    notes = {labels.DRAINING_SINCE, labels.RESTARTS, labels.FAILED_ON, labels.AVOIDS}
-    avoided = avoided_by(pod)
-    annotations = {
-        key: value
-        for key, value in metadata.get("annotations", {}).items()
-        if key not in notes and "kubernetes.io/" not in key
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "namespace": metadata["namespace"],
-            "labels": dict(metadata["labels"]),
-            "annotations": annotations,
-            "ownerReferences": list(metadata["ownerReferences"]),
-        },
-        "spec": {key: value for key, value in admit(pod["spec"], avoided).items() if key not in _ASSIGNED},
-    }

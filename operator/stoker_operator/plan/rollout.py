@@ -32,12 +32,13 @@ from stoker_operator.plan.successors import Start, is_stranded, stranded_at, suc
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a rollout may do."""
+    """What a rollout may do; `can_start` is False while nothing tells what new groups are made from."""
 
     num_wanted: int
     max_surge: int
     max_unavailable: int
     is_held: bool = False
+    can_start: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
     may_go = [
         group for group in live if group.is_leaving or (group.revision != target and not limits.is_held)
     ]
-    room = max(0, limits.num_wanted + limits.max_surge - len(live))
+    room = max(0, limits.num_wanted + limits.max_surge - len(live)) if limits.can_start else 0
     num_missing = max(0, limits.num_wanted - len(current))
     follow = succession(all_groups, target, num_missing, room, now)
     removals = list(follow.removals)

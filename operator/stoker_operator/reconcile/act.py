@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT, DRAINING_SINCE, SERVING
@@ -17,46 +17,32 @@ from stoker_operator.cluster.errors import (
     Conflict,
     NotFound,
 )
-from stoker_operator.cluster.resources import BY_KIND, PDBS, PODS, Resource
+from stoker_operator.cluster.resources import BY_KIND, CONTROLLER_REVISIONS, MODEL_DEPLOYMENTS, PODS, Resource
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan import admitted
-from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
+from stoker_operator.plan.actions import (
+    Action,
+    Adopt,
+    Apply,
+    CreatePod,
+    Delete,
+    DeletePod,
+    Record,
+    StopServing,
+)
 from stoker_operator.plan.drift import drift
+from stoker_operator.plan.ownership import is_ours
 from stoker_operator.reconcile.caches import Caches, Key
+from stoker_operator.reconcile.outcome import Outcome, Run, describe, trouble_of
 from stoker_operator.reconcile.pace import FAILED, Pace, kind_of
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-# Answers of the server that say nothing about the write itself: it may work in a moment, or on another look.
-PASSING_CODES = frozenset({401, 404, 408, 409, 410, 429})
 # As many writes at once, at most, and as many refusals when a quota gets full between two of them.
 MAX_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a plan's actions.
-
-    Args:
-        done: the actions that changed something.
-        refusals: what the API server refuses, now or the last time it was tried.
-        failure: the first call that fails, now or the last time it was tried.
-        error: why a call failed now.
-        wait_s: seconds until what was not done may be tried.
-        trouble_s: for how many seconds there has been trouble.
-        is_unfinished: whether something came to nothing without trouble, as an object is in the way.
-    """
-
-    done: tuple[Action, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
-    failure: Failure | None = None
-    error: ApiError | ApiUnreachable | None = None
-    wait_s: float | None = None
-    trouble_s: float = 0.0
-    is_unfinished: bool = False
 
 
 class Actor:
@@ -79,7 +65,7 @@ class Actor:
         After a refusal or a failure no more of that kind is tried in this pass; after one that may concern
         every call, no answer or a busy server or a cache that is behind, nothing more is.
         """
-        run = _Run()
+        run = Run()
         for kind, group in itertools.groupby(actions, kind_of):
             due = [action for action in group if not self._pace.wait_s(key, action)]
             due.sort(key=lambda action: self._pace.tried_at_s(key, action))
@@ -100,7 +86,7 @@ class Actor:
         try:
             carried_out = await self._one(key, model, action)
         except (ApiError, ApiUnreachable) as error:
-            trouble = _trouble(action, error)
+            trouble = trouble_of(action, error)
             verdict = "refused" if isinstance(trouble, Refusal) else "failed"
             logger.warning("%s: %s: %s", describe(action), verdict, error, extra={"key": "/".join(key)})
             num_writes = 2 if isinstance(error, Altered) else 1
@@ -110,7 +96,7 @@ class Actor:
             self._pace.done(key, action)
         return carried_out
 
-    def _outcome(self, key: Key, actions: tuple[Action, ...], run: "_Run") -> Outcome:
+    def _outcome(self, key: Key, actions: tuple[Action, ...], run: Run) -> Outcome:
         """What was tried now, and what stands from before."""
         left = [action for action in actions if id(action) not in run.ended]
         troubles = [trouble for action in left if (trouble := self._pace.trouble(key, action)) is not None]
@@ -148,10 +134,14 @@ class Actor:
                 await self._stop_serving(key[0], action)
             case DeletePod():
                 await self._delete(PODS, key[0], action.name, action.uid)
-            case DeleteBudget():
-                await self._delete(PDBS, key[0], action.name, action.uid)
+            case Delete():
+                await self._delete(BY_KIND[action.kind], key[0], action.name, action.uid)
             case Apply():
                 return await self._apply(key, model, action)
+            case Record():
+                return await self._record(key, action)
+            case Adopt():
+                return await self._adopt(key, model, action)
         return action
 
     async def _create_pod(self, key: Key, action: CreatePod) -> CreatePod | None:
@@ -163,19 +153,19 @@ class Actor:
             return None
         problem = admitted.unusable(action.manifest, created)
         if problem is not None:
-            await self._take_back(key, created)
+            await self._take_back(key, PODS, created)
             raise Altered(problem.reason, problem.message)
         self._caches.stores[PODS].put(created)
         return replace(action, changed=admitted.changed(action.manifest, created))
 
-    async def _take_back(self, key: Key, created: Object) -> None:
-        """Delete a pod that cannot serve; no pass should see it."""
+    async def _take_back(self, key: Key, resource: Resource, created: Object) -> None:
+        """Delete what came back unusable; no pass should see it."""
         metadata = created["metadata"]
         with contextlib.suppress(NotFound):
-            await self._client.delete(PODS, metadata["namespace"], metadata["name"], metadata["uid"])
+            await self._client.delete(resource, metadata["namespace"], metadata["name"], metadata["uid"])
         # Of one without our label no watch will say that it is gone: the cache need not remember it.
         if (metadata.get("labels") or {}).get(DEPLOYMENT) == key[1]:
-            self._caches.stores[PODS].forget_deleted(created)
+            self._caches.stores[resource].forget_deleted(created)
 
     async def _stop_serving(self, namespace: str, action: StopServing) -> None:
         labels, annotations = {SERVING: "false"}, {DRAINING_SINCE: action.since}
@@ -214,7 +204,8 @@ class Actor:
             # To create instead would make these fields those of an update: no later apply could remove them.
             held = await self._take_live(key, resource, name)
         if held is not None:
-            if not is_owned_by(held, model["metadata"]["uid"]):
+            is_allowed = is_ours(held, model) and await self._may_adopt(key, model, held)
+            if not is_allowed:
                 return None
             manifest["metadata"] = {**manifest["metadata"], "uid": held["metadata"]["uid"]}
         try:
@@ -226,6 +217,55 @@ class Actor:
         store.put(applied)
         self._caches.unblock(key, resource, name)
         return replace(action, changed=tuple(drift(action.manifest, applied)))
+
+    async def _record(self, key: Key, action: Record) -> Record | None:
+        try:
+            created = await self._client.create(CONTROLLER_REVISIONS, dict(action.manifest))
+        except AlreadyExists:
+            await self._take_live(key, CONTROLLER_REVISIONS, action.manifest["metadata"]["name"])
+            return None
+        problem = admitted.unreadable(action.manifest, created)
+        if problem is not None:
+            await self._take_back(key, CONTROLLER_REVISIONS, created)
+            raise Altered(problem.reason, problem.message)
+        self._caches.stores[CONTROLLER_REVISIONS].put(created)
+        return action
+
+    async def _adopt(self, key: Key, model: Object, action: Adopt) -> Adopt | None:
+        resource = BY_KIND[action.kind]
+        held = self._caches.stores[resource].get(key[0], action.name)
+        if held is None or not await self._may_adopt(key, model, held):
+            return None
+        metadata = {
+            "uid": action.uid,
+            "resourceVersion": action.version,
+            "ownerReferences": list(action.references),
+        }
+        try:
+            patched = await self._client.merge_patch(resource, key[0], action.name, {"metadata": metadata})
+        except NotFound:
+            self._forget(resource, key[0], action.name, action.uid)
+            return None
+        except Conflict:
+            await self._refresh(resource, key[0], action.name, action.uid)
+            raise
+        self._caches.stores[resource].put(patched)
+        return action
+
+    async def _may_adopt(self, key: Key, model: Object, child: Object) -> bool:
+        """Whether a child is ours, or the ModelDeployment is still there to become its owner.
+
+        Read live, as a ReplicaSet does: what is given an owner that was deleted meanwhile, the garbage
+        collector deletes.
+        """
+        if is_owned_by(child, model["metadata"]["uid"]):
+            return True
+        try:
+            live = await self._client.get(MODEL_DEPLOYMENTS, *key)
+        except NotFound:
+            return False
+        metadata = live["metadata"]
+        return bool(metadata["uid"] == model["metadata"]["uid"]) and "deletionTimestamp" not in metadata
 
     async def _take_live(self, key: Key, resource: Resource, name: str) -> Object | None:
         """Read an object that the cache lacks, and remember what has that name."""
@@ -253,65 +293,3 @@ class Actor:
     def _forget(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         gone = {"metadata": {"namespace": namespace, "name": name, "uid": uid}}
         self._caches.stores[resource].forget_deleted(gone)
-
-
-def describe(action: Action) -> str:
-    """The action in words, for logs: "create pod x"."""
-    match action:
-        case CreatePod():
-            return f"create {_target(action)}"
-        case StopServing():
-            return f"stop serving from {_target(action)}"
-        case DeletePod() | DeleteBudget():
-            return f"delete {_target(action)}"
-        case Apply(drift=drift):
-            return f"apply {_target(action)} ({', '.join(drift) or 'missing'})"
-
-
-def _target(action: Action) -> str:
-    match action:
-        case CreatePod(name=name) | StopServing(name=name) | DeletePod(name=name):
-            return f"pod {name}"
-        case DeleteBudget(name=name):
-            return f"poddisruptionbudget {name}"
-        case Apply(manifest=manifest):
-            return f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
-
-
-def _trouble(action: Action, error: ApiError | ApiUnreachable) -> Refusal | Failure:
-    """Tell what stays the same until a person changes something, such as a quota, from what passes."""
-    if isinstance(error, Altered):
-        return Refusal(_target(action), error.message, error.reason)
-    if isinstance(error, ApiError) and 400 <= error.code < 500 and error.code not in PASSING_CODES:
-        return Refusal(_target(action), error.message)
-    return Failure(describe(action), str(error))
-
-
-class _Run:
-    """What came of the actions of one pass so far."""
-
-    def __init__(self) -> None:
-        self.done: list[Action] = []
-        self.ended: set[int] = set()  # identities of actions that need not be tried again now
-        self.is_unfinished = False
-        self.troubled: set[str] = set()
-        self.error: ApiError | ApiUnreachable | None = None
-        self.is_over = False
-
-    def take(self, action: Action, result: ApiError | ApiUnreachable | Action | None) -> None:
-        """Note what came of one action."""
-        if isinstance(result, ApiError | ApiUnreachable):
-            self._take_error(action, result)
-            return
-        self.ended.add(id(action))
-        if result is None:
-            self.is_unfinished = True
-        else:
-            self.done.append(result)
-
-    def _take_error(self, action: Action, error: ApiError | ApiUnreachable) -> None:
-        self.troubled.add(kind_of(action))
-        if isinstance(_trouble(action, error), Failure):
-            self.error = self.error or error
-            is_about_the_write = isinstance(error, ApiError) and error.code >= 500
-            self.is_over = self.is_over or not is_about_the_write

@@ -8,7 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT
-from stoker_operator.cluster.resources import MODEL_DEPLOYMENTS, NODES, PDBS, PODS, SERVICES, Resource
+from stoker_operator.cluster.resources import (
+    CONTROLLER_REVISIONS,
+    MODEL_DEPLOYMENTS,
+    NODES,
+    PDBS,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
@@ -20,7 +28,7 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 Key = tuple[str, str]
 
-CHILDREN = (PODS, SERVICES, PDBS)
+CHILDREN = (PODS, SERVICES, PDBS, CONTROLLER_REVISIONS)
 
 
 class Caches:
@@ -57,9 +65,8 @@ class Caches:
         self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
         self.stores[NODES].subscribe(self._node_changed)
-        self.stores[PODS].subscribe(self._pod_changed)
-        for kind in (SERVICES, PDBS):
-            self.stores[kind].subscribe(self._child_changed)
+        for kind in CHILDREN:
+            self.stores[kind].subscribe(self._pod_changed if kind is PODS else self._child_changed)
         self.reflectors = [
             Reflector(source, scope, self.stores[scope.resource], rng, observer=observer)
             for scope in _scopes(namespaces)
@@ -89,6 +96,7 @@ class Caches:
             pods=tuple(pods),
             service=self._child(SERVICES, key),
             budget=self._child(PDBS, key),
+            revisions=tuple(self.stores[CONTROLLER_REVISIONS].indexed(key)),
             nodes=self._nodes.of(map(_node_name, pods), self._node_reflector.is_current),
             readings=readings or {},
         )

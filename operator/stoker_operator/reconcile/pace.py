@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 
 from stoker_operator.api.labels import APPLIED_HASH, REVISION
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
+from stoker_operator.plan.actions import (
+    Action,
+    Adopt,
+    Apply,
+    CreatePod,
+    Delete,
+    DeletePod,
+    Record,
+    StopServing,
+)
 from stoker_operator.retry import Backoff
 from stoker_operator.status import Change
 
@@ -125,7 +134,7 @@ class Pace:
         history, now = self._history(key), self._now()
         identity, what = _identity(action)
         last = history.records.pop(identity, None)
-        if isinstance(action, CreatePod | DeletePod | DeleteBudget):
+        if isinstance(action, CreatePod | DeletePod | Delete | Record):
             return  # nobody can bring back what was there
         is_undone = last is not None and last.trouble is None and last.what == what
         count = last.count + 1 if last is not None and is_undone else 1
@@ -229,10 +238,14 @@ def kind_of(action: Action) -> str:
             return "patch pods"
         case DeletePod():
             return "delete pods"
-        case DeleteBudget():
-            return "delete budget"
+        case Delete(kind=kind):
+            return f"delete {kind}"
         case Apply(manifest=manifest):
             return f"apply {manifest['kind']}"
+        case Record():
+            return "create record"
+        case Adopt(kind=kind):
+            return f"adopt {kind}"
 
 
 def _identity(action: Action) -> tuple[Hashable, str]:
@@ -245,8 +258,12 @@ def _identity(action: Action) -> tuple[Hashable, str]:
             return (manifest["kind"], metadata["name"]), metadata["annotations"][APPLIED_HASH]
         case StopServing(uid=uid):
             return ("stop", uid), ""
-        case DeletePod(uid=uid) | DeleteBudget(uid=uid):
+        case DeletePod(uid=uid) | Delete(uid=uid):
             return ("delete", uid), ""
+        case Record(manifest=manifest):
+            return ("record",), manifest["metadata"]["name"]
+        case Adopt(uid=uid):
+            return ("adopt", uid), ""
 
 
 def _slot_s(times: deque[float], now: float) -> float:

@@ -15,11 +15,12 @@ from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Observed
-from stoker_operator.plan import Plan, groups, plan, plan_deletion
+from stoker_operator.plan import Plan, groups, plan, plan_deletion, records
 from stoker_operator.profiles import profile_of
-from stoker_operator.reconcile.act import Actor, Outcome
+from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.drains import Drains
+from stoker_operator.reconcile.outcome import Outcome
 from stoker_operator.reconcile.pace import FAILED, Pace
 from stoker_operator.reconcile.report import Reporter
 from stoker_operator.reconcile.slow import SlowPods
@@ -106,7 +107,14 @@ class Reconciler:
         wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
         todo, observed = await self._plan(key, model, wanted)
-        outcome = looked if looked.error else await self._actor.act(key, model, todo.actions)
+        outcome = looked if looked.error else await self._actor.act(key, model, records(todo))
+        if outcome.error is None:
+            # A new revision is put on record before all else: what else there is to do follows from whether
+            # that worked, and a status between the two would tell nothing.
+            if outcome.done:
+                todo, observed = await self._plan(key, model, wanted)
+            rest = await self._actor.act(key, model, todo.actions)
+            outcome = replace(rest, done=(*outcome.done, *rest.done))
         after = self._caches.observe(key, model, observed.readings)
         warnings, look_s = await self._slow_pods.warnings(key, after)
         memory = self._memories.setdefault(key, _Memory())

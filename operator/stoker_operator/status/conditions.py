@@ -26,6 +26,7 @@ from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
 from stoker_operator.status.promise import promised
+from stoker_operator.status.recorded import outdated, unrecorded
 from stoker_operator.status.view import Aspect, View
 
 _MAX_MESSAGE_LENGTH = 2048
@@ -61,13 +62,14 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         failure=_failure(observed),
         is_late=late_at is not None and late_at <= now,
     )
-    blocked = _blocked(wanted, observed)
+    blocked = _blocked(wanted, observed) or unrecorded(wanted, observed, all_groups)
     aspects = [
         _ready(view, None if view.is_promise_kept and _is_of_more_pods(wanted, observed) else blocked),
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
         *_drains(wanted, observed, now),
+        *_defaults(wanted, observed),
     ]
     result = {
         "observedGeneration": model.generation,
@@ -260,6 +262,11 @@ def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
     cause = unobserved(observed, profile_of(wanted.model.spec), now)
     return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
+
+
+def _defaults(wanted: Wanted, observed: Observed) -> list[Aspect]:
+    cause = outdated(wanted, observed)
+    return [] if cause is None else [Aspect(cause.reason, "True", cause)]
 
 
 def _dated(aspects: list[Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:

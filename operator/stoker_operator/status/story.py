@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
-from stoker_operator.plan import Action, Apply, CreatePod, DeleteBudget, DeletePod, StopServing
+from stoker_operator.plan import Action, Adopt, Apply, CreatePod, Delete, DeletePod, Record, StopServing
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,13 @@ def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
                 yield Event(
                     "Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}"
                 )
-        elif isinstance(action, DeleteBudget):
-            yield Event(
-                "Normal", "BudgetDeleted", "DeleteBudget", f"deleted PodDisruptionBudget {action.name}"
-            )
+        elif isinstance(action, Delete) and action.kind == "PodDisruptionBudget":
+            yield Event("Normal", "BudgetDeleted", "DeleteBudget", f"deleted {action.kind} {action.name}")
+        elif isinstance(action, Adopt):
+            yield Event("Normal", "Adopted", "Adopt", f"adopted {action.kind} {action.name}")
+        elif isinstance(action, Record):
+            name = action.manifest["metadata"]["labels"][labels.REVISION]
+            yield Event("Normal", "NewRevision", "Record", f"pods are made of revision {name} from now on")
 
 
 def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:

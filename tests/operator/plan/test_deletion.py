@@ -20,7 +20,7 @@ from operator_builders import (
 from stoker_operator.api import parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Observed
-from stoker_operator.plan import DeleteBudget, Plan, plan
+from stoker_operator.plan import Delete, Plan, plan
 
 
 def deleted(*finalizers: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def plan_for(model: dict[str, Any], budget: dict[str, Any]) -> Plan:
 def test_the_budget_of_one_that_is_held_goes_and_nothing_else(finalizer: str) -> None:
     model = deleted(finalizer)
     todo = plan_for(model, budget_of())
-    assert todo == Plan((DeleteBudget("smol", "uid-budget", "OwnerDeleted"),))
+    assert todo == Plan((Delete("PodDisruptionBudget", "smol", "uid-budget", "OwnerDeleted"),))
 
 
 @pytest.mark.parametrize(

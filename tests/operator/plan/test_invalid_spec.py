@@ -59,7 +59,7 @@ def test_drains_and_scaling_go_on() -> None:
     observed = make_observed(good, drained, other, in_flight={drained["metadata"]["name"]: 0})
     assert steps(bad, observed) == [("DeletePod", drained["metadata"]["name"])]
     assert [step[0] for step in steps(invalid(suspend=True), make_observed(good, other))] == [
-        "DeleteBudget",
+        "Delete",
         "StopServing",
     ]
 

@@ -84,6 +84,15 @@ def test_when_the_last_pod_terminates_its_revision_is_still_known() -> None:
     assert create.manifest["metadata"]["labels"][labels.REVISION] == new.revision
 
 
+def test_scaled_to_zero_its_revision_is_still_known() -> None:
+    old, new = paused(1)
+    (create,) = plan(new, make_observed(new, recorded=(old,)), NOW).actions
+    assert isinstance(create, CreatePod)
+    assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
+    none = make_wanted(**NEW, replicas=0, rollout={"paused": True})
+    assert plan(none, make_observed(none, recorded=(old,)), NOW) == Plan()
+
+
 def test_scaling_down_takes_what_is_beyond_the_surge_and_then_the_rest() -> None:
     old, new = paused(1)
     pods = [make_pod(old, 0), make_pod(old, 1), make_pod(new, created_at=ago(60))]

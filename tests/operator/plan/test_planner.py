@@ -12,6 +12,7 @@ from operator_builders import (
     make_model,
     make_observed,
     make_pod,
+    make_record,
     make_wanted,
     stored,
     timestamp,
@@ -23,9 +24,10 @@ from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import (
     Apply,
     CreatePod,
-    DeleteBudget,
+    Delete,
     DeletePod,
     Plan,
+    Record,
     StopServing,
     name_conflict,
     plan,
@@ -61,9 +63,11 @@ def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
     assert min_available == [3, 2, 1]
 
 
-def test_first_pass_makes_the_service_before_the_pods() -> None:
+def test_record_and_service_come_before_the_pods() -> None:
     wanted = make_wanted(replicas=2)
-    todo = plan(wanted, Observed(make_model()), NOW)
+    first = plan(wanted, Observed(make_model()), NOW)
+    assert [type(action) for action in first.actions] == [Record, Apply, Apply]
+    todo = plan(wanted, Observed(make_model(), revisions=(make_record(wanted),)), NOW)
     assert [type(action) for action in todo.actions] == [Apply, Apply, CreatePod, CreatePod]
     assert [action.name for action in todo.actions if isinstance(action, CreatePod)] == [
         name(wanted, 0),
@@ -161,7 +165,7 @@ def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
     paused = make_wanted(**NEW, replicas=2, rollout={"paused": True})
     serving = make_pod(old)
     serving["spec"] |= {"nodeName": "node-a", "priority": 0, "ephemeralContainers": [{"name": "debug"}]}
-    (create,) = plan(paused, make_observed(paused, serving), NOW).actions
+    (create,) = plan(paused, make_observed(paused, serving, recorded=(old,)), NOW).actions
     assert isinstance(create, CreatePod)
     assert create.name == name(old, 1)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
@@ -294,7 +298,7 @@ def test_suspending_drains_all_pods_and_drops_the_budget_but_not_the_service() -
     assert running.budget() is not None
     observed = make_observed(suspended, make_pod(running), budget=stored(running.budget(), "budget"))
     actions = plan(suspended, observed, NOW).actions
-    assert [type(action) for action in actions] == [DeleteBudget, StopServing]
+    assert [type(action) for action in actions] == [Delete, StopServing]
 
 
 def test_drift_of_the_service_is_mended_at_its_path() -> None:
@@ -309,7 +313,7 @@ def test_drift_of_the_service_is_mended_at_its_path() -> None:
 def test_what_belongs_to_somebody_else_is_not_touched() -> None:
     wanted = make_wanted()
     service = stored(wanted.service, "service")
-    service["metadata"]["ownerReferences"] = []
+    service["metadata"]["ownerReferences"][0] |= {"kind": "Other", "uid": "uid-other"}
     pod = make_pod(wanted)
     pod["metadata"]["ownerReferences"][0] |= {"kind": "ReplicaSet", "uid": "uid-other"}
     observed = make_observed(wanted, pod, service=service)

@@ -124,6 +124,6 @@ def test_a_held_revision_does_not_inherit_what_one_pod_keeps_off() -> None:
     serving["spec"]["affinity"] = avoiding["spec"]["affinity"]
     serving["metadata"]["annotations"] |= avoiding["metadata"]["annotations"]
     paused = make_wanted(engine={"maxModelLen": 4096}, replicas=2, rollout={"paused": True})
-    (copy,) = created(plan(paused, make_observed(paused, serving), NOW))
+    (copy,) = created(plan(paused, make_observed(paused, serving, recorded=(WANTED,)), NOW))
     assert notes_of(copy) == ("", "")
     assert copy["spec"] == WANTED.pod["spec"]

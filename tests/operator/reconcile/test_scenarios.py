@@ -22,7 +22,8 @@ def test_create_makes_the_shared_children_first_and_becomes_ready() -> None:
         await world.ready()
 
     world = play(scenario)
-    assert writes_of(world)[:4] == [
+    assert writes_of(world)[:5] == [
+        "POST default/controllerrevisions",
         "PATCH services/smol",
         "PATCH poddisruptionbudgets/smol",
         "POST default/pods",
