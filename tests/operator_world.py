@@ -56,7 +56,7 @@ class World:
     """
 
     def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
-        self.config = config
+        self.config = config  # of the operator when it is started next
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)

@@ -21,10 +21,5 @@ def plan_deletion(observed: Observed) -> Plan:
         return Plan()
     if not is_owned_by(budget, metadata["uid"]) or "deletionTimestamp" in budget["metadata"]:
         return Plan()
-    return Plan(
-        (
-            Delete(
-                "PodDisruptionBudget", budget["metadata"]["name"], budget["metadata"]["uid"], "OwnerDeleted"
-            ),
-        )
-    )
+    name, uid = budget["metadata"]["name"], budget["metadata"]["uid"]
+    return Plan((Delete("PodDisruptionBudget", name, uid, "OwnerDeleted"),))

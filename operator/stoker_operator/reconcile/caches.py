@@ -65,9 +65,8 @@ class Caches:
         self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
         self.stores[NODES].subscribe(self._node_changed)
-        self.stores[PODS].subscribe(self._pod_changed)
-        for kind in (SERVICES, PDBS, CONTROLLER_REVISIONS):
-            self.stores[kind].subscribe(self._child_changed)
+        for kind in CHILDREN:
+            self.stores[kind].subscribe(self._pod_changed if kind is PODS else self._child_changed)
         self.reflectors = [
             Reflector(source, scope, self.stores[scope.resource], rng, observer=observer)
             for scope in _scopes(namespaces)
