@@ -52,16 +52,16 @@ class World:
 
     Args:
         storage: what was in the cluster an hour ago, copied; None for one empty node.
-        config: of the operator.
+        config: the operator's settings.
     """
 
     def __init__(self, storage: Storage | None = None, config: OperatorConfig = CONFIG) -> None:
+        self.config = config
         # Time goes on: what is there already was there an hour ago.
         self.clock = virtual_now if storage is None else lambda: virtual_now() + timedelta(hours=1)
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
-        self.config = config
         self.controller: Controller | None = None
         self.metrics = Metrics()
         self.num_serving: list[int] = []
@@ -127,7 +127,7 @@ class World:
                 self._task.result()
             await pass_time(0.5)
 
-    def apply(self, name: str = NAME, /, namespace: str = "default", **spec: Any) -> Object:
+    def apply(self, name: str = NAME, namespace: str = "default", /, **spec: Any) -> Object:
         """What a user applies: this spec, merged into what is there."""
         fresh: Object = {}
         if get(self.api, "modeldeployments", name, namespace) is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from fakeapi.client import delete, get
 from fakeapi.faults import Call, Fault, Injector
-from operator_world import CONFIG, World, play
+from operator_world import CONFIG, NAME, World, play
 from prometheus_client.exposition import generate_latest
 from virtual_time import pass_time, until
 
@@ -53,7 +53,7 @@ def test_a_namespace_that_may_not_be_read_holds_up_no_other(
     async def scenario(world: World) -> None:
         world.api.injector = forbidden("/namespaces/b/", kind)
         for namespace in ("a", "b", "c"):
-            world.apply(namespace=namespace)
+            world.apply(NAME, namespace)
         await until(lambda: namespaces_of_pods(world) == ["a", "c"], 2.0)
         await pass_time(600.0)
         assert writes_in(world, "b") == 0
@@ -87,7 +87,7 @@ def test_nothing_is_done_on_what_may_not_be_read_any_more(
 ) -> None:
     async def scenario(world: World) -> None:
         for namespace in ("a", "b"):
-            world.apply(namespace=namespace)
+            world.apply(NAME, namespace)
         await until(lambda: namespaces_of_pods(world) == ["a", "b"])
         await world.settled()
         world.api.injector = forbidden("/namespaces/b/", kind)
@@ -97,7 +97,7 @@ def test_nothing_is_done_on_what_may_not_be_read_any_more(
         (name,) = [pod["metadata"]["name"] for pod in world.pods() if pod["metadata"]["namespace"] == "b"]
         delete(world.api, "pods", name, "b", grace_s=0)
         for namespace in ("a", "b"):
-            world.apply(namespace=namespace, replicas=2)
+            world.apply(NAME, namespace, replicas=2)
         await pass_time(600.0)
         assert namespaces_of_pods(world) == ["a", "a"]
         assert writes_in(world, "b") == num_writes
@@ -115,13 +115,13 @@ def test_nothing_is_done_on_what_may_not_be_read_any_more(
 def test_what_was_deleted_in_a_closed_namespace_is_forgotten_when_it_opens() -> None:
     async def scenario(world: World) -> None:
         world.kubelet.in_flight = lambda name: 1
-        world.apply(namespace="b", replicas=1, pod={"terminationGracePeriodSeconds": 3600})
+        world.apply(NAME, "b", replicas=1, pod={"terminationGracePeriodSeconds": 3600})
         await until(
             lambda: (
                 (get(world.api, "modeldeployments", "smol", "b") or {}).get("status", {}).get("readyReplicas")
             )
         )
-        world.apply(namespace="b", replicas=0)
+        world.apply(NAME, "b", replicas=0)
         await until(lambda: world.kubelet.told)
         world.api.injector = forbidden("/namespaces/b/")
         world.api.break_watches()

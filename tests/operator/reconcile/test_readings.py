@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -272,6 +273,10 @@ def is_draining(one: dict[str, Any]) -> bool:
     return bool(one["metadata"]["labels"][labels.SERVING] == "false")
 
 
+def has_pod(world: World, name: str) -> bool:
+    return any(pod.startswith(f"{name}-") for pod in world.pod_names())
+
+
 def test_however_many_pods_are_silent_a_new_model_gets_its_pod_at_once() -> None:
     async def scenario(world: World) -> None:
         names = [f"silent-{number}" for number in range(NUM_SILENT)]
@@ -286,9 +291,7 @@ def test_however_many_pods_are_silent_a_new_model_gets_its_pod_at_once() -> None
         for name in ("first", "second", "third"):
             await pass_time(2.1)
             world.apply(name)
-            await until(
-                lambda name=name: any(pod.startswith(name) for pod in world.pod_names()), 0.1, step_s=0.005
-            )
+            await until(partial(has_pod, world, name), 0.1, step_s=0.005)
         await until(lambda: all(world.condition("DrainUnobserved", name) for name in names), 30.0)
         assert not [task for task in world.kubelet.asked_by if task.startswith("worker")]
         assert len(world.kubelet.asked_by) >= NUM_SILENT
