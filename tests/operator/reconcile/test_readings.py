@@ -274,7 +274,7 @@ def is_draining(one: dict[str, Any]) -> bool:
 
 
 def has_pod(world: World, name: str) -> bool:
-    return any(pod.startswith(name) for pod in world.pod_names())
+    return any(pod.startswith(f"{name}-") for pod in world.pod_names())
 
 
 def test_however_many_pods_are_silent_a_new_model_gets_its_pod_at_once() -> None:
