@@ -21,7 +21,7 @@ from stoker_operator.desired import desired
 Object = dict[str, Any]
 
 TEMPLATE = "model-00000"
-KINDS = ("modeldeployments", "services", "poddisruptionbudgets", "pods")
+KINDS = ("modeldeployments", "controllerrevisions", "services", "poddisruptionbudgets", "pods")
 PODS_PER_NODE = 50
 
 

@@ -18,7 +18,8 @@ from stoker_operator.cluster.errors import (
     Unauthorized,
 )
 from stoker_operator.cluster.resources import Resource
-from stoker_operator.informer.store import Object, Store
+from stoker_operator.informer.packed import Packed
+from stoker_operator.informer.store import Store
 from stoker_operator.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -158,17 +159,15 @@ class Reflector:
         await self._wait_out(error, "refused", error.retry_after_s)
 
     async def _list(self) -> str:
-        scope, objects, token = self.scope, list[Object](), ""
+        scope, objects, token = self.scope, list[Packed](), ""
         started_at = asyncio.get_running_loop().time()
         while True:
             page = await self._source.list_page(
                 scope.resource, scope.namespace, scope.selector, PAGE_SIZE, token
             )
-            # Items of a list carry neither apiVersion nor kind.
-            for item in page.items:
-                objects.append(
-                    {"apiVersion": scope.resource.api_version, "kind": scope.resource.kind, **item}
-                )
+            # Items of a list carry neither apiVersion nor kind. A page at a time is held as it came.
+            what = {"apiVersion": scope.resource.api_version, "kind": scope.resource.kind}
+            objects += [self._store.pack({**what, **item}) for item in page.items]
             token = page.continue_token
             if not token:
                 break

@@ -6,10 +6,8 @@ watch delivers it, and an older copy that arrives late does not replace it.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-Object = dict[str, Any]
-Key = tuple[str, str]
+from stoker_operator.informer.packed import Key, Object, Packed, Unpacker, key_of, pack, unpack, version_of
 
 TrimFn = Callable[[Object], Object]
 IndexFn = Callable[[Object], Iterable[Key]]
@@ -17,12 +15,8 @@ ChangeFn = Callable[[Object], None]
 
 # More objects than can vanish while one of our calls is under way.
 MAX_GONE = 4096
-
-
-def key_of(obj: Object) -> Key:
-    """(namespace, name); the namespace of a cluster-wide object is ""."""
-    metadata = obj["metadata"]
-    return (metadata.get("namespace") or "", metadata["name"])
+# Unpacked objects that are remembered: what passes that run now have read.
+MAX_UNPACKED = 256
 
 
 def trim_managed_fields(obj: Object) -> Object:
@@ -42,7 +36,8 @@ class Store:
     def __init__(self, trim: TrimFn = trim_managed_fields, index: IndexFn | None = None) -> None:
         self._trim = trim
         self._index = index
-        self._objects: dict[Key, Object] = {}
+        self._objects: dict[Key, Packed] = {}
+        self._unpacked = Unpacker(MAX_UNPACKED)
         self._by_index: dict[Key, set[Key]] = {}
         # Uids (and namespaces) that our own calls deleted, while older events may still be on their way.
         self._deleted_uids: dict[str, str] = {}
@@ -55,7 +50,7 @@ class Store:
         return len(self._objects)
 
     def __iter__(self) -> Iterator[Object]:
-        return iter(list(self._objects.values()))
+        return map(unpack, list(self._objects.values()))
 
     def all_keys(self) -> list[Key]:
         """Keys of all objects."""
@@ -63,34 +58,43 @@ class Store:
 
     def get(self, namespace: str, name: str) -> Object | None:
         """The object as last seen; treat it as frozen."""
-        return self._objects.get((namespace, name))
+        held = self._objects.get((namespace, name))
+        return None if held is None else self._unpacked(held)
 
     def indexed(self, key: Key) -> list[Object]:
         """Objects under an index key, by name."""
-        return [self._objects[found] for found in sorted(self._by_index.get(key, ()))]
+        return [self._unpacked(self._objects[found]) for found in sorted(self._by_index.get(key, ()))]
+
+    def is_indexed(self, key: Key) -> bool:
+        """Whether there is any object under an index key."""
+        return key in self._by_index
 
     def subscribe(self, listener: ChangeFn) -> None:
         """Call ``listener`` with every object that appears, changes or goes (its last copy)."""
         self._listeners.append(listener)
 
-    def put(self, obj: Object) -> bool:
+    def pack(self, obj: Object) -> Packed:
+        """Return an object as this store keeps it."""
+        trimmed = self._trim(obj)
+        return pack(trimmed, self._index(trimmed) if self._index else ())
+
+    def put(self, obj: Object | Packed) -> bool:
         """Take in a copy, unless we hold a newer one or know that the object was deleted after it.
 
         Returns:
             whether the cache changed; listeners were told then.
         """
-        key, metadata = key_of(obj), obj["metadata"]
-        held = self._objects.get(key)
-        uid = metadata.get("uid") or ""
-        if uid in self._deleted_uids or version_of(obj) <= self._gone_at.get(uid, -1):
+        new = obj if isinstance(obj, Packed) else self.pack(obj)
+        held = self._objects.get(new.key)
+        if new.uid in self._deleted_uids or new.version <= self._gone_at.get(new.uid, -1):
             return False
-        self._gone_at.pop(uid, None)
-        if held is not None and not _is_newer(obj, held):
+        self._gone_at.pop(new.uid, None)
+        if held is not None and new.version <= held.version:
             return False
-        self._remember(key, self._trim(obj))
-        if held is not None and self._owners(held) != self._owners(obj):
+        self._remember(new)
+        if held is not None and (held.uid, held.index_keys) != (new.uid, new.index_keys):
             self._tell(held)
-        self._tell(obj)
+        self._tell(new)
         return True
 
     def remove(self, obj: Object) -> bool:
@@ -100,16 +104,16 @@ class Store:
         self._gone_at[uid] = version_of(obj)
         if len(self._gone_at) > MAX_GONE:
             self._gone_at.popitem(last=False)
-        return self._drop(obj)
+        return self._drop_same(obj)
 
     def forget_deleted(self, obj: Object) -> bool:
         """Our own call deleted this object; copies of it that still arrive are ignored."""
         uid = obj["metadata"].get("uid")
         if uid:
             self._deleted_uids[uid] = key_of(obj)[0]
-        return self._drop(obj)
+        return self._drop_same(obj)
 
-    def replace(self, objects: list[Object], resource_version: str, namespace: str | None) -> None:
+    def replace(self, objects: list[Packed], resource_version: str, namespace: str | None) -> None:
         """Take in a fresh list: what is absent from it vanished while nobody watched.
 
         Args:
@@ -117,12 +121,12 @@ class Store:
             resource_version: of the list; what our own writes added after it stays.
             namespace: the list's namespace; None when it covered all of them.
         """
-        listed = {key_of(obj) for obj in objects}
+        listed = {obj.key for obj in objects}
         for key, held in list(self._objects.items()):
             in_scope = namespace is None or key[0] == namespace
-            if in_scope and key not in listed and not _is_after(held, resource_version):
+            if in_scope and key not in listed and held.version <= int(resource_version or 0):
                 self._drop(held)
-        uids = {obj["metadata"].get("uid") for obj in objects}
+        uids = {obj.uid for obj in objects}
         for uid, at in list(self._deleted_uids.items()):
             # No event of an object that the list no longer has can still arrive.
             if uid not in uids and namespace in (None, at):
@@ -130,15 +134,14 @@ class Store:
         for obj in objects:
             self.put(obj)
 
-    def is_ahead_of(self, objects: list[Object], version: int) -> bool:
+    def is_ahead_of(self, objects: list[Packed], version: int) -> bool:
         """Whether a list of this version shows an older copy of something than we saw at or before it.
 
         Then the server's history is not the one that we followed. What is newer than the list is our write.
         """
         for obj in objects:
-            held = self._objects.get(key_of(obj))
-            is_same = held is not None and held["metadata"].get("uid") == obj["metadata"].get("uid")
-            if held is not None and is_same and version_of(obj) < version_of(held) <= version:
+            held = self._objects.get(obj.key)
+            if held is not None and held.uid == obj.uid and obj.version < held.version <= version:
                 return True
         return False
 
@@ -153,47 +156,37 @@ class Store:
             if namespace in (None, at):
                 del self._deleted_uids[uid]
 
-    def _owners(self, obj: Object) -> tuple[Any, ...]:
-        return (obj["metadata"].get("uid"), *(self._index(obj) if self._index else ()))
+    def _drop_same(self, obj: Object) -> bool:
+        """Drop what we hold of this very object, whatever its version."""
+        held = self._objects.get(key_of(obj))
+        is_same = held is not None and held.uid == (obj["metadata"].get("uid") or "")
+        return held is not None and is_same and self._drop(held)
 
-    def _drop(self, obj: Object) -> bool:
-        key = key_of(obj)
-        held = self._objects.get(key)
-        if held is None or held["metadata"].get("uid") != obj["metadata"].get("uid"):
+    def _drop(self, held: Packed) -> bool:
+        if self._objects.get(held.key) is not held:
             return False
-        self._forget(key, held)
+        self._forget(held)
         self._tell(held)
         return True
 
-    def _remember(self, key: Key, obj: Object) -> None:
-        held = self._objects.get(key)
+    def _remember(self, new: Packed) -> None:
+        held = self._objects.get(new.key)
         if held is not None:
-            self._forget(key, held)
-        self._objects[key] = obj
-        for index_key in self._index(obj) if self._index else ():
-            self._by_index.setdefault(index_key, set()).add(key)
+            self._forget(held)
+        self._objects[new.key] = new
+        for index_key in new.index_keys:
+            self._by_index.setdefault(index_key, set()).add(new.key)
 
-    def _forget(self, key: Key, held: Object) -> None:
-        del self._objects[key]
-        for index_key in self._index(held) if self._index else ():
+    def _forget(self, held: Packed) -> None:
+        del self._objects[held.key]
+        for index_key in held.index_keys:
             members = self._by_index.get(index_key, set())
-            members.discard(key)
+            members.discard(held.key)
             if not members:
                 self._by_index.pop(index_key, None)
 
-    def _tell(self, obj: Object) -> None:
-        for listener in self._listeners:
-            listener(obj)
-
-
-def version_of(obj: Object) -> int:
-    """The resource version as a number; Kubernetes documents them as comparable integers of one kind."""
-    return int(obj["metadata"].get("resourceVersion") or 0)
-
-
-def _is_newer(obj: Object, held: Object) -> bool:
-    return version_of(obj) > version_of(held)
-
-
-def _is_after(held: Object, resource_version: str) -> bool:
-    return version_of(held) > int(resource_version or 0)
+    def _tell(self, packed: Packed) -> None:
+        if self._listeners:
+            obj = unpack(packed)
+            for listener in self._listeners:
+                listener(obj)

@@ -17,16 +17,20 @@ from stoker_operator.cluster.resources import (
     SERVICES,
     Resource,
 )
+from stoker_operator.desired.hashing import json_hash
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
 from stoker_operator.plan.pods import is_evicted
 from stoker_operator.reconcile.nodes import KnownNodes, trim_node
+from stoker_operator.reconcile.trim import trim_pod
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Key = tuple[str, str]
+
+_DIGITS = 32  # of the hashes that tell two states from each other
 
 CHILDREN = (PODS, SERVICES, PDBS, CONTROLLER_REVISIONS)
 
@@ -62,7 +66,7 @@ class Caches:
         self._in_the_way: dict[Key, dict[tuple[str, str], Object]] = {}
         self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=trim_node)}
         self.stores |= {kind: Store(index=_owner_keys) for kind in CHILDREN}
-        self.stores[PODS] = Store(index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
+        self.stores[PODS] = Store(trim=trim_pod, index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
         self.stores[NODES].subscribe(self._node_changed)
         for kind in CHILDREN:
@@ -123,7 +127,7 @@ class Caches:
         """Take in the answer to a status that we wrote, which is no news to us; what else it shows is."""
         seen = self._essences.get(key)
         if seen is not None:
-            self._essences[key] = replace(seen, status=written.get("status") or {})
+            self._essences[key] = replace(seen, status=_status_hash(written))
         self.stores[MODEL_DEPLOYMENTS].put(written)
 
     def is_news(self, key: Key, model: Mapping[str, Any]) -> bool:
@@ -161,7 +165,7 @@ class Caches:
             return  # a heartbeat
         if held is not None and held["departure"]:
             logger.info("node %s is about to go, says %s", name, held["departure"])
-        self._nodes.forget_gone(lambda gone: bool(self.stores[PODS].indexed(("", gone))))
+        self._nodes.forget_gone(lambda gone: self.stores[PODS].is_indexed(("", gone)))
         self._wake_pods_on(name)
 
     def _wake_pods_on(self, node: str) -> None:
@@ -174,14 +178,20 @@ class Essence:
     """What passes depend on of a ModelDeployment: all but bookkeeping, such as versions and managedFields.
 
     The status is part of it, so that what others write there is mended; what we wrote is known already.
+
+    Args:
+        uid: of the object.
+        generation: of the spec.
+        is_deleting: whether it is on its way out.
+        notes: hash of its labels and annotations.
+        status: hash of its status.
     """
 
     uid: str
     generation: int
     is_deleting: bool
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
-    status: Mapping[str, Any]
+    notes: str
+    status: str
 
 
 def essence(model: Mapping[str, Any]) -> Essence:
@@ -191,10 +201,13 @@ def essence(model: Mapping[str, Any]) -> Essence:
         uid=metadata.get("uid") or "",
         generation=metadata.get("generation") or 0,
         is_deleting="deletionTimestamp" in metadata,
-        labels=dict(metadata.get("labels") or {}),
-        annotations=dict(metadata.get("annotations") or {}),
-        status=dict(model.get("status") or {}),
+        notes=json_hash([metadata.get("labels") or {}, metadata.get("annotations") or {}], _DIGITS),
+        status=_status_hash(model),
     )
+
+
+def _status_hash(model: Mapping[str, Any]) -> str:
+    return json_hash(model.get("status") or {}, _DIGITS)
 
 
 def _scopes(namespaces: tuple[str, ...]) -> list[Scope]:

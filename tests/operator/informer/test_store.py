@@ -88,7 +88,7 @@ def test_what_was_deleted_exists_again_after_the_history_went_back() -> None:
     store.put(pod(version=5))
     store.forget_deleted(pod(version=5))
     store.clear(None)
-    store.replace([pod(version=5)], "6", None)
+    store.replace([*map(store.pack, [pod(version=5)])], "6", None)
     assert names(store) == ["p"]
 
 
@@ -104,7 +104,7 @@ def test_relist_drops_what_vanished_and_tells() -> None:
     store.put(pod("kept", 1, "u1"))
     store.put(pod("vanished", 2, "u2"))
     heard.clear()
-    store.replace([pod("kept", 1, "u1"), pod("fresh", 4, "u3")], "9", None)
+    store.replace([*map(store.pack, [pod("kept", 1, "u1"), pod("fresh", 4, "u3")])], "9", None)
     assert names(store) == ["fresh", "kept"]
     assert heard == ["vanished@2", "fresh@4"]
 
@@ -112,7 +112,7 @@ def test_relist_drops_what_vanished_and_tells() -> None:
 def test_relist_keeps_what_we_wrote_after_the_list_was_taken() -> None:
     store, _ = make_store()
     store.put(pod("ours", 12, "u2"))
-    store.replace([], "9", None)
+    store.replace([*map(store.pack, [])], "9", None)
     assert names(store) == ["ours"]
 
 
@@ -120,7 +120,7 @@ def test_relist_of_one_namespace_leaves_the_others_alone() -> None:
     store, _ = make_store()
     store.put(pod("a", 1, "u1"))
     store.put(pod("b", 2, "u2", namespace="elsewhere"))
-    store.replace([], "9", "elsewhere")
+    store.replace([*map(store.pack, [])], "9", "elsewhere")
     assert store.all_keys() == [("ns", "a")]
 
 
@@ -128,9 +128,9 @@ def test_relist_forgets_deletions_that_it_confirms() -> None:
     store, _ = make_store()
     store.put(pod(version=5))
     store.forget_deleted(pod(version=5))
-    store.replace([pod(version=5)], "6", None)
+    store.replace([*map(store.pack, [pod(version=5)])], "6", None)
     assert store.get("ns", "p") is None, "the list was taken before our deletion"
-    store.replace([], "9", None)
+    store.replace([*map(store.pack, [])], "9", None)
     assert not store._deleted_uids
 
 
