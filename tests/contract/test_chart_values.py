@@ -127,7 +127,7 @@ OWN_LABEL = "app\\.kubernetes\\.io/name"
             "leaderElection.enabled is false: operators that",
         ),
         (
-            "leaderElection.renewDeadlineSeconds=6.5",
+            "leaderElection.renewDeadlineSeconds=7",
             "write at least a second less than leaderElection.lease",
         ),
         (
