@@ -37,6 +37,8 @@ class ReplicaLink(Link):
             await asyncio.get_running_loop().create_future()
         if method != "GET" and "leases" not in path:
             self._replica.num_writes += 1
+            others = [replica for replica in self._replica.world.replicas if replica is not self._replica]
+            self._replica.num_beside += any(replica.is_leading for replica in others)
         reply = await super().request(method, path, params, body, content_type)
         if self.is_dead or self._replica.is_cut:
             await asyncio.get_running_loop().create_future()
@@ -56,9 +58,11 @@ class Replica:
 
     Attributes:
         num_writes: that it sent, but for those of the Lease.
+        num_beside: of these, those sent while another led.
         is_cut: whether it hears nothing from the server, nor that from it.
         ahead_s: what its wall clock shows too much.
         lag_s: how long each line of its watches takes.
+        slept_s: for how long it was suspended, as its steady clock shows when it goes on.
     """
 
     def __init__(self, world: "Replicas", number: int) -> None:
@@ -66,9 +70,11 @@ class Replica:
         self.name = f"stoker-{number}"
         self.num_starts = 0
         self.num_writes = 0
+        self.num_beside = 0
         self.is_cut = False
         self.ahead_s = 0.0
         self.lag_s = 0.0
+        self.slept_s = 0.0
         self.metrics = Metrics()
         self.controller: Controller | None = None
         self.elector: Elector | None = None
@@ -125,7 +131,7 @@ class Replica:
     def _instant(self) -> Instant:
         # Whatever the clocks say, they are this replica's own.
         now_s = asyncio.get_running_loop().time()
-        return Instant(now_s + 1000.0 * self.num_starts, now_s + self.ahead_s)
+        return Instant(now_s + 1000.0 * self.num_starts + self.slept_s, now_s + self.ahead_s)
 
 
 class Replicas(World):

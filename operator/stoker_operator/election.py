@@ -218,7 +218,7 @@ def is_free(candidate: Candidate, now: Instant) -> bool:
 
 def call_timeout_s(candidate: Candidate, now: Instant) -> float:
     """How long a call may take, seconds: one that gets no answer leaves time for others."""
-    limit_s = candidate.timing.renew_deadline_s / 5
+    limit_s = candidate.timing.renew_deadline_s * 0.4
     left_s = remaining_s(candidate, now)
     return min(limit_s, left_s) if left_s > 0 else limit_s
 
