@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+from operator_world import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 600.0
@@ -74,7 +75,8 @@ async def started(url: str) -> AsyncIterator[Operator]:
         kubeconfig.write_text(yaml.safe_dump(_kubeconfig(url)))
         health_port = _free_port()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "stoker_operator", "run", "--host=127.0.0.1", "--runtime-image=bench"),
+            *(sys.executable, "-m", "stoker_operator", "run", "--host=127.0.0.1"),
+            f"--runtime-image={CONFIG.runtime_image}",
             *(f"--health-port={health_port}", "--metrics-port=0", "--log-level=warning"),
             *("--leader-elect", "--leader-elect-namespace=default", "--leader-elect-name=stoker"),
             env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": str(ROOT / "operator")},

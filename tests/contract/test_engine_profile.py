@@ -169,8 +169,10 @@ async def first_reading(
 ) -> int | None:
     """Return what a pod says the first time it is asked."""
     is_read = asyncio.Event()
-    readings = Readings(reader, lambda: datetime.now(UTC), lambda key: is_read.set())
-    readings.ask(("n", "m"), {"x": pod}, profile)
+    readings = Readings(
+        reader, lambda: datetime.now(UTC), lambda key: is_read.set(), profile_of=lambda _: profile
+    )
+    readings.ask(("n", "m"), {"x": pod})
     task = asyncio.create_task(readings.run())
     try:
         async with asyncio.timeout(30):

@@ -13,6 +13,7 @@ DEPLOYMENT = f"{GROUP}/deployment"  # name of the owning ModelDeployment
 REVISION = f"{GROUP}/revision"  # hash of what the ModelDeployment asked of its pods
 POD_GROUP = f"{GROUP}/group"  # name of the group of pods that is one replica
 ROLE = f"{GROUP}/role"
+ENGINE_PROFILE = f"{GROUP}/engine-profile"  # what the operator takes the engine in the pod for
 LEADER = "leader"
 SERVING = f"{GROUP}/serving"  # "true" while the Service may send requests to the pod
 

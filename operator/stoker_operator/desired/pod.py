@@ -58,7 +58,11 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
         "kind": "Pod",
         "metadata": {
             "namespace": model.namespace,
-            "labels": {**(spec.pod.labels or {}), **common_labels(model.name)},
+            "labels": {
+                **(spec.pod.labels or {}),
+                **common_labels(model.name),
+                labels.ENGINE_PROFILE: profile.name,
+            },
             "annotations": dict(spec.pod.annotations or {}),
             "ownerReferences": [owner_reference(model)],
         },

@@ -7,7 +7,7 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
-from stoker_operator.profiles import STOKER
+from stoker_operator.profiles import EngineProfile, profile_of_pod
 
 MAX_CRASHES = 5  # restarts without an answer; with the kubelet's back-off they take five minutes and more
 SILENT_FOR_S = 600.0  # so long has one to crash that answered once, since its restarts are of all its life
@@ -32,14 +32,17 @@ def is_crash_looping(
     if not_ready_since is not None and (now - not_ready_since).total_seconds() < SILENT_FOR_S:
         return False
     statuses = pod.get("status", {}).get("containerStatuses", ())
-    return any(status["name"] == labels.ENGINE_CONTAINER and _keeps_crashing(status) for status in statuses)
+    return any(
+        status["name"] == labels.ENGINE_CONTAINER and _keeps_crashing(status, profile_of_pod(pod))
+        for status in statuses
+    )
 
 
-def _keeps_crashing(status: dict[str, Any]) -> bool:
+def _keeps_crashing(status: dict[str, Any], profile: EngineProfile) -> bool:
     if status.get("started") or status.get("restartCount", 0) < MAX_CRASHES:
         return False
     ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated")
     if not ended or ended.get("reason") == "OOMKilled":
         return False
-    told = STOKER.read_termination(ended.get("message", ""))
+    told = profile.read_termination(ended.get("message", ""))
     return told is None or told.reason in _NODE_REASONS

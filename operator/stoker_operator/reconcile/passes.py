@@ -15,7 +15,6 @@ from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Observed
 from stoker_operator.plan import Plan, groups, plan, plan_deletion, records
-from stoker_operator.profiles import profile_of
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.outcome import Outcome
@@ -167,7 +166,7 @@ class Reconciler:
         observed = self._caches.observe(key, model, self._readings.of(key))
         todo = plan(wanted, observed, self._clock())
         pods = {uid: pod for pod in observed.pods if (uid := pod["metadata"]["uid"]) in todo.draining}
-        self._readings.ask(key, pods, profile_of(wanted.model.spec))
+        self._readings.ask(key, pods)
         return todo, observed
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:

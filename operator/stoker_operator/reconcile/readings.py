@@ -14,7 +14,7 @@ from typing import Protocol
 
 from stoker_operator.cluster.inflight import InFlightReader, PodAnswer, Question, pod_addresses, pod_url
 from stoker_operator.observed import Manifest, Reading
-from stoker_operator.profiles import EngineProfile
+from stoker_operator.profiles import EngineProfile, profile_of_pod
 from stoker_operator.reconcile.caches import Key
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Readings:
         clock: the time.
         changed: called with the key of a ModelDeployment whose plan a new reading may change.
         observer: told of every call.
+        profile_of: what is known of a pod's engine.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Readings:
         clock: Callable[[], datetime],
         changed: Callable[[Key], None],
         observer: ReadingsObserver | None = None,
+        profile_of: Callable[[Manifest], EngineProfile] = profile_of_pod,
     ) -> None:
         self._reader = reader
         self._clock = clock
         self._changed = changed
         self._observer = observer
+        self._profile_of = profile_of
         self._pods: dict[str, _Pod] = {}
         self._uids: dict[Key, frozenset[str]] = {}
         self._readings: dict[str, Reading] = {}
@@ -83,16 +86,16 @@ class Readings:
         uids = self._uids.get(key, frozenset())
         return {uid: self._readings[uid] for uid in uids if uid in self._readings}
 
-    def ask(self, key: Key, pods: Mapping[str, Manifest], profile: EngineProfile) -> None:
+    def ask(self, key: Key, pods: Mapping[str, Manifest]) -> None:
         """Ask these pods from now on, and no others of this ModelDeployment; returns at once.
 
         Args:
             key: of the ModelDeployment.
             pods: by uid.
-            profile: of their engine.
         """
         self._drop(key, self._uids.get(key, frozenset()) - pods.keys())
         for uid, pod in pods.items():
+            profile = self._profile_of(pod)
             self._pods[uid] = _Pod(key, tuple(questions_to(pod, profile)), profile)
             if uid not in self._asked:
                 self._new.put_nowait(uid)

@@ -21,7 +21,7 @@ from stoker_operator.plan.groups import Group, groups, node_of
 from stoker_operator.plan.pods import is_terminating
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
-from stoker_operator.profiles import Cause, profile_of
+from stoker_operator.profiles import Cause, profile_of_pod
 from stoker_operator.status.causes import PodState, first_cause, pod_state
 from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
@@ -105,7 +105,6 @@ def _misrouted(wanted: Wanted, observed: Observed) -> tuple[str, ...]:
 
 
 def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:
-    profile = profile_of(wanted.model.spec)
     # Of a pod on its way out it is no news that it is not ready.
     staying = [group for group in all_groups if group.is_serving]
     owned = [(pod, group) for group in staying for pod in group.members if not is_terminating(pod)]
@@ -113,7 +112,7 @@ def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list
     return [
         pod_state(
             pod,
-            profile,
+            profile_of_pod(pod),
             node_of(pod, observed.nodes),
             observed.warnings.get(pod["metadata"]["uid"]),
             failures_in_a_row(group),
@@ -260,7 +259,7 @@ def _loaded(view: View) -> Aspect:
 
 def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
-    cause = unobserved(observed, profile_of(wanted.model.spec), now)
+    cause = unobserved(observed, now)
     return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
 
 

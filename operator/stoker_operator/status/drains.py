@@ -6,28 +6,28 @@ from datetime import datetime, timedelta
 
 from stoker_operator.observed import Observed
 from stoker_operator.plan.groups import Group, Phase, groups
-from stoker_operator.profiles import Cause, EngineProfile
+from stoker_operator.profiles import Cause, profile_of_pod
 
 # One call that fails is no news, as a busy pod may not answer in time: the next one has to fail, too.
 SILENT_FOR = timedelta(seconds=3)
 
 
-def unobserved(observed: Observed, profile: EngineProfile, now: datetime) -> Cause | None:
+def unobserved(observed: Observed, now: datetime) -> Cause | None:
     """Return what keeps us from seeing when draining pods are empty; None when all answer.
 
     Args:
         observed: with the readings of draining pods.
-        profile: of their engine.
         now: the time.
     """
     silent = [group for group in groups(observed, now) if _is_silent(group, observed)]
     if not silent:
         return None
     first = silent[0]
+    port = profile_of_pod(first.members[0]).port
     others = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
     return Cause(
         "DrainUnobserved",
-        f"pod {first.name}{others} cannot be asked for requests in flight on port {profile.port} "
+        f"pod {first.name}{others} cannot be asked for requests in flight on port {port} "
         f"({observed.readings[first.pods[0].uid].trouble}), so it is kept for all of its grace period of "
         f"{first.grace_s:g} s: let the operator reach it through NetworkPolicies and meshes",
     )

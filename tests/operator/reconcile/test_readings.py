@@ -16,7 +16,6 @@ from virtual_time import EPOCH, pass_time, run_virtual, until, virtual_now
 from stoker_operator.api import labels
 from stoker_operator.cluster.inflight import PodAnswer, Question
 from stoker_operator.observed import Reading
-from stoker_operator.profiles import STOKER
 from stoker_operator.reconcile.readings import MAX_AT_ONCE, Readings, is_news
 
 KEY = ("default", "smol")
@@ -97,13 +96,13 @@ def drive(scenario: Callable[[Bench], Awaitable[None]]) -> Bench:
 
 def test_a_pod_is_asked_at_once_and_again_while_it_is_named() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         assert bench.of(1) is None
         await pass_time(2.5)
         assert bench.of(1) == Reading(EPOCH + timedelta(seconds=2), 1)
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await pass_time(1.0)
-        bench.readings.ask(KEY, {}, STOKER)
+        bench.readings.ask(KEY, {})
         assert bench.of(1) is None
         await pass_time(60.0)
 
@@ -113,7 +112,7 @@ def test_a_pod_is_asked_at_once_and_again_while_it_is_named() -> None:
 def test_a_reading_is_as_old_as_its_question() -> None:
     async def scenario(bench: Bench) -> None:
         bench.pods.takes_s = lambda uid: 0.9
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await until(lambda: bench.of(1), step_s=0.01)
         assert bench.of(1) == Reading(EPOCH, 1)
 
@@ -122,10 +121,10 @@ def test_a_reading_is_as_old_as_its_question() -> None:
 
 def test_what_a_pod_said_before_is_forgotten_when_it_is_named_anew() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await until(lambda: bench.of(1))
         bench.readings.forget(KEY)
-        bench.readings.ask(KEY, uids(1, 2), STOKER)
+        bench.readings.ask(KEY, uids(1, 2))
         assert bench.readings.of(KEY) == {}
         await until(lambda: len(bench.readings.of(KEY)) == 2)
 
@@ -136,9 +135,9 @@ def test_a_pod_whose_label_was_changed_belongs_to_who_named_it_last() -> None:
     other = ("default", "other")
 
     async def scenario(bench: Bench) -> None:
-        bench.readings.ask(other, uids(1), STOKER)
-        bench.readings.ask(KEY, uids(1), STOKER)
-        bench.readings.ask(other, {}, STOKER)
+        bench.readings.ask(other, uids(1))
+        bench.readings.ask(KEY, uids(1))
+        bench.readings.ask(other, {})
         bench.readings.forget(other)
         await until(lambda: bench.of(1))
         assert bench.readings.of(other) == {}
@@ -151,7 +150,7 @@ def test_a_pod_whose_label_was_changed_belongs_to_who_named_it_last() -> None:
 def test_an_answer_to_a_question_that_nobody_asks_any_more_is_dropped() -> None:
     async def scenario(bench: Bench) -> None:
         bench.pods.takes_s = lambda uid: 0.5
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await pass_time(0.25)
         bench.readings.forget(KEY)
         await pass_time(10.0)
@@ -165,7 +164,7 @@ def test_since_when_a_pod_is_silent_is_kept_until_it_answers() -> None:
 
     async def scenario(bench: Bench) -> None:
         bench.pods.answers = lambda uid: silent
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await pass_time(11.0)
         reading = bench.of(1)
         assert reading is not None
@@ -194,7 +193,7 @@ def test_since_when_a_pod_is_silent_is_kept_until_it_answers() -> None:
 def test_no_answer_of_a_pod_ends_the_tasks(answer: PodAnswer | Exception) -> None:
     async def scenario(bench: Bench) -> None:
         bench.pods.answers = lambda uid: answer if uid == "uid-1" else PodAnswer(b'{"in_flight": 0}')
-        bench.readings.ask(KEY, uids(1, 2), STOKER)
+        bench.readings.ask(KEY, uids(1, 2))
         await pass_time(6.0)
         broken, other = bench.of(1), bench.of(2)
         assert broken is not None
@@ -207,7 +206,7 @@ def test_no_answer_of_a_pod_ends_the_tasks(answer: PodAnswer | Exception) -> Non
 
 def test_a_pod_without_an_address_is_silent() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.readings.ask(KEY, {"x": {"metadata": {"uid": "x"}, "status": {}}}, STOKER)
+        bench.readings.ask(KEY, {"x": {"metadata": {"uid": "x"}, "status": {}}})
         await until(lambda: bench.readings.of(KEY))
         assert bench.readings.of(KEY)["x"].trouble == "it has no address"
 
@@ -220,7 +219,7 @@ def test_silent_pods_hold_up_only_one_another() -> None:
         bench.pods.answers = lambda uid: PodAnswer(
             *((b'{"in_flight": 1}',) if uid == "uid-0" else (None, "?"))
         )
-        bench.readings.ask(KEY, uids(*range(500)), STOKER)
+        bench.readings.ask(KEY, uids(*range(500)))
         await pass_time(60.0)
         bench.pods.asked.clear()
         await pass_time(60.0)
@@ -234,7 +233,7 @@ def test_silent_pods_hold_up_only_one_another() -> None:
 
 def test_a_busy_pod_wakes_nobody_but_an_empty_one_does() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         await pass_time(10.5)
         assert bench.woken == [0.0]
         bench.pods.answers = lambda uid: PodAnswer(b'{"in_flight": 0}')
@@ -258,7 +257,7 @@ def test_what_was_named_before_it_runs_is_asked_and_after_a_restart_again() -> N
     bench = Bench()
 
     async def main() -> None:
-        bench.readings.ask(KEY, uids(1), STOKER)
+        bench.readings.ask(KEY, uids(1))
         for _ in range(2):
             task = asyncio.create_task(bench.readings.run())
             await pass_time(0.5)
