@@ -68,7 +68,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
-        *_drains(wanted, observed, now),
+        *_drains(observed, all_groups),
         *_defaults(wanted, observed),
     ]
     result = {
@@ -257,9 +257,9 @@ def _loaded(view: View) -> Aspect:
     )
 
 
-def _drains(wanted: Wanted, observed: Observed, now: datetime) -> list[Aspect]:
+def _drains(observed: Observed, all_groups: list[Group]) -> list[Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
-    cause = unobserved(observed, now)
+    cause = unobserved(observed, all_groups)
     return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
 
 

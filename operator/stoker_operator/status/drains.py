@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import timedelta
 
 from stoker_operator.observed import Observed
-from stoker_operator.plan.groups import Group, Phase, groups
+from stoker_operator.plan.groups import Group, Phase
 from stoker_operator.profiles import Cause, profile_of_pod
 
 # One call that fails is no news, as a busy pod may not answer in time: the next one has to fail, too.
 SILENT_FOR = timedelta(seconds=3)
 
 
-def unobserved(observed: Observed, now: datetime) -> Cause | None:
+def unobserved(observed: Observed, all_groups: Iterable[Group]) -> Cause | None:
     """Return what keeps us from seeing when draining pods are empty; None when all answer.
 
     Args:
         observed: with the readings of draining pods.
-        now: the time.
+        all_groups: its replicas.
     """
-    silent = [group for group in groups(observed, now) if _is_silent(group, observed)]
+    silent = [group for group in all_groups if _is_silent(group, observed)]
     if not silent:
         return None
     first = silent[0]

@@ -42,7 +42,9 @@ def outdated(wanted: Wanted, observed: Observed) -> Cause | None:
     stored = revisions(wanted, observed).records.get(wanted.revision)
     if stored is None or not wanted.pod:
         return None
-    template = recorded_template(wanted.model, stored) or {}
+    template = recorded_template(wanted.model, stored)
+    if template is None or template == wanted.pod:
+        return None
     paths = [path for part in ("metadata", "spec") for path in drift({part: wanted.pod[part]}, template)]
     if not paths:
         return None
