@@ -174,7 +174,10 @@ class ClusterModel:
         pods = tuple(pod for _, pod in sorted(self.cached_pods.items()))
         nodes, model = dict(self.cached_nodes), self.cached_model
         records = tuple(self.cached_records.values())
-        return Observed(model, pods, self.service, self.budget, records, nodes, readings or {})
+        found = {"Service": self.service, "PodDisruptionBudget": self.budget}
+        name = model["metadata"]["name"]
+        children = {(kind, name): child for kind, child in found.items() if child is not None}
+        return Observed(model, pods, children, records, nodes, readings or {})
 
     def next_plan(self) -> Plan:
         """Plan as a pass does: a second time with readings when pods drain."""

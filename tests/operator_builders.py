@@ -10,6 +10,7 @@ from typing import Any
 from stoker_operator.api import labels, parse
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired
+from stoker_operator.desired.children import BUDGET, SERVICE
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.desired.record import record
 from stoker_operator.observed import Node, Observed, Reading
@@ -161,12 +162,17 @@ def make_observed(
     uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
     readings = {uids[name]: Reading(NOW, count) for name, count in (in_flight or {}).items()}
     num_draining = sum(pod["metadata"]["labels"].get(labels.SERVING) == "false" for pod in pods)
-    usual = wanted.budget(num_draining)
+    children = {
+        (child.kind, child.name): stored(child.manifest, child.kind)
+        for child in wanted.children(num_draining)
+        if child.manifest is not None
+    }
+    given = {SERVICE: service, BUDGET: budget}
+    children |= {(kind, wanted.model.name): obj for kind, obj in given.items() if obj is not None}
     return Observed(
         model=make_model() if model is None else model,
         pods=pods,
-        service=stored(wanted.service, "service") if service is None else service,
-        budget=stored(usual, "budget") if budget is None and usual else budget,
+        children=children,
         revisions=tuple(_records(wanted, pods) if recorded is None else map(make_record, recorded)),
         nodes=nodes,
         readings=readings,
@@ -190,6 +196,13 @@ def _records(wanted: Wanted, pods: tuple[Object, ...]) -> Iterator[Object]:
         if revision:
             bare = {**template, "metadata": {"annotations": {}, **template["metadata"]}}
             yield stored(record(wanted.model, revision, bare, number), f"record-{revision}")
+
+
+def service_of(wanted: Wanted) -> Object:
+    """Return the Service that there should be."""
+    service = wanted.child(SERVICE)
+    assert service is not None
+    return service
 
 
 def stored(manifest: Object | None, kind: str) -> Object:

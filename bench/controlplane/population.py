@@ -17,6 +17,7 @@ from virtual_time import run_virtual
 from stoker_operator.api import parse
 from stoker_operator.api.labels import APPLIED_HASH
 from stoker_operator.desired import desired
+from stoker_operator.desired.children import BUDGET, SERVICE
 
 Object = dict[str, Any]
 
@@ -100,7 +101,10 @@ def _hashes(objects: Mapping[str, list[Object]], names: Mapping[str, str]) -> di
     """What marks the applied manifests of one as unchanged, by what marks those of the template."""
     (model,) = objects["modeldeployments"]
     wanted = desired(parse(renamed(model, names)), CONFIG)
-    applied = {"services": wanted.service, "poddisruptionbudgets": wanted.budget() or {}}
+    applied = {
+        "services": wanted.child(SERVICE) or {},
+        "poddisruptionbudgets": wanted.child(BUDGET) or {},
+    }
 
     def mark(obj: Object) -> str:
         return str(obj["metadata"]["annotations"][APPLIED_HASH])

@@ -87,8 +87,8 @@ class Observed:
         model: the ModelDeployment as stored, with its status.
         pods: every pod in its namespace with the label ``stoker.dev/deployment`` of this name, whoever owns
             it, with metadata (managedFields may be missing), spec and status as the API server gave them.
-        service: the Service of this name, whoever owns it.
-        budget: the PodDisruptionBudget of this name, whoever owns it.
+        children: what all pods share, by kind and name, whoever owns it: what has the label of this name, and
+            what holds a name that we need.
         revisions: every ControllerRevision in its namespace with the label of this name, whoever owns it.
         nodes: those of the pods, by name; one that is absent does not exist. None when nodes may not be read,
             and then all count as healthy.
@@ -101,11 +101,14 @@ class Observed:
 
     model: Manifest
     pods: tuple[Manifest, ...] = ()
-    service: Manifest | None = None
-    budget: Manifest | None = None
+    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     revisions: tuple[Manifest, ...] = ()
     nodes: Mapping[str, Node] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     failure: Failure | None = None
     warnings: Mapping[str, str] = field(default_factory=dict)
+
+    def child(self, kind: str) -> Manifest | None:
+        """Return the child of this kind that has the ModelDeployment's name, whoever owns it."""
+        return self.children.get((kind, self.model["metadata"]["name"]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from stoker_operator.api import InvalidSpec, ModelDeployment
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired.network import budget, service
+from stoker_operator.desired.children import Child, children
 from stoker_operator.desired.pod import pod_template
 from stoker_operator.desired.revision import POD_SHAPING, revision_of
 
@@ -24,14 +24,12 @@ class Wanted:
         revision: hash of what the ModelDeployment asks of its pods; not of the operator's own defaults, so
             that another version of the operator restarts nothing. Empty when the spec does not say.
         pod: template of the pods of this revision. Empty when the spec cannot be served.
-        service: the Service. Empty when the spec does not say.
         invalid: why the spec cannot be served.
     """
 
     model: ModelDeployment
     revision: str
     pod: dict[str, Any]
-    service: dict[str, Any]
     invalid: InvalidSpec | None = None
 
     @property
@@ -39,9 +37,13 @@ class Wanted:
         """Whether pods of other revisions stay as they are, repaired and scaled, but not replaced."""
         return self.model.spec.rollout.paused or self.invalid is not None
 
-    def budget(self, num_draining: int = 0) -> dict[str, Any] | None:
-        """Return the PodDisruptionBudget, if there should be one, while so many replicas drain."""
-        return budget(self.model, num_draining)
+    def children(self, num_draining: int = 0) -> tuple[Child, ...]:
+        """Return what all pods share, while so many replicas drain."""
+        return children(self.model, num_draining)
+
+    def child(self, kind: str, num_draining: int = 0) -> dict[str, Any] | None:
+        """Return one of these, None when it should not exist or the spec does not tell."""
+        return next((child.manifest for child in self.children(num_draining) if child.kind == kind), None)
 
 
 def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
@@ -54,7 +56,6 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
         model=model,
         revision=revision_of(model),
         pod=pod_template(model, config),
-        service=service(model),
     )
 
 
@@ -69,6 +70,5 @@ def held(model: ModelDeployment, error: InvalidSpec) -> Wanted:
         model=model,
         revision="" if model.unread & POD_SHAPING else revision_of(model),
         pod={},
-        service={} if "service" in model.unread else service(model),
         invalid=error,
     )

@@ -6,6 +6,7 @@ replacement any more, so a budget that stays refuses every eviction until then.
 
 from __future__ import annotations
 
+from stoker_operator.desired.children import BUDGET
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Observed
 from stoker_operator.plan.actions import Delete, Plan
@@ -16,10 +17,10 @@ _ORPHAN = "orphan"
 
 def plan_deletion(observed: Observed) -> Plan:
     """Return what to do about a ModelDeployment with a deletionTimestamp: at most delete its budget."""
-    metadata, budget = observed.model["metadata"], observed.budget
+    metadata, budget = observed.model["metadata"], observed.child(BUDGET)
     if budget is None or _ORPHAN in (metadata.get("finalizers") or ()):
         return Plan()
     if not is_owned_by(budget, metadata["uid"]) or "deletionTimestamp" in budget["metadata"]:
         return Plan()
     name, uid = budget["metadata"]["name"], budget["metadata"]["uid"]
-    return Plan((Delete("PodDisruptionBudget", name, uid, "OwnerDeleted"),))
+    return Plan((Delete(BUDGET, name, uid, "OwnerDeleted"),))

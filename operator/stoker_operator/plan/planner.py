@@ -114,11 +114,9 @@ def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod])
 
 
 def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[Action]:
-    """Apply the Service and the PodDisruptionBudget where they differ; never touch somebody else's."""
-    pairs = [("PodDisruptionBudget", wanted.budget(num_draining), observed.budget)]
-    if wanted.service:
-        pairs.insert(0, ("Service", wanted.service, observed.service))
-    for kind, manifest, existing in pairs:
+    """Apply what all pods share where it differs; never touch somebody else's."""
+    for child in wanted.children(num_draining):
+        manifest, existing = child.manifest, observed.children.get((child.kind, child.name))
         if existing is not None and not is_ours(existing, observed.model):
             continue
         if manifest is not None:
@@ -127,7 +125,7 @@ def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[A
                 yield Apply(manifest, tuple(paths), "Missing" if existing is None else "Drift")
         elif existing is not None and "deletionTimestamp" not in existing["metadata"]:
             metadata = existing["metadata"]
-            yield Delete(kind, metadata["name"], metadata["uid"], "NotNeeded")
+            yield Delete(child.kind, metadata["name"], metadata["uid"], "NotNeeded")
 
 
 def _adoptions(wanted: Wanted, observed: Observed) -> Iterator[Adopt]:
@@ -231,13 +229,10 @@ def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
     def is_foreign(existing: Manifest) -> bool:
         return not (is_ours(existing, observed.model) or is_left_behind(existing, wanted.model))
 
-    found: list[tuple[str, Manifest | None, Any]] = [
-        ("Service", observed.service, wanted.service),
-        ("PodDisruptionBudget", observed.budget, wanted.budget()),
-    ]
-    for kind, existing, manifest in found:
-        if manifest and existing is not None and is_foreign(existing):
-            return f"{kind} {existing['metadata']['name']} exists and does not belong to this {labels.KIND}"
+    for child in wanted.children():
+        existing = observed.children.get((child.kind, child.name))
+        if child.manifest is not None and existing is not None and is_foreign(existing):
+            return f"{child.kind} {child.name} exists and does not belong to this {labels.KIND}"
     for pod in observed.pods:
         if is_foreign(pod) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
             return (

@@ -32,7 +32,8 @@ Key = tuple[str, str]
 
 _DIGITS = 32  # of the hashes that tell two states from each other
 
-CHILDREN = (PODS, SERVICES, PDBS, CONTROLLER_REVISIONS)
+SHARED = (SERVICES, PDBS)
+CHILDREN = (PODS, *SHARED, CONTROLLER_REVISIONS)
 
 
 class Caches:
@@ -97,8 +98,7 @@ class Caches:
         return Observed(
             model=model,
             pods=tuple(pods),
-            service=self._child(SERVICES, key),
-            budget=self._child(PDBS, key),
+            children=self._children(key),
             revisions=tuple(self.stores[CONTROLLER_REVISIONS].indexed(key)),
             nodes=self._nodes.of(map(_node_name, pods), self._node_reflector.is_current),
             readings=readings or {},
@@ -134,9 +134,16 @@ class Caches:
         """Whether a ModelDeployment as somebody saw it differs in what passes depend on."""
         return self._essences.get(key) != essence(model)
 
-    def _child(self, resource: Resource, key: Key) -> Object | None:
-        found = self.stores[resource].get(*key)
-        return found if found is not None else self._in_the_way.get(key, {}).get((resource.plural, key[1]))
+    def _children(self, key: Key) -> dict[tuple[str, str], Object]:
+        """What all pods share; what has its name and another label is in its way."""
+        found: dict[tuple[str, str], Object] = {}
+        for kind in SHARED:
+            own = {obj["metadata"]["name"]: obj for obj in self.stores[kind].indexed(key)}
+            named = self.stores[kind].get(*key) or self._in_the_way.get(key, {}).get((kind.plural, key[1]))
+            if named is not None:
+                own[key[1]] = named
+            found |= {(kind.kind, name): obj for name, obj in own.items()}
+        return found
 
     def _model_changed(self, model: Object) -> None:
         key = (model["metadata"]["namespace"], model["metadata"]["name"])

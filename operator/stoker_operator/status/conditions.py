@@ -13,6 +13,7 @@ from typing import Any
 from stoker_operator.api import labels
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted
+from stoker_operator.desired.children import SERVICE
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan import name_conflict
@@ -57,7 +58,7 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         states,
         sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
         num_promised=promised(observed.model.get("status") or {}, wanted, num_answering),
-        has_service=observed.service is not None and is_owned_by(observed.service, model.uid),
+        has_service=_has_service(observed),
         misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
         is_late=late_at is not None and late_at <= now,
@@ -98,10 +99,16 @@ def _url(wanted: Wanted, observed: Observed, config: OperatorConfig) -> str:
 
 def _misrouted(wanted: Wanted, observed: Observed) -> tuple[str, ...]:
     """Return where the Service, written a moment ago, sends requests elsewhere."""
-    if not wanted.service or observed.service is None:
+    manifest, existing = wanted.child(SERVICE), observed.child(SERVICE)
+    if manifest is None or existing is None:
         return ()
-    decisive = {name: wanted.service["spec"][name] for name in ("selector", "ports")}
-    return tuple(drift({"spec": decisive}, observed.service))
+    decisive = {name: manifest["spec"][name] for name in ("selector", "ports")}
+    return tuple(drift({"spec": decisive}, existing))
+
+
+def _has_service(observed: Observed) -> bool:
+    service = observed.child(SERVICE)
+    return service is not None and is_owned_by(service, observed.model["metadata"]["uid"])
 
 
 def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:

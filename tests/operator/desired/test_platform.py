@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from golden_cases import CASES, CONFIGS
-from operator_builders import CONFIG, make_model, make_wanted
+from operator_builders import CONFIG, make_model, make_wanted, service_of
 
 from stoker_operator.api import labels, parse
 from stoker_operator.api.volumes import OWN_PATHS, OWN_VOLUMES
@@ -95,17 +95,17 @@ def test_keys_that_pods_have_in_common_take_the_place_of_the_revision() -> None:
 
 
 def test_families_of_the_service_are_the_clusters_unless_asked_for() -> None:
-    plain = make_wanted().service
+    plain = service_of(make_wanted())
     assert not {"ipFamilies", "ipFamilyPolicy"} & set(plain["spec"])
     asked = {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]}
-    found = make_wanted(service=asked).service
+    found = service_of(make_wanted(service=asked))
     assert {name: found["spec"][name] for name in asked} == asked
     assert make_wanted(service=asked).revision == make_wanted().revision
 
 
 def test_what_the_cluster_chose_is_no_drift() -> None:
     """Stored Services have families that nobody asked for; none of them is written again."""
-    plain = make_wanted().service
+    plain = service_of(make_wanted())
     chosen = {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"], "clusterIPs": ["fd00::1"]}
     assert drift(plain, {**plain, "spec": {**plain["spec"], **chosen}}) == []
 

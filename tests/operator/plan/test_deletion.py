@@ -19,6 +19,7 @@ from operator_builders import (
 
 from stoker_operator.api import parse
 from stoker_operator.desired import desired
+from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Observed
 from stoker_operator.plan import Delete, Plan, plan
 
@@ -30,7 +31,7 @@ def deleted(*finalizers: str) -> dict[str, Any]:
 
 
 def budget_of(**metadata: Any) -> dict[str, Any]:
-    budget = stored(make_wanted(replicas=2).budget(), "budget")
+    budget = stored(make_wanted(replicas=2).child(BUDGET), "budget")
     budget["metadata"] |= metadata
     return budget
 

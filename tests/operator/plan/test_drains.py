@@ -9,6 +9,7 @@ import pytest
 from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
 
 from stoker_operator.api import labels
+from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import CreatePod, DeletePod, plan
 
@@ -87,7 +88,7 @@ def test_drain_seconds_restart_nothing() -> None:
     plain = make_wanted()
     for service in ({"drainSeconds": 3}, {"drainSeconds": 60}):
         other = make_wanted(service=service)
-        assert (other.revision, other.service) == (plain.revision, plain.service)
+        assert (other.revision, other.child("Service")) == (plain.revision, plain.child("Service"))
 
 
 def test_a_drain_is_not_taken_back_by_the_label() -> None:
@@ -95,7 +96,7 @@ def test_a_drain_is_not_taken_back_by_the_label() -> None:
     pod = make_pod(wanted, 0, is_ready=False, is_started=True, draining_since=ago(10))
     name = pod["metadata"]["name"]
     assert pod["metadata"]["labels"][labels.SERVING] == "true"
-    observed: Observed = make_observed(wanted, pod, in_flight={name: 0}, budget=wanted.budget(1))
+    observed: Observed = make_observed(wanted, pod, in_flight={name: 0}, budget=wanted.child(BUDGET, 1))
     create, delete = plan(wanted, observed, NOW).actions
     assert isinstance(create, CreatePod)
     assert isinstance(delete, DeletePod)

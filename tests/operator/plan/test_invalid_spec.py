@@ -18,6 +18,7 @@ from operator_builders import (
 
 from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.desired import Wanted, desired, held
+from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import Apply, CreatePod, Plan, plan
 
@@ -76,7 +77,7 @@ def test_a_number_of_replicas_that_cannot_be_read_is_the_one_there_is() -> None:
     model = make_model(replicas="three", rollout={"maxUnavailable": 1})
     bad = held(salvage(model, 3), InvalidSpec("spec.replicas", "no number"))
     pods = [make_pod(good, ordinal) for ordinal in range(3)]
-    observed = make_observed(good, *pods, budget=stored(good.budget(), "budget"))
+    observed = make_observed(good, *pods, budget=stored(good.child(BUDGET), "budget"))
     (apply,) = plan(bad, observed, NOW).actions
     assert isinstance(apply, Apply)
     assert apply.manifest["spec"]["minAvailable"] == 2, "the rest of the spec counts"

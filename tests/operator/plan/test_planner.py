@@ -20,6 +20,7 @@ from operator_builders import (
 
 from stoker_operator.api import labels, parse
 from stoker_operator.desired import desired
+from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import (
     Apply,
@@ -56,7 +57,7 @@ def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
     serving = make_pod(wanted, 2)
     min_available = []
     for others in (old, old[1:], []):
-        observed = make_observed(wanted, serving, *others, budget=stored(wanted.budget(7), "budget"))
+        observed = make_observed(wanted, serving, *others, budget=stored(wanted.child(BUDGET, 7), "budget"))
         apply = plan(wanted, observed, NOW).actions[0]
         assert isinstance(apply, Apply)
         min_available.append(apply.manifest["spec"]["minAvailable"])
@@ -295,15 +296,15 @@ def test_failures_of_an_old_revision_do_not_delay_the_new_one() -> None:
 
 def test_suspending_drains_all_pods_and_drops_the_budget_but_not_the_service() -> None:
     running, suspended = make_wanted(), make_wanted(suspend=True)
-    assert running.budget() is not None
-    observed = make_observed(suspended, make_pod(running), budget=stored(running.budget(), "budget"))
+    assert running.child(BUDGET) is not None
+    observed = make_observed(suspended, make_pod(running), budget=stored(running.child(BUDGET), "budget"))
     actions = plan(suspended, observed, NOW).actions
     assert [type(action) for action in actions] == [Delete, StopServing]
 
 
 def test_drift_of_the_service_is_mended_at_its_path() -> None:
     wanted = make_wanted()
-    service = stored(wanted.service, "service")
+    service = stored(wanted.child("Service"), "service")
     service["spec"] |= {"clusterIP": "10.0.0.9", "selector": {"app": "other"}}
     (action,) = plan(wanted, make_observed(wanted, make_pod(wanted), service=service), NOW).actions
     assert isinstance(action, Apply)
@@ -312,7 +313,7 @@ def test_drift_of_the_service_is_mended_at_its_path() -> None:
 
 def test_what_belongs_to_somebody_else_is_not_touched() -> None:
     wanted = make_wanted()
-    service = stored(wanted.service, "service")
+    service = stored(wanted.child("Service"), "service")
     service["metadata"]["ownerReferences"][0] |= {"kind": "Other", "uid": "uid-other"}
     pod = make_pod(wanted)
     pod["metadata"]["ownerReferences"][0] |= {"kind": "ReplicaSet", "uid": "uid-other"}
@@ -325,7 +326,7 @@ def test_what_belongs_to_somebody_else_is_not_touched() -> None:
 
 def test_what_a_predecessor_left_behind_is_waited_for() -> None:
     wanted = make_wanted()
-    service = stored(wanted.service, "service")
+    service = stored(wanted.child("Service"), "service")
     service["metadata"]["ownerReferences"][0]["uid"] = "uid-earlier"
     observed = make_observed(wanted, make_pod(wanted), service=service)
     assert plan(wanted, observed, NOW).actions == ()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakeapi.kubelet import IPV4, IPV6
 from golden_cases import CASES, CONFIG, CONFIGS
-from operator_builders import make_model
+from operator_builders import make_model, service_of
 from operator_world import World, play
 from virtual_time import pass_time, until
 
@@ -68,4 +68,4 @@ def test_manifests_leave_families_to_the_cluster(name: str) -> None:
     assert not [argument for argument in engine["args"] if argument.startswith("--host")]
     assert not {"hostIP", "hostPort"} & {key for port in engine["ports"] for key in port}
     asked = CASES[name].get("service", {})
-    assert {"ipFamilyPolicy", "ipFamilies"} & set(wanted.service["spec"]) <= set(asked)
+    assert {"ipFamilyPolicy", "ipFamilies"} & set(service_of(wanted)["spec"]) <= set(asked)

@@ -245,7 +245,7 @@ def test_what_the_api_server_refuses_stalls() -> None:
 
 def test_name_conflict_stalls() -> None:
     wanted = make_wanted()
-    service = stored(wanted.service, "service")
+    service = stored(wanted.child("Service"), "service")
     service["metadata"]["ownerReferences"][0] |= {"uid": "uid-other", "name": "other"}
     found = conditions(status(wanted, make_observed(wanted, service=service), CONFIG, NOW))
     assert found["Stalled"] == ("True", "NameConflict")

@@ -1,0 +1,63 @@
+"""What all pods of a ModelDeployment share, as a table: whoever needs one more kind adds a row.
+
+Rows are in the order in which they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stoker_operator.api import ModelDeployment
+from stoker_operator.desired.network import budget, service
+
+SERVICE = "Service"
+BUDGET = "PodDisruptionBudget"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One of them.
+
+    Args:
+        kind: as in manifests.
+        name: of the object.
+        manifest: what it should be; None when it should not exist.
+    """
+
+    kind: str
+    name: str
+    manifest: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A kind of child.
+
+    Args:
+        kind: as in manifests.
+        make: its manifest, of the ModelDeployment and the number of its replicas that drain.
+        field: of the spec that it is made of; while that cannot be read, the child stays as it is.
+    """
+
+    kind: str
+    make: Callable[[ModelDeployment, int], dict[str, Any] | None]
+    field: str = ""
+
+
+_ROWS = (
+    _Row(SERVICE, lambda model, _: service(model), "service"),
+    _Row(BUDGET, budget),
+)
+
+
+def children(model: ModelDeployment, num_draining: int = 0) -> tuple[Child, ...]:
+    """Return what should be of each kind, without those that the spec does not tell about.
+
+    Args:
+        model: whose children.
+        num_draining: leaders that do not serve and still exist.
+    """
+    told = (row for row in _ROWS if row.field not in model.unread)
+    return tuple(Child(row.kind, model.name, row.make(model, num_draining)) for row in told)
