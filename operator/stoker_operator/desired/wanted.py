@@ -24,12 +24,14 @@ class Wanted:
         revision: hash of what the ModelDeployment asks of its pods; not of the operator's own defaults, so
             that another version of the operator restarts nothing. Empty when the spec does not say.
         pod: template of the pods of this revision. Empty when the spec cannot be served.
+        shared: what all pods share while none drains.
         invalid: why the spec cannot be served.
     """
 
     model: ModelDeployment
     revision: str
     pod: dict[str, Any]
+    shared: tuple[Child, ...]
     invalid: InvalidSpec | None = None
 
     @property
@@ -39,7 +41,7 @@ class Wanted:
 
     def children(self, num_draining: int = 0) -> tuple[Child, ...]:
         """Return what all pods share, while so many replicas drain."""
-        return children(self.model, num_draining)
+        return children(self.model, num_draining) if num_draining else self.shared
 
     def child(self, kind: str, num_draining: int = 0) -> dict[str, Any] | None:
         """Return one of these, None when it should not exist or the spec does not tell."""
@@ -56,6 +58,7 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
         model=model,
         revision=revision_of(model),
         pod=pod_template(model, config),
+        shared=children(model),
     )
 
 
@@ -70,5 +73,6 @@ def held(model: ModelDeployment, error: InvalidSpec) -> Wanted:
         model=model,
         revision="" if model.unread & POD_SHAPING else revision_of(model),
         pod={},
+        shared=children(model),
         invalid=error,
     )

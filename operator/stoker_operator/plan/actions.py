@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stoker_operator.observed import Manifest
+from stoker_operator.plan.groups import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,13 @@ class Plan:
         actions: empty at the fixed point.
         requeue_after_s: seconds until time alone may change the plan; None when only events can.
         draining: uids of the pods whose requests in flight the next plans need to know.
+        groups: what it told the observed pods apart into, for whoever looks at the same ones.
     """
 
     actions: tuple[Action, ...] = ()
     requeue_after_s: float | None = None
     draining: frozenset[str] = frozenset()
+    groups: tuple[Group, ...] = field(default=(), compare=False)
 
 
 def records(todo: Plan) -> tuple[Record, ...]:

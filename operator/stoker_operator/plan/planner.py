@@ -96,7 +96,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         waits.append((stuck_at - now).total_seconds())
     # Nobody answers from a node that does not report.
     uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
-    return Plan(tuple(actions), min(waits, default=None), uids)
+    return Plan(tuple(actions), min(waits, default=None), uids, tuple(all_groups))
 
 
 def _until_lost(group: Group, now: datetime) -> float:

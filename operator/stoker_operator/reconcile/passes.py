@@ -115,14 +115,15 @@ class Reconciler:
             if first.error is None:
                 rest = await self._actor.act(key, model, todo.actions)
                 outcome = replace(rest, done=(*first.done, *rest.done))
-        after = self._caches.observe(key, model, observed.readings)
+        is_same = not (outcome.done or outcome.is_unfinished or outcome.error)
+        after = observed if is_same else self._caches.observe(key, model, observed.readings)
         warnings, look_s = await self._slow_pods.warnings(key, after)
         memory = self._memories.setdefault(key, _Memory())
         memory.num_unread = memory.num_unread + 1 if looked.error else 0
         if memory.num_unread >= NEWS_AFTER_TRIES or outcome.trouble_s >= NEWS_AFTER_S:
             after = replace(after, refusals=outcome.refusals, failure=outcome.failure)
         after = replace(after, warnings=warnings)
-        told = status(wanted, after, self._config, self._clock())
+        told = status(wanted, after, self._config, self._clock(), todo.groups if is_same else None)
         report = await self._reporter.report(key, model, told, outcome.done)
         if looked.error is not None:
             raise looked.error

@@ -7,6 +7,7 @@ False and says so. While more replicas of a revision are being started it stays 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -33,7 +34,13 @@ from stoker_operator.status.view import Aspect, View
 _MAX_MESSAGE_LENGTH = 2048
 
 
-def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: datetime) -> dict[str, Any]:
+def status(
+    wanted: Wanted,
+    observed: Observed,
+    config: OperatorConfig,
+    now: datetime,
+    all_groups: Sequence[Group] | None = None,
+) -> dict[str, Any]:
     """Return the status that a ModelDeployment should have.
 
     Args:
@@ -41,9 +48,10 @@ def status(wanted: Wanted, observed: Observed, config: OperatorConfig, now: date
         observed: what the caches hold, after this pass's writes.
         config: for the cluster's domain.
         now: the time, for conditions whose status changes.
+        all_groups: of these observed pods, where they have been told apart already.
     """
     model = wanted.model
-    all_groups = groups(observed, now)
+    all_groups = groups(observed, now) if all_groups is None else all_groups
     live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
     states = _states(wanted, observed, all_groups)
@@ -111,7 +119,7 @@ def _has_service(observed: Observed) -> bool:
     return service is not None and is_owned_by(service, observed.model["metadata"]["uid"])
 
 
-def _states(wanted: Wanted, observed: Observed, all_groups: list[Group]) -> list[PodState]:
+def _states(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) -> list[PodState]:
     # Of a pod on its way out it is no news that it is not ready.
     staying = [group for group in all_groups if group.is_serving]
     owned = [(pod, group) for group in staying for pod in group.members if not is_terminating(pod)]
@@ -264,7 +272,7 @@ def _loaded(view: View) -> Aspect:
     )
 
 
-def _drains(observed: Observed, all_groups: list[Group]) -> list[Aspect]:
+def _drains(observed: Observed, all_groups: Sequence[Group]) -> list[Aspect]:
     """Say only that drains cannot be watched: that they can is nothing to tell."""
     cause = unobserved(observed, all_groups)
     return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
