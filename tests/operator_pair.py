@@ -75,6 +75,7 @@ class Replica:
         self.ahead_s = 0.0
         self.lag_s = 0.0
         self.slept_s = 0.0
+        self.error: BaseException | None = None
         self.metrics = Metrics()
         self.controller: Controller | None = None
         self.elector: Elector | None = None
@@ -110,6 +111,7 @@ class Replica:
                 self._task.cancel()
                 await asyncio.wait([self._task])
             if not self._task.cancelled():
+                self.error = self._task.exception()
                 self._task.result()
             await pass_time(0.5)
 
@@ -152,7 +154,14 @@ class Replicas(World):
     @contextlib.asynccontextmanager
     async def running(self, kubelet: bool = True) -> AsyncIterator["World"]:
         async with super().running(kubelet):
-            yield self
+            try:
+                yield self
+            except AssertionError as failed:
+                # Whatever was waited for: an operator that died of an error is why.
+                for replica in self.replicas:
+                    if replica.error is not None:
+                        raise replica.error from failed
+                raise
 
     async def _supervise(self) -> None:
         async with asyncio.TaskGroup() as group:
