@@ -129,7 +129,12 @@ class Pod(ApiModel):
 
     image: Annotated[
         str | None,
-        Field(min_length=1, max_length=1024, description="Runtime image; the operator's default if not set."),
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Runtime image; the operator's default if not set. "
+            "The init container that downloads a model runs the operator's default in any case.",
+        ),
     ] = None
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"] | None,

@@ -140,7 +140,7 @@ def _fetch_container(
         defaults["SSL_CERT_FILE"] = f"{CA_DIR}/{CA_FILE}"
         mounts.append({"name": "ca-bundle", "mountPath": CA_DIR, "readOnly": True})
     container = {
-        **_image(model, config),
+        **_fetch_image(model, config),
         "name": labels.FETCH_CONTAINER,
         "args": profile.fetch_args(model, CACHE_DIR),
         "env": _env(model, defaults, own),
@@ -164,6 +164,13 @@ def _env(
     ]
     last = {variable["name"]: number for number, variable in enumerate(variables)}
     return [variable for number, variable in enumerate(variables) if last[variable["name"]] == number]
+
+
+def _fetch_image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
+    """Return what downloads: an engine's image need not be able to."""
+    policy = model.spec.pod.image_pull_policy or config.pod_defaults.image_pull_policy
+    image = {"image": config.runtime_image}
+    return image if policy is None else {**image, "imagePullPolicy": policy}
 
 
 def _image(model: ModelDeployment, config: OperatorConfig) -> dict[str, Any]:
