@@ -1,11 +1,11 @@
 """The bar: whatever the cluster goes through, no request that a client sends through the Service fails.
 
 Some clients send short requests and some long streams, one after the other, on new connections or, as every
-client of OpenAI's does, on those of a pool, none ever retried, while the ModelDeployment is rolled thrice,
-scaled to three and back, and each node is drained of all that is Stoker's, the operator with it. They wait
-for their answers (closed loop), so a slow machine makes the run longer but is never overloaded: the queue
-limit's 429 would be a right answer, but not the one in question. What counts was started between the first
-change and the end of the last drain.
+client of OpenAI's does, on those of a pool, none ever retried, while the ModelDeployment is rolled, scaled to
+three, rolled there and scaled back, and each node is drained of all that is Stoker's, the operator with it.
+They wait for their answers (closed loop), so a slow machine makes the run longer but is never overloaded: the
+queue limit's 429 would be a right answer, but not the one in question. What counts was started between the
+first change and the end of the last drain. How long a rolling update of three pods may take: see rolls.
 """
 
 from __future__ import annotations
@@ -14,57 +14,96 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scenarios import manifests, models
+from scenarios import manifests, models, rolls
 from scenarios.clientpod import ClientPod, RunningLoad
 from scenarios.kube import Kube, Object
 from scenarios.models import Model
-from scenarios.platform import Platform, names
+from scenarios.platform import Platform
+from scenarios.rolls import Request, Roll, Sighting
 from scenarios.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_only=True)]
 
 LONG_S = 5.0
-NUM_SHORT_CLIENTS = 4  # that use a new connection each time, and as many that keep theirs
-SHORT = ("--concurrency", f"{NUM_SHORT_CLIENTS}", "--prompt-tokens", "4", "--output-tokens", "2")
+# What costs a CPU is tokens; connection and drain are the same with one as with many.
+SHORT = ("--prompt-tokens", "2", "--output-tokens", "1")
 NUM_STREAM_CLIENTS = 8
 KEPT = "--keep-alive"
-NUM_ROLLS = 3
-MAX_MORE_ROLLS = 15  # where the machine needs more time for the amounts above
+MAX_MORE_ROLLS = 10  # where the machine needs more time for the amounts below
+NUM_BUSY = 3  # pods
+DRAIN_SECONDS = 3  # the default
 MAX_MODEL_LEN = 8192
 STOKER = "app.kubernetes.io/name in (stoker-operator,stoker-runtime)"
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What must have been asked at least, between the first change and the end of the last drain.
+    """What happens, and what must at least have been asked between the first change and the last drain's end.
 
     Attributes:
         requests: short ones and streams together.
+        short: short ones on new connections, and as many on kept ones.
         long_streams: those that took over LONG_S.
+        short_clients: that use a new connection each time, and as many that keep theirs.
+        rolls: of one pod.
+        busy_rolls: of NUM_BUSY pods.
+        bounds_rolls: a rolling update of NUM_BUSY pods that takes too long is a failure.
     """
 
     requests: int
+    short: int
     long_streams: int
+    short_clients: int
+    rolls: int
+    busy_rolls: int
+    bounds_rolls: bool
 
 
 # What all changes once take anyway, and the bar.
+ONCE = Amounts(500, 150, 12, short_clients=4, rolls=2, busy_rolls=1, bounds_rolls=False)
+BAR = Amounts(10_000, 3000, 50, short_clients=12, rolls=3, busy_rolls=3, bounds_rolls=True)
 AMOUNTS = (
-    pytest.param(Amounts(500, 12), id="once"),
-    pytest.param(Amounts(2000, 50), id="bar", marks=pytest.mark.long),
+    pytest.param(ONCE, id="once"),
+    pytest.param(BAR, id="bar", marks=(pytest.mark.long, pytest.mark.timeout(1500, func_only=True))),
 )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a load was when what counts began.
+
+    Attributes:
+        now_s: on the load's own clock.
+        zero_s: when that clock was at 0, on time.monotonic.
+        num_started: requests.
+    """
+
+    now_s: float
+    zero_s: float
+    num_started: int
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A rolling update as it was seen, on time.monotonic."""
+
+    began_s: float
+    sightings: tuple[Sighting, ...]
 
 
 @pytest.fixture
 def model(kube: Kube, namespace: str) -> Iterator[Model]:
     engine = {"maxModelLen": MAX_MODEL_LEN, "maxNumSeqs": 64}
-    model = models.apply(kube, manifests.modeldeployment("steady", namespace, engine=engine))
+    service = {"drainSeconds": DRAIN_SECONDS}
+    model = models.apply(kube, manifests.modeldeployment("steady", namespace, engine=engine, service=service))
     model.wait_settled()
     yield model
     kube.delete("ModelDeployment", model.name, namespace)
@@ -84,12 +123,22 @@ def long_stream_tokens(clients: ClientPod, url: str, name: str) -> int:
     return min(MAX_MODEL_LEN - 128, math.ceil(2 * LONG_S / tpot_s))
 
 
-def roll(model: Model, max_num_seqs: int) -> None:
-    """Change the engine's settings and wait until only pods of that revision are left."""
-    old = names(model.pods())
+def roll(model: Model, max_num_seqs: int, timeout_s: float = 240) -> Watched:
+    """Change the engine's settings, and look at the pods until only those of that revision are left."""
+    pods = model.pods()
+    sightings = [rolls.sighting(time.monotonic(), pods)]
+    old = sightings[0].pods
+    began_s = time.monotonic()
     model.edit(engine={"maxNumSeqs": max_num_seqs})
-    model.wait_settled(240)
-    assert not old & names(model.pods())
+
+    def is_over() -> bool:
+        is_settled = model.is_settled()
+        pods = model.pods()
+        sightings.append(rolls.sighting(time.monotonic(), pods))
+        return is_settled and len(pods) == len(old) and sightings[-1].is_over(old)
+
+    eventually(f"{model.name} is rolled", is_over, timeout_s, model.explain)
+    return Watched(began_s, tuple(sightings))
 
 
 def scale(kube: Kube, model: Model, num_replicas: int) -> None:
@@ -124,35 +173,62 @@ def drain_each_node(platform: Platform, model: Model) -> None:
     drain(platform, model, last)
 
 
-def is_enough(amounts: Amounts, loads: list[RunningLoad], num_before: int) -> bool:
+def mark(load: RunningLoad, num_clients: int) -> Mark:
+    """Look at a load of that many clients, each of which has a request in flight."""
+    found = load.look()
+    return Mark(found["now_s"], time.monotonic() - found["now_s"], len(found["e2e_s"]) + num_clients)
+
+
+def is_enough(amounts: Amounts, loads: list[RunningLoad], marks: list[Mark]) -> bool:
     """Whether the amounts have been reached; a failure is enough, too.
 
     Args:
         amounts: which.
-        loads: short requests, then streams as the last one.
-        num_before: requests that had been started when what counts began.
+        loads: short requests, then such on kept connections, then streams.
+        marks: of each load.
     """
     so_far = [load.look() for load in loads]
-    num_ended = sum(len(found["e2e_s"]) for found in so_far) - num_before
+    new, kept, streams = (
+        len(found["e2e_s"]) - mark.num_started for found, mark in zip(so_far, marks, strict=True)
+    )
     num_long = sum(duration > LONG_S for duration in so_far[-1]["e2e_s"])
     has_failed = any(found["failed"] for found in so_far)
-    return has_failed or (num_ended >= amounts.requests and num_long >= amounts.long_streams)
+    is_many = new + kept + streams >= amounts.requests and min(new, kept) >= amounts.short
+    return has_failed or (is_many and num_long >= amounts.long_streams)
 
 
 def disturb(
-    amounts: Amounts, platform: Platform, model: Model, loads: list[RunningLoad], num_before: int
-) -> None:
-    """Everything that must not fail a request; a few more rolls where the clients are slow."""
+    amounts: Amounts, platform: Platform, model: Model, loads: list[RunningLoad], marks: list[Mark]
+) -> list[Watched]:
+    """Everything that must not fail a request, and a few more rolls where the clients are slow.
+
+    Returns:
+        The rolling updates of NUM_BUSY pods.
+    """
     settings = itertools.count(63, -1)
-    for max_num_seqs in itertools.islice(settings, NUM_ROLLS):
+    for max_num_seqs in itertools.islice(settings, amounts.rolls):
         roll(model, max_num_seqs)
-    scale(platform.kube, model, 3)
+    scale(platform.kube, model, NUM_BUSY)
+    watched = [
+        roll(model, max_num_seqs, timeout_s=600)
+        for max_num_seqs in itertools.islice(settings, amounts.busy_rolls)
+    ]
     scale(platform.kube, model, 1)
     for max_num_seqs in itertools.islice(settings, MAX_MORE_ROLLS):
-        if is_enough(amounts, loads, num_before):
+        if is_enough(amounts, loads, marks):
             break
         roll(model, max_num_seqs)
     drain_each_node(platform, model)
+    return watched
+
+
+def in_flight(reports: list[Object], marks: list[Mark]) -> list[Request]:
+    """When each request was in flight, on time.monotonic."""
+    return [
+        Request(mark.zero_s + outcome["started_s"], mark.zero_s + outcome["started_s"] + outcome["e2e_s"])
+        for report, mark in zip(reports, marks, strict=True)
+        for outcome in report["records"]
+    ]
 
 
 @pytest.mark.parametrize("amounts", AMOUNTS)
@@ -160,39 +236,53 @@ def test_no_request_fails_in_rollouts_scaling_and_drains(
     amounts: Amounts, model: Model, platform: Platform, clients: ClientPod, figures: list[str]
 ) -> None:
     url = model.status()["url"]
-    loads = [clients.start_load(url, model.name, *SHORT), clients.start_load(url, model.name, *SHORT, KEPT)]
+    short = ("--concurrency", f"{amounts.short_clients}", *SHORT)
+    loads = [clients.start_load(url, model.name, *short), clients.start_load(url, model.name, *short, KEPT)]
     try:
         tokens = f"{long_stream_tokens(clients, url, model.name)}"
         stream = ("--concurrency", f"{NUM_STREAM_CLIENTS}", "--output-tokens", tokens)
         loads.append(clients.start_load(url, model.name, *stream))
-        begun = [load.look() for load in loads]
-        begun_s = [found["now_s"] for found in begun]
-        num_clients = 2 * NUM_SHORT_CLIENTS + NUM_STREAM_CLIENTS
-        num_before = sum(len(found["e2e_s"]) for found in begun) + num_clients
-        disturb(amounts, platform, model, loads, num_before)
+        num_clients = (amounts.short_clients, amounts.short_clients, NUM_STREAM_CLIENTS)
+        marks = [mark(load, count) for load, count in zip(loads, num_clients, strict=True)]
+        watched = disturb(amounts, platform, model, loads, marks)
         ended_s = [load.look()["now_s"] for load in loads]
     finally:
         reports = [load.stop() for load in loads]
-    keep(reports)
+    requests = in_flight(reports, marks)
+    busy = [rolls.measure(seen.began_s, seen.sightings, requests, DRAIN_SECONDS) for seen in watched]
+    keep(reports, busy)
+    figures += [str(found) for found in busy]
     assert [outcome for report in reports for outcome in report["records"] if outcome["failure"]] == []
-    short, kept, streams = (
-        [outcome for outcome in report["records"] if begin <= outcome["started_s"] < end]
-        for report, begin, end in zip(reports, begun_s, ended_s, strict=True)
-    )
-    num_long = sum(outcome["e2e_s"] > LONG_S for outcome in streams)
-    num_requests = len(short) + len(kept) + len(streams)
+    counted = [
+        [outcome for outcome in report["records"] if mark.now_s <= outcome["started_s"] < end_s]
+        for report, mark, end_s in zip(reports, marks, ended_s, strict=True)
+    ]
+    new, kept, streams = (len(outcomes) for outcomes in counted)
+    num_long = sum(outcome["e2e_s"] > LONG_S for outcome in counted[-1])
     figures.append(
-        f"0 of {num_requests} requests failed, {len(kept)} of them on kept connections; "
-        f"{num_long} streams ({tokens} tokens) took over 5 s"
+        f"0 of {new + kept + streams} requests failed, {kept} of them on kept connections and "
+        f"{new + streams} on new ones; {num_long} streams ({tokens} tokens) took over 5 s"
     )
-    assert num_requests >= amounts.requests
+    assert new + kept + streams >= amounts.requests
+    assert min(new, kept) >= amounts.short
     assert num_long >= amounts.long_streams
+    check(amounts, busy)
 
 
-def keep(reports: list[Object]) -> None:
-    """Print the summaries, and write them to the folder that STOKER_E2E_RESULTS names."""
+def check(amounts: Amounts, busy: list[Roll]) -> None:
+    """Fail with what the rolling updates of busy pods broke, where they are bounded."""
+    counts = [(len(found.starts), len(found.drains)) for found in busy]
+    assert counts == [(NUM_BUSY, NUM_BUSY)] * amounts.busy_rolls
+    faults = [fault for found in busy for fault in found.faults()]
+    print("\n".join(faults))
+    assert not (amounts.bounds_rolls and faults)
+
+
+def keep(reports: list[Object], busy: list[Roll]) -> None:
+    """Print summaries and rolling updates, and write them to the folder that STOKER_E2E_RESULTS names."""
     summaries: list[Any] = [{"load": report["load"], "summary": report["summary"]} for report in reports]
-    print(json.dumps(summaries))
+    results = {"loads": summaries, "busy_rolls": [asdict(found) | {"text": str(found)} for found in busy]}
+    print(json.dumps(results))
     folder = os.environ.get("STOKER_E2E_RESULTS")
     if folder:
-        Path(folder, "no_request_fails.json").write_text(json.dumps(summaries, indent=2) + "\n")
+        Path(folder, "no_request_fails.json").write_text(json.dumps(results, indent=2) + "\n")
