@@ -29,8 +29,8 @@ class Troubles:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.world = World()
-        # A new process finds what the last one told of: it says the status again, and counts an Event.
-        self.world.num_again = 3
+        # Stories kill the operator more often than once a minute, and its pace is a memory of the process.
+        self.world.bounds_each_process = True
         self.guard = Guard(self.world)
         self.world.kubelet.in_flight = self._in_flight
         self.world.kubelet.is_broken = self._is_broken
