@@ -62,6 +62,8 @@ class World:
         self.api = FakeApi(storage.copy(self.clock) if storage else Storage(self.clock), latency_s=0.002)
         self.kubelet = Kubelet(self.api)
         self.num_starts = 0
+        self.starts_s: list[float] = []
+        self.bounds_each_process = False  # whether the bound of writes begins anew with each start
         self.controller: Controller | None = None
         self.metrics = Metrics()
         self.num_serving: list[int] = []
@@ -85,7 +87,7 @@ class World:
             yield self
             for task in tasks:
                 assert not task.done(), task.exception()
-            assert_writes_are_bounded(self.api)
+            assert_writes_are_bounded(self.api, self.starts_s if self.bounds_each_process else ())
         finally:
             for task in tasks:
                 task.cancel()
@@ -112,6 +114,7 @@ class World:
         while True:
             await self._may_run.wait()
             self.num_starts += 1
+            self.starts_s.append(asyncio.get_running_loop().time())
             self._link = Link(self.api)
             rng = random.Random(self.num_starts)
             self.metrics = Metrics()

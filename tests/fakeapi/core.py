@@ -75,6 +75,7 @@ class FakeApi:
         # Paths of fields that this server does not know: strict writes are refused, others lose them.
         self.unknown_fields: tuple[str, ...] = ()
         self.watch_lag_s = 0.0
+        self.watch_repeats = 1  # times that each event comes
         self.hang: Callable[[], Awaitable[None]] = lambda: pass_time(5.0)
         self._latency_s = latency_s
         self._bookmark_s = bookmark_s
@@ -336,7 +337,8 @@ class FakeApi:
                     if line is not None:
                         if self.watch_lag_s:
                             await pass_time(self.watch_lag_s)
-                        yield line
+                        for _ in range(self.watch_repeats):
+                            yield line
                 idle_until = min(loop.time() + self._bookmark_s, ends_at)
                 try:
                     async with asyncio.timeout_at(idle_until):
