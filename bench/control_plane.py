@@ -57,7 +57,7 @@ class Watcher:
             self.last_child_at[name] = asyncio.get_running_loop().time()
             if change.plural == "pods":
                 self.first_pod_at.setdefault(name, self.last_child_at[name])
-        elif change.plural == "modeldeployments" and change.obj.get("status"):
+        elif change.plural == "modeldeployments" and "conditions" in change.obj.get("status", {}):
             self.reported.setdefault(metadata["name"], asyncio.Event()).set()
 
     async def apply(self, api: FakeApi, name: str) -> float:
