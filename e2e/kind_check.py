@@ -24,7 +24,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = ("tests/cluster/test_kind_cluster.py", "e2e/scenarios")
 LIFECYCLE = "e2e/scenarios/test_lifecycle.py::test_"
 FEW = (
-    TESTS[0],
     f"{LIFECYCLE}example_answers_another_pod_through_its_service_name",
     f"{LIFECYCLE}rolling_update_keeps_the_old_pod_until_the_new_one_serves",
     f"{LIFECYCLE}delete_leaves_nothing_behind_even_while_the_operator_is_away",

@@ -16,11 +16,11 @@ from scenarios.models import Model
 from scenarios.platform import Platform, temporary_namespace
 from scenarios.snapshot import snapshot
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900, func_only=True)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900, func_only=True)]
 
 SEED = 20
-# Of four steps each: create, update, scale, delete. Three are the bar.
-NUM_ROUNDS = (1, pytest.param(3, marks=pytest.mark.long))
+# Of four steps each: create, update, scale, delete. In `make test` component tests kill operators, at every write.
+NUM_ROUNDS = 3
 KILLS_PER_STEP = 2  # the operator at work on the step, and the one that took over from it
 MAX_DELAY_S = 4.0
 NAME = "survivor"
@@ -71,9 +71,8 @@ def kill_operator(platform: Platform, killer: Killer) -> None:
     platform.kube.delete("Pod", pod["metadata"]["name"], product.NAMESPACE, gracePeriodSeconds=0)
 
 
-@pytest.mark.parametrize("num_rounds", NUM_ROUNDS)
 def test_operator_killed_at_random_moments_leaves_the_same_objects(
-    num_rounds: int, platform: Platform, kube: Kube, namespace: str, killer: Killer
+    platform: Platform, kube: Kube, namespace: str, killer: Killer
 ) -> None:
     model = Model(kube, namespace, NAME)
     wanted = live(platform, model, lambda: None)
@@ -92,6 +91,6 @@ def test_operator_killed_at_random_moments_leaves_the_same_objects(
             kill_operator(platform, killer)
             num_kills += 1
 
-    for round_ in range(num_rounds):
+    for round_ in range(NUM_ROUNDS):
         assert live(platform, model, kill_soon) == wanted, f"round {round_}"
-    assert num_kills == 4 * KILLS_PER_STEP * num_rounds
+    assert num_kills == 4 * KILLS_PER_STEP * NUM_ROUNDS
