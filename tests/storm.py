@@ -13,6 +13,7 @@ from virtual_time import pass_time, run_virtual, until
 
 from stoker_operator.api import labels, parse
 from stoker_operator.desired import desired
+from stoker_operator.desired.children import BUDGET
 
 LAST = 8192  # length of the model that ends each story
 SETTLE_S, QUIET_S = 1800.0, 40.0
@@ -106,7 +107,7 @@ class Storm(Troubles):
             self.world.is_ready()
             and fits == [True] * self.story.end
             and len(everything(api, "services")) == 1
-            and len(everything(api, "poddisruptionbudgets")) == (wanted.budget() is not None)
+            and len(everything(api, "poddisruptionbudgets")) == (wanted.child(BUDGET) is not None)
             and [_labels(record).get(labels.REVISION) for record in everything(api, "controllerrevisions")]
             == [wanted.revision]
         )

@@ -19,7 +19,7 @@ from scenarios.snapshot import snapshot
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900, func_only=True)]
 
 SEED = 20
-# Of four steps each: create, update, scale, delete. In `make test` component tests kill operators, at every write.
+# Of four steps each: create, update, scale, delete. Component tests kill operators as well, at every write.
 NUM_ROUNDS = 3
 KILLS_PER_STEP = 2  # the operator at work on the step, and the one that took over from it
 MAX_DELAY_S = 4.0
