@@ -40,6 +40,7 @@ class Seen:
     """Since when a pod is what it is, in the loop's seconds."""
 
     is_available: bool = False
+    is_up: bool = True
     changed_s: float = 0.0
     stopped_s: float | None = None
     down_s: float = float("-inf")
@@ -92,8 +93,9 @@ class Guard:
     def _note_pod(self, pod: Object, is_gone: bool = False) -> None:
         seen = self._seen.setdefault(pod["metadata"]["uid"], Seen())
         is_up = not is_gone and self._is_up(pod)
-        if not is_up:
-            seen.down_s = _now()
+        if not (is_up and seen.is_up):
+            seen.down_s = _now()  # the moment in which it comes back is the last one of its absence
+        seen.is_up = is_up
         is_available = is_up and is_serving(pod) and not _is_over(pod) and self._is_ours(pod)
         if is_available != seen.is_available:
             seen.is_available, seen.changed_s = is_available, _now()

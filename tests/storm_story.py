@@ -74,6 +74,9 @@ def tell(seed: int) -> Story:
     rng = random.Random(seed)
     num_nodes, slots = rng.randint(2, 3), rng.choice((0, 0, 1))
     most = num_nodes * slots or 3
+    steps = [_step(rng, num_nodes, most) for _ in range(rng.randint(5, 12))]
+    if rng.random() < 0.3:
+        steps[0] = Step("keep_busy", (rng.randint(1, 5),), 0.5, stays=True)
     return Story(
         seed=seed,
         replicas=rng.randint(1, most),
@@ -81,7 +84,7 @@ def tell(seed: int) -> Story:
         slots=slots,
         num_nodes=num_nodes,
         grace_s=rng.choice((15, 30)),
-        steps=tuple(_step(rng, num_nodes, most) for _ in range(rng.randint(5, 12))),
+        steps=tuple(steps),
         end=rng.randint(1, most),
     )
 
@@ -106,6 +109,7 @@ def _user(rng: random.Random, num_nodes: int, most: int) -> Told:
             ("suspend", ()),
             ("restart", ()),
             ("recreate", (rng.choice(GOOD),)),
+            ("keep_busy", (rng.randint(1, 5),)),
         )
     )
 
@@ -163,7 +167,6 @@ def _pod(rng: random.Random, num_nodes: int, most: int) -> Told:
             ("fail_pod", (pick,)),
             ("evict_pod", (pick,)),
             ("crash_pod", (pick,)),
-            ("keep_busy", (rng.randint(1, 5),)),
             ("hide_pod", (pick, rng.choice(("serving", "deployment", "revision")))),
         )
     )

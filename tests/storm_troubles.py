@@ -29,8 +29,9 @@ class Troubles:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.world = World()
-        # Stories kill the operator more often than once a minute, and its pace is a memory of the process.
-        self.world.bounds_each_process = True
+        # Stories kill the operator more often than once a minute, and its pace is a memory of the process;
+        # they move pods to and fro as often, and the status has to follow.
+        self.world.is_stormy = True
         self.guard = Guard(self.world)
         self.world.kubelet.in_flight = self._in_flight
         self.world.kubelet.is_broken = self._is_broken

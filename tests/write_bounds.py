@@ -7,6 +7,7 @@ status again in other digits, or count an Event once more.
 
 import json
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +18,19 @@ WINDOW_S = 60.0
 MAX_FRUITLESS = 12
 
 
-def assert_writes_are_bounded(api: FakeApi, starts_s: Sequence[float] = ()) -> None:
+def assert_writes_are_bounded(
+    api: FakeApi, starts_s: Sequence[float] = (), moves_s: Sequence[float] = ()
+) -> None:
     """At most so many fruitless writes for each ModelDeployment within any minute.
 
     Args:
         api: what was written to.
         starts_s: when an operator process started that knows nothing of the tries of the last one, in order:
             each has a minute of its own.
+        moves_s: when pods changed, in order: a status that says again what it said before one of them is no
+            repetition.
     """
-    for name, writes in fruitless(api).items():
+    for name, writes in fruitless(api, moves_s).items():
         for index, last in enumerate(writes):
             begun_s = max((at for at in starts_s if at <= last.at_s), default=0.0)
             since_s = max(begun_s, last.at_s - WINDOW_S)
@@ -34,7 +39,7 @@ def assert_writes_are_bounded(api: FakeApi, starts_s: Sequence[float] = ()) -> N
             assert len(minute) <= MAX_FRUITLESS, f"{name}: {len(minute)} within a minute: {shown}"
 
 
-def fruitless(api: FakeApi) -> dict[str, list[Write]]:
+def fruitless(api: FakeApi, moves_s: Sequence[float] = ()) -> dict[str, list[Write]]:
     """Writes without progress by the ModelDeployment that they are for, in their order."""
     result: dict[str, list[Write]] = defaultdict(list)
     seen_at: dict[str, float] = {}
@@ -45,6 +50,8 @@ def fruitless(api: FakeApi) -> dict[str, list[Write]]:
         content = _content(write)
         if content is not None and "poddisruptionbudgets" in write.call.path:
             content += f" after {num_moves} moves"
+        if content is not None and write.call.path.endswith("/status"):
+            content += f" after {bisect_right(moves_s, write.at_s)} moves"
         num_moves += write.change is not None and write.change.plural == "pods"
         is_new = content is None or write.at_s - seen_at.get(content, -WINDOW_S) >= WINDOW_S
         if content is not None:

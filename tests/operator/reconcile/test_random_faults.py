@@ -21,8 +21,8 @@ from stoker_operator.api import labels
 
 NUM_BLOCKS = 20
 NUM_SEEDS, NUM_LONG_SEEDS = 1_000, 10_000
-BLOCKS = [*range(0, NUM_SEEDS, NUM_SEEDS // NUM_BLOCKS)]
-LONG_BLOCKS = [*range(NUM_SEEDS, NUM_SEEDS + NUM_LONG_SEEDS, 100)]
+BLOCK = NUM_SEEDS // NUM_BLOCKS
+ASKED = os.environ.get("STOKER_SEED")
 
 
 @pytest.fixture(autouse=True)
@@ -34,23 +34,28 @@ def _quiet_logs() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def play_all(seeds: range) -> None:
-    """Play the stories of these seeds, or only the one that is asked for."""
-    asked = os.environ.get("STOKER_SEED")
+def blocks(first: int, count: int) -> list[range]:
+    """Seeds in blocks, of which each is a test; or only the one that is asked for."""
+    if ASKED is not None:
+        return [range(int(ASKED), int(ASKED) + 1)]
+    return [range(start, start + BLOCK) for start in range(first, first + count, BLOCK)]
+
+
+def named(seeds: range) -> str:
+    return f"{seeds.start}-{seeds.stop - 1}"
+
+
+@pytest.mark.parametrize("seeds", blocks(0, NUM_SEEDS), ids=named)
+def test_random_trouble_ends_well(seeds: range) -> None:
     for seed in seeds:
-        if asked is None or seed == int(asked):
-            play(tell(seed))
-
-
-@pytest.mark.parametrize("first", BLOCKS)
-def test_random_trouble_ends_well(first: int) -> None:
-    play_all(range(first, first + NUM_SEEDS // NUM_BLOCKS))
+        play(tell(seed))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("first", LONG_BLOCKS)
-def test_more_random_trouble_ends_well(first: int) -> None:
-    play_all(range(first, first + 100))
+@pytest.mark.parametrize("seeds", blocks(NUM_SEEDS, NUM_LONG_SEEDS), ids=named)
+def test_more_random_trouble_ends_well(seeds: range) -> None:
+    for seed in seeds:
+        play(tell(seed))
 
 
 def test_a_seed_makes_one_story() -> None:
