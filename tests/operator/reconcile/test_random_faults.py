@@ -45,6 +45,7 @@ def named(seeds: range) -> str:
     return f"{seeds.start}-{seeds.stop - 1}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", blocks(0, NUM_SEEDS), ids=named)
 def test_random_trouble_ends_well(seeds: range) -> None:
     for seed in seeds:
