@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 MAX_REMEMBERED = 4096
-MAX_NOTE_LENGTH = 1024  # the API's limit
+MAX_NOTE_BYTES = 1024  # the API's limit
 # That something happens again is written the first time, then now and then with its count, as client-go does.
 COUNT_AGAIN_AFTER = timedelta(minutes=5)
 
@@ -69,10 +69,9 @@ class EventRecorder:
         try:
             await self._client.create(EVENTS, self._manifest(about, event, name))
         except AlreadyExists:
-            # Written before this process started.
+            # Written before this process started, and no news: it is counted in memory until it is due.
             live = await self._client.get(EVENTS, namespace, name)
-            seen = int((live.get("series") or {}).get("count") or 1)
-            await self._count(namespace, name, seen + 1)
+            self._remember(name, int((live.get("series") or {}).get("count") or 1) + 1)
         else:
             self._remember(name, 1)
 
@@ -104,7 +103,7 @@ class EventRecorder:
             "type": event.type,
             "reason": event.reason,
             "action": event.action,
-            "note": event.note[:MAX_NOTE_LENGTH],
+            "note": event.note.encode()[:MAX_NOTE_BYTES].decode(errors="ignore"),
             "regarding": regarding,
         }
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -74,8 +75,18 @@ def test_a_restarted_operator_goes_on_counting() -> None:
     world.record(STARTED)
     world.record(STARTED)
     world.recorder = world.make_recorder()
+    num_changes = world.api.storage.version
     world.record(STARTED)
-    assert [event["series"]["count"] for event in world.events] == [3]
+    assert world.api.storage.version == num_changes, "what an operator tells again after its start is no news"
+    world.now += timedelta(minutes=5)
+    world.record(STARTED)
+    assert [event["series"]["count"] for event in world.events] == [4]
+
+
+def test_a_long_note_is_cut_at_what_the_api_server_counts() -> None:
+    world = World()
+    world.record(replace(STARTED, note="ü" * 1000))
+    assert [event["note"] for event in world.events] == ["ü" * 512], "it counts bytes, and refuses 1,025"
 
 
 def test_an_event_that_expired_is_written_anew() -> None:
