@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service_accounts import wait_for_account
+from service_accounts import make_runtime_classes, wait_for_account
 
 from check_manifests import RENDERINGS, documents, helm, render
 from scenarios.files import GOLDEN
@@ -47,6 +47,7 @@ def pod_specs(text: str) -> Iterator[Object]:
 def test_pods_of_models_are_restricted_ones(kube: Kube, restricted: str, file: Path) -> None:
     specs = list(pod_specs(file.read_text()))
     assert len(specs) == 1
+    make_runtime_classes(kube, specs)
     if file.stem in UNRESTRICTED:
         with pytest.raises(
             Refused, match='violates PodSecurity "restricted:latest": restricted volume types'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from service_accounts import wait_for_account
+from service_accounts import make_accounts, make_runtime_classes, wait_for_account
 
 from check_manifests import documents, helm, render
 from scenarios.files import EXAMPLES, GOLDEN
@@ -28,6 +28,8 @@ def accepts(kube: Kube, text: str) -> None:
     }:
         kube.apply(namespace_manifest(namespace, "privileged"))
         wait_for_account(kube, namespace)
+    make_accounts(kube, manifests)
+    make_runtime_classes(kube, (found["spec"] for found in manifests if found["kind"] == "Pod"))
     how = ("--server-side", "--force-conflicts", "--validate=strict", "--filename=-")
     # A dry run makes no account, and a pod of the chart wants its own.
     own = [found for found in manifests if found["kind"] == "ServiceAccount"]

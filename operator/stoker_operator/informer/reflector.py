@@ -24,7 +24,7 @@ from stoker_operator.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
-PAGE_SIZE = 500
+PAGE_SIZE = 250
 # A watch that is refused so often in a row may be refused because of where it starts: list again.
 MAX_REFUSALS = 5
 

@@ -15,8 +15,8 @@ ChangeFn = Callable[[Object], None]
 
 # More objects than can vanish while one of our calls is under way.
 MAX_GONE = 4096
-# Unpacked objects that are remembered: what passes that run now have read.
-MAX_UNPACKED = 256
+# Unpacked objects that are remembered: what the passes of this moment have read, and will again.
+MAX_UNPACKED = 32
 
 
 def trim_managed_fields(obj: Object) -> Object:
