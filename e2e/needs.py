@@ -1,9 +1,9 @@
 """What each command needs and how long it takes: the one table of `make help`, `make preflight` and README.
 
 `make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.6.
-Times are for 2 cores without AVX-512, as they were measured, some beside other load; first runs of tests are
-sums of measured parts. Disk space is what a first run adds,
-with the CPU build of torch.
+Times are for 2 cores without AVX-512, as they were measured, some beside other load; those of tests are
+sums of measured parts, with an estimate for what `make test-long` plays and nobody has timed. Disk space is
+what a first run adds, with the CPU build of torch.
 """
 
 import sys

@@ -8,11 +8,9 @@ make a second one beside it would need twice the accelerators.
 from __future__ import annotations
 
 from stoker_operator.api import labels
-from stoker_operator.desired.metadata import is_owned_by
+from stoker_operator.desired.metadata import common_labels, is_owned_by
 from stoker_operator.observed import Manifest
 from stoker_operator.plan.pods import is_terminating, labels_of
-
-_MANAGED_BY = "app.kubernetes.io/managed-by"
 
 
 def is_ours(child: Manifest, model: Manifest) -> bool:
@@ -25,7 +23,7 @@ def is_orphan(child: Manifest, model: Manifest) -> bool:
     metadata, own, name = child["metadata"], labels_of(child), model["metadata"]["name"]
     if any(reference.get("controller") for reference in metadata.get("ownerReferences") or ()):
         return False
-    is_labelled = own.get(labels.DEPLOYMENT) == name and own.get(_MANAGED_BY) == "stoker"
+    is_labelled = common_labels(name).items() <= own.items()
     return is_labelled and _has_our_name(child, name) and not is_terminating(child)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stoker_operator.api import labels
-from stoker_operator.desired import Wanted
+from stoker_operator.desired import Wanted, record
 from stoker_operator.desired.avoidance import avoid
 from stoker_operator.desired.metadata import is_left_behind, owner_reference
 from stoker_operator.desired.pod import named_pod
@@ -130,7 +130,7 @@ def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[A
 
 def _adoptions(wanted: Wanted, observed: Observed) -> Iterator[Adopt]:
     """Become the controller of pods and records of ours that have none; an apply does it for the others."""
-    for kind, found in (("Pod", observed.pods), ("ControllerRevision", observed.revisions)):
+    for kind, found in (("Pod", observed.pods), (record.KIND, observed.revisions)):
         for orphan in found:
             if is_orphan(orphan, observed.model):
                 metadata = orphan["metadata"]
@@ -147,7 +147,7 @@ def _records(known: Revisions, target: Target, observed: Observed) -> Iterator[R
         yield Record(missing, "NewRevision")
     for stored in known.unneeded(target, observed.pods):
         metadata = stored["metadata"]
-        yield Delete("ControllerRevision", metadata["name"], metadata["uid"], "NotNeeded")
+        yield Delete(record.KIND, metadata["name"], metadata["uid"], "NotNeeded")
 
 
 def _creations(wanted: Wanted, observed: Observed, target: Target, decision: Decision) -> Iterator[CreatePod]:
