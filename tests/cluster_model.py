@@ -17,18 +17,7 @@ from operator_builders import CONFIG, NOW, make_model, pod_status, stored, times
 from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
-from stoker_operator.plan import (
-    Action,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Plan,
-    Record,
-    StopServing,
-    plan,
-    records,
-)
+from stoker_operator.plan import Action, Apply, Create, Delete, Patch, Plan, plan
 from stoker_operator.plan.groups import LOST_AFTER_S
 from stoker_operator.plan.pods import avoided_by
 from stoker_operator.plan.successors import STRANDED_AFTER_S
@@ -197,11 +186,11 @@ class ClusterModel:
         todo = self.next_plan()
         again = self.next_plan()
         self._require(again == todo, "the same observation makes another plan")
-        if records(todo) and max_writes != 0:
+        if todo.records and max_writes != 0:
             # A record comes before all else, and the rest follows from it.
             max_writes = None if max_writes is None else max_writes - 1
             is_lost = is_last_answer_lost and max_writes in (None, 0)
-            self._record(records(todo)[0], is_lost=is_lost)
+            self._record(todo.records[0], is_lost=is_lost)
             if is_lost:
                 return todo
             todo = self.next_plan()
@@ -215,7 +204,7 @@ class ClusterModel:
     def _act(self, action: Action, limits: ModelDeployment, *, is_lost: bool) -> None:
         is_held = limits.spec.rollout.paused
         self._require(not (is_held and action.reason == "Outdated"), "a paused rollout goes on")
-        if isinstance(action, CreatePod):
+        if isinstance(action, Create):
             name = action.name
             if name in self.pods:
                 # AlreadyExists: the operator reads what is there.
@@ -223,10 +212,10 @@ class ClusterModel:
             else:
                 self._create(action)
                 self._check_surge(limits)
-        elif isinstance(action, StopServing):
+        elif isinstance(action, Patch):
             name = action.name
             self._stop_serving(action, limits)
-        elif isinstance(action, DeletePod):
+        elif isinstance(action, Delete) and action.kind == "Pod":
             name = action.name
             self._delete(action, limits)
         else:
@@ -254,7 +243,7 @@ class ClusterModel:
         else:
             self.budget = stored(dict(action.manifest), "budget")
 
-    def _record(self, action: Record, *, is_lost: bool) -> None:
+    def _record(self, action: Create, *, is_lost: bool) -> None:
         name = action.manifest["metadata"]["name"]
         self._require(name not in self.cached_records, "a revision is put on record twice")
         if name not in self.records:
@@ -262,7 +251,7 @@ class ClusterModel:
         if not is_lost:
             self.cached_records[name] = self.records[name]
 
-    def _create(self, action: CreatePod) -> None:
+    def _create(self, action: Create) -> None:
         self._num_created += 1
         known = {stored["metadata"]["labels"][labels.REVISION] for stored in self.records.values()}
         self._require(revision_of(action.manifest) in known, "a pod is made of a revision without a record")
@@ -273,19 +262,19 @@ class ClusterModel:
         pod["status"] = pod_status("Pending", created, is_ready=False, is_started=False)
         self.pods[action.name] = pod
 
-    def _stop_serving(self, action: StopServing, limits: ModelDeployment) -> None:
+    def _stop_serving(self, action: Patch, limits: ModelDeployment) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid:
             return
         pod = self._changed(action.name)
-        pod["metadata"]["labels"][labels.SERVING] = "false"
-        pod["metadata"].setdefault("annotations", {})[labels.DRAINING_SINCE] = action.since
+        for part, values in action.body["metadata"].items():
+            pod["metadata"].setdefault(part, {}).update(values)
         self._check_budget(limits, action.name)
         # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
         if self._is_available(self.cached_pods[action.name], self.cached_nodes):
             self._check_available(limits)
 
-    def _delete(self, action: DeletePod, limits: ModelDeployment) -> None:
+    def _delete(self, action: Delete, limits: ModelDeployment) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
             return

@@ -1,34 +1,24 @@
 """What to do next: `plan(wanted, observed, now)` compares what is wanted with what was observed. Pure."""
 
-from stoker_operator.plan.actions import (
-    Action,
-    Adopt,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Plan,
-    Record,
-    StopServing,
-    records,
-)
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch, Purpose
 from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.groups import groups
 from stoker_operator.plan.planner import name_conflict, plan
+from stoker_operator.plan.steps import Move, Plan, Step
 
 __all__ = [
     "Action",
     "Adopt",
     "Apply",
-    "CreatePod",
+    "Create",
     "Delete",
-    "DeletePod",
+    "Move",
+    "Patch",
     "Plan",
-    "Record",
-    "StopServing",
+    "Purpose",
+    "Step",
     "groups",
     "name_conflict",
     "plan",
     "plan_deletion",
-    "records",
 ]

@@ -28,6 +28,11 @@ def has_model_volume(pod: Manifest) -> bool:
     return bool({MODEL_VOLUME, CACHE_VOLUME} & volumes & mounts)
 
 
+def problem(asked: Manifest, created: Manifest) -> Cause | None:
+    """Return why a created pod or record is not what was asked for; None when it will do."""
+    return unusable(asked, created) if asked["kind"] == "Pod" else unreadable(asked, created)
+
+
 def unusable(asked: Manifest, created: Manifest) -> Cause | None:
     """Return why a created pod cannot serve as what was asked for; None when it can.
 
@@ -66,7 +71,7 @@ def unreadable(asked: Manifest, created: Manifest) -> Cause | None:
 
 def changed(asked: Manifest, created: Manifest) -> tuple[str, ...]:
     """Return what a created pod that can serve has otherwise than asked: its accelerators, in words."""
-    return tuple(_changed_accelerators(asked, created))
+    return tuple(_changed_accelerators(asked, created)) if asked["kind"] == "Pod" else ()
 
 
 def _lost_labels(asked: Manifest, created: Manifest) -> Iterator[str]:

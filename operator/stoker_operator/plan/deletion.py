@@ -9,7 +9,8 @@ from __future__ import annotations
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Observed
-from stoker_operator.plan.actions import Delete, Plan
+from stoker_operator.plan.actions import Delete
+from stoker_operator.plan.steps import Plan
 
 # The garbage collector's own finalizer: whoever deletes wants the children to stay as they are.
 _ORPHAN = "orphan"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from stoker_operator.api import labels
@@ -17,17 +17,7 @@ from stoker_operator.desired.avoidance import avoid
 from stoker_operator.desired.metadata import is_left_behind, owner_reference
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.actions import (
-    Action,
-    Adopt,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Plan,
-    Record,
-    StopServing,
-)
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete
 from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
@@ -35,6 +25,7 @@ from stoker_operator.plan.ownership import is_orphan, is_ours
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.revisions import Revisions, Target, revisions
 from stoker_operator.plan.rollout import Decision, Limits, decide
+from stoker_operator.plan.steps import Move, Plan, Step, leave, remove, start
 from stoker_operator.plan.successors import Start
 
 # An older reading shows what was. It is renewed every second, so only a process that stood still has one.
@@ -73,18 +64,16 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     draining = [group for group in all_groups if group.phase is Phase.DRAINING]
     finished, drain_waits = _finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
-    stops = list(_stops(leaving, now))
-    actions: list[Action] = [
+    leaves = [leave(group, reason, now) for group, reason in leaving]
+    shared: list[Action] = [
         *_adoptions(wanted, observed),
         *_records(known, target, observed),
-        *_shared(wanted, observed, _num_draining(all_groups, stops)),
-        *_creations(wanted, observed, target, decision),
-        *stops,
-        *(
-            DeletePod(ref.name, ref.uid, _REMOVED[group.phase])
-            for group in decision.removals
-            for ref in group.pods
-        ),
+        *_shared(wanted, observed, _num_draining(all_groups, leaves)),
+    ]
+    steps = [
+        *_starts(wanted, observed, target, decision),
+        *leaves,
+        *(remove(group, _REMOVED[group.phase]) for group in decision.removals),
         *finished,
     ]
     waits = [drain_waits] if drain_waits is not None else []
@@ -96,7 +85,7 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         waits.append((stuck_at - now).total_seconds())
     # Nobody answers from a node that does not report.
     uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
-    return Plan(tuple(actions), min(waits, default=None), uids, tuple(all_groups))
+    return Plan(tuple(shared), tuple(steps), min(waits, default=None), uids, tuple(all_groups))
 
 
 def _until_lost(group: Group, now: datetime) -> float:
@@ -104,12 +93,12 @@ def _until_lost(group: Group, now: datetime) -> float:
     return (group.lost_at - now).total_seconds() if group.is_live and group.lost_at is not None else 0.0
 
 
-def _num_draining(all_groups: list[Group], stops: list[StopServing | DeletePod]) -> int:
+def _num_draining(all_groups: list[Group], leaves: list[Step]) -> int:
     """Count the replicas that drain or are about to: the budget makes up for them before they stop serving.
 
     Those on their way out count until they are gone, when nobody can still take them for available ones.
     """
-    stopping = {stop.name for stop in stops if isinstance(stop, StopServing)}
+    stopping = {step.group for step in leaves if step.move is Move.DRAIN}
     return sum(not group.is_serving or group.name in stopping for group in all_groups)
 
 
@@ -140,60 +129,48 @@ def _adoptions(wanted: Wanted, observed: Observed) -> Iterator[Adopt]:
                 )
 
 
-def _records(known: Revisions, target: Target, observed: Observed) -> Iterator[Record | Delete]:
+def _records(known: Revisions, target: Target, observed: Observed) -> Iterator[Create | Delete]:
     """Put the newest revision on record; forget those that nothing is of any more."""
     missing = known.missing(target)
     if missing is not None:
-        yield Record(missing, "NewRevision")
+        yield Create(missing, "NewRevision")
     for stored in known.unneeded(target, observed.pods):
         metadata = stored["metadata"]
         yield Delete(record.KIND, metadata["name"], metadata["uid"], "NotNeeded")
 
 
-def _creations(wanted: Wanted, observed: Observed, target: Target, decision: Decision) -> Iterator[CreatePod]:
+def _starts(wanted: Wanted, observed: Observed, target: Target, decision: Decision) -> Iterator[Step]:
     if target.template is None:
         return
     taken = {pod["metadata"]["name"] for pod in observed.pods}
     prefix = f"{wanted.model.name}-{target.revision}"
     free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
-    for start, name in zip(decision.starts, free, strict=False):
-        manifest = named_pod(target.template, name, target.revision, start.num_restarts)
-        yield CreatePod(name, _placed(manifest, start), "Replaced" if start.num_restarts else "Wanted")
+    for begun, name in zip(decision.starts, free, strict=False):
+        manifest = named_pod(target.template, name, target.revision, begun.num_restarts)
+        yield start(name, [_placed(manifest, begun)], "Replaced" if begun.num_restarts else "Wanted")
 
 
-def _placed(manifest: dict[str, Any], start: Start) -> dict[str, Any]:
+def _placed(manifest: dict[str, Any], begun: Start) -> dict[str, Any]:
     """Keep a pod off the nodes that it should avoid, and note in it why."""
     notes = {
-        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in start.failed_on),
-        labels.AVOIDS: ",".join(start.avoid),
+        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in begun.failed_on),
+        labels.AVOIDS: ",".join(begun.avoid),
     }
     annotations = {
         **manifest["metadata"]["annotations"],
         **{key: text for key, text in notes.items() if text},
     }
     metadata = {**manifest["metadata"], "annotations": annotations}
-    return {**manifest, "metadata": metadata, "spec": avoid(manifest["spec"], start.avoid)}
+    return {**manifest, "metadata": metadata, "spec": avoid(manifest["spec"], begun.avoid)}
 
 
-def _stops(leaving: list[tuple[Group, str]], now: datetime) -> Iterator[StopServing | DeletePod]:
-    """Begin the drains: of what is to go, and of what somebody else took out of the Service."""
-    # To the millisecond: a second cut off here would be one less to settle.
-    since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    for group, reason in leaving:
-        for ref in group.pods:
-            if group.has_answered:
-                yield StopServing(ref.name, ref.uid, since, reason)
-            else:
-                yield DeletePod(ref.name, ref.uid, reason)
-
-
-def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[list[DeletePod], float | None]:
-    """Return the deletions of groups that have drained, and when to look at the others again.
+def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[list[Step], float | None]:
+    """Return the removals of groups that have drained, and when to look at the others again.
 
     After a pod stops serving, nodes and load balancers may send it requests until they all know; only then
     does an empty engine mean that nothing more comes.
     """
-    deletions: list[DeletePod] = []
+    removals: list[Step] = []
     waits: list[float] = []
     for group in draining:
         since = group.draining_since
@@ -203,11 +180,11 @@ def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[li
         late_at = since + timedelta(seconds=group.grace_s)
         reason = _why_finished(group, settled_at, late_at, now)
         if settled_at <= now and reason is not None:
-            deletions += [DeletePod(ref.name, ref.uid, reason) for ref in group.pods]
+            removals.append(remove(group, reason))
             continue
         wait_s = ((settled_at if settled_at > now else late_at) - now).total_seconds()
         waits.append(wait_s)
-    return deletions, min(waits, default=None)
+    return removals, min(waits, default=None)
 
 
 def _why_finished(group: Group, settled_at: datetime, late_at: datetime, now: datetime) -> str | None:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from stoker_operator.api.labels import DEPLOYMENT, DRAINING_SINCE, SERVING
+from stoker_operator.api.labels import DEPLOYMENT
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.errors import (
     AlreadyExists,
@@ -17,20 +17,11 @@ from stoker_operator.cluster.errors import (
     Conflict,
     NotFound,
 )
-from stoker_operator.cluster.resources import BY_KIND, CONTROLLER_REVISIONS, MODEL_DEPLOYMENTS, PODS, Resource
+from stoker_operator.cluster.resources import BY_KIND, MODEL_DEPLOYMENTS, Resource
 from stoker_operator.desired.metadata import is_owned_by
 from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan import admitted
-from stoker_operator.plan.actions import (
-    Action,
-    Adopt,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Record,
-    StopServing,
-)
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.ownership import is_ours
 from stoker_operator.reconcile.caches import Caches, Key
@@ -128,34 +119,31 @@ class Actor:
     async def _one(self, key: Key, model: Object, action: Action) -> Action | None:
         """Carry out one action; returns it as it was done: None when an object is in the way."""
         match action:
-            case CreatePod():
-                return await self._create_pod(key, action)
-            case StopServing():
-                await self._stop_serving(key[0], action)
-            case DeletePod():
-                await self._delete(PODS, key[0], action.name, action.uid)
+            case Create():
+                return await self._create(key, action)
+            case Patch():
+                await self._patch(key[0], action)
             case Delete():
                 await self._delete(BY_KIND[action.kind], key[0], action.name, action.uid)
             case Apply():
                 return await self._apply(key, model, action)
-            case Record():
-                return await self._record(key, action)
             case Adopt():
                 return await self._adopt(key, model, action)
         return action
 
-    async def _create_pod(self, key: Key, action: CreatePod) -> CreatePod | None:
+    async def _create(self, key: Key, action: Create) -> Create | None:
+        resource = BY_KIND[action.kind]
         try:
-            created = await self._client.create(PODS, dict(action.manifest))
+            created = await self._client.create(resource, dict(action.manifest))
         except AlreadyExists:
-            # Either our cache is behind, which this read mends, or the pod is somebody else's.
-            await self._take_live(key, PODS, action.name)
+            # Either our cache is behind, which this read mends, or the object is somebody else's.
+            await self._take_live(key, resource, action.name)
             return None
-        problem = admitted.unusable(action.manifest, created)
+        problem = admitted.problem(action.manifest, created)
         if problem is not None:
-            await self._take_back(key, PODS, created)
+            await self._take_back(key, resource, created)
             raise Altered(problem.reason, problem.message)
-        self._caches.stores[PODS].put(created)
+        self._caches.stores[resource].put(created)
         return replace(action, changed=admitted.changed(action.manifest, created))
 
     async def _take_back(self, key: Key, resource: Resource, created: Object) -> None:
@@ -167,18 +155,18 @@ class Actor:
         if (metadata.get("labels") or {}).get(DEPLOYMENT) == key[1]:
             self._caches.stores[resource].forget_deleted(created)
 
-    async def _stop_serving(self, namespace: str, action: StopServing) -> None:
-        labels, annotations = {SERVING: "false"}, {DRAINING_SINCE: action.since}
-        patch = {"metadata": {"uid": action.uid, "labels": labels, "annotations": annotations}}
+    async def _patch(self, namespace: str, action: Patch) -> None:
+        resource = BY_KIND[action.kind]
+        patch = {**action.body, "metadata": {**action.body["metadata"], "uid": action.uid}}
         try:
-            patched = await self._client.merge_patch(PODS, namespace, action.name, patch)
+            patched = await self._client.merge_patch(resource, namespace, action.name, patch)
         except NotFound:
-            self._forget(PODS, namespace, action.name, action.uid)
+            self._forget(resource, namespace, action.name, action.uid)
         except Conflict:
-            await self._refresh(PODS, namespace, action.name, action.uid)
+            await self._refresh(resource, namespace, action.name, action.uid)
             raise
         else:
-            self._caches.stores[PODS].put(patched)
+            self._caches.stores[resource].put(patched)
 
     async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         try:
@@ -217,19 +205,6 @@ class Actor:
         store.put(applied)
         self._caches.unblock(key, resource, name)
         return replace(action, changed=tuple(drift(action.manifest, applied)))
-
-    async def _record(self, key: Key, action: Record) -> Record | None:
-        try:
-            created = await self._client.create(CONTROLLER_REVISIONS, dict(action.manifest))
-        except AlreadyExists:
-            await self._take_live(key, CONTROLLER_REVISIONS, action.manifest["metadata"]["name"])
-            return None
-        problem = admitted.unreadable(action.manifest, created)
-        if problem is not None:
-            await self._take_back(key, CONTROLLER_REVISIONS, created)
-            raise Altered(problem.reason, problem.message)
-        self._caches.stores[CONTROLLER_REVISIONS].put(created)
-        return action
 
     async def _adopt(self, key: Key, model: Object, action: Adopt) -> Adopt | None:
         resource = BY_KIND[action.kind]

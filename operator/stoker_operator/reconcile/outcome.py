@@ -4,16 +4,7 @@ from dataclasses import dataclass
 
 from stoker_operator.cluster.errors import Altered, ApiError, ApiUnreachable
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import (
-    Action,
-    Adopt,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Record,
-    StopServing,
-)
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch
 from stoker_operator.reconcile.pace import kind_of
 
 # Answers of the server that say nothing about the write itself: it may work in a moment, or on another look.
@@ -46,14 +37,12 @@ class Outcome:
 def describe(action: Action) -> str:
     """The action in words, for logs: "create pod x"."""
     match action:
-        case CreatePod():
+        case Create():
             return f"create {_target(action)}"
-        case StopServing():
-            return f"stop serving from {_target(action)}"
-        case DeletePod() | Delete():
+        case Patch(purpose=purpose):
+            return f"{purpose.value} {_target(action)}"
+        case Delete():
             return f"delete {_target(action)}"
-        case Record():
-            return f"create {_target(action)}"
         case Adopt():
             return f"adopt {_target(action)}"
         case Apply(drift=drift):
@@ -61,13 +50,7 @@ def describe(action: Action) -> str:
 
 
 def _target(action: Action) -> str:
-    match action:
-        case CreatePod(name=name) | StopServing(name=name) | DeletePod(name=name):
-            return f"pod {name}"
-        case Delete(kind=kind, name=name) | Adopt(kind=kind, name=name):
-            return f"{kind.lower()} {name}"
-        case Apply(manifest=manifest) | Record(manifest=manifest):
-            return f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
+    return f"{action.kind.lower()} {action.name}"
 
 
 def trouble_of(action: Action, error: ApiError | ApiUnreachable) -> Refusal | Failure:

@@ -17,16 +17,7 @@ from dataclasses import dataclass, field
 
 from stoker_operator.api.labels import APPLIED_HASH, REVISION
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import (
-    Action,
-    Adopt,
-    Apply,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Record,
-    StopServing,
-)
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch
 from stoker_operator.retry import Backoff
 from stoker_operator.status import Change
 
@@ -54,7 +45,7 @@ class _Record:
     """The last try of one write.
 
     Args:
-        kind: of write, as in "create pods".
+        kind: of write, as in "create Pod".
         what: its content.
         count: tries in a row.
         at_s: when it was.
@@ -134,7 +125,7 @@ class Pace:
         history, now = self._history(key), self._now()
         identity, what = _identity(action)
         last = history.records.pop(identity, None)
-        if isinstance(action, CreatePod | DeletePod | Delete | Record):
+        if isinstance(action, Create | Delete):
             return  # nobody can bring back what was there
         is_undone = last is not None and last.trouble is None and last.what == what
         count = last.count + 1 if last is not None and is_undone else 1
@@ -232,18 +223,14 @@ class Pace:
 def kind_of(action: Action) -> str:
     """The kind of write that an action is: what is refused to one is likely refused to all of its kind."""
     match action:
-        case CreatePod():
-            return "create pods"
-        case StopServing():
-            return "patch pods"
-        case DeletePod():
-            return "delete pods"
+        case Create(kind=kind):
+            return f"create {kind}"
+        case Patch(kind=kind, purpose=purpose):
+            return f"{purpose.value} {kind}"
         case Delete(kind=kind):
             return f"delete {kind}"
-        case Apply(manifest=manifest):
-            return f"apply {manifest['kind']}"
-        case Record():
-            return "create record"
+        case Apply(kind=kind):
+            return f"apply {kind}"
         case Adopt(kind=kind):
             return f"adopt {kind}"
 
@@ -251,17 +238,14 @@ def kind_of(action: Action) -> str:
 def _identity(action: Action) -> tuple[Hashable, str]:
     """What an action writes to, and what it writes there."""
     match action:
-        case CreatePod(manifest=manifest):
-            return ("create",), manifest["metadata"]["labels"][REVISION]
-        case Apply(manifest=manifest):
-            metadata = manifest["metadata"]
-            return (manifest["kind"], metadata["name"]), metadata["annotations"][APPLIED_HASH]
-        case StopServing(uid=uid):
-            return ("stop", uid), ""
-        case DeletePod(uid=uid) | Delete(uid=uid):
+        case Create(kind=kind, manifest=manifest):
+            return ("create", kind), manifest["metadata"]["labels"][REVISION]
+        case Apply(kind=kind, name=name, manifest=manifest):
+            return (kind, name), manifest["metadata"]["annotations"][APPLIED_HASH]
+        case Patch(uid=uid, purpose=purpose):
+            return (purpose, uid), ""
+        case Delete(uid=uid):
             return ("delete", uid), ""
-        case Record(manifest=manifest):
-            return ("record",), manifest["metadata"]["name"]
         case Adopt(uid=uid):
             return ("adopt", uid), ""
 

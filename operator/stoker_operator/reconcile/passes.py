@@ -14,7 +14,7 @@ from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.observed import Observed
-from stoker_operator.plan import Plan, groups, plan, plan_deletion, records
+from stoker_operator.plan import Plan, groups, plan, plan_deletion
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.outcome import Outcome
@@ -109,7 +109,7 @@ class Reconciler:
         if looked.error is None:
             # A new revision is put on record before all else: what else there is to do follows from whether
             # that worked, and a status between the two would tell nothing.
-            first = outcome = await self._actor.act(key, model, records(todo))
+            first = outcome = await self._actor.act(key, model, todo.records)
             if first.done:
                 todo, observed = self._plan(key, model, wanted)
             if first.error is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
-from stoker_operator.plan import Action, Adopt, Apply, CreatePod, Delete, DeletePod, Record, StopServing
+from stoker_operator.plan import Action, Adopt, Apply, Create, Delete, Patch, Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Event:
 
 # What a person may want to do something about.
 _WARNINGS = frozenset({"Unschedulable", "NotReady", "PodFailed"})
+_BAD_ENDS = frozenset({"Failed", "NodeNotReady", "DrainDeadline"})
 
 
 def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:
@@ -44,34 +45,41 @@ def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list
 
 def _of_actions(actions: Iterable[Action]) -> Iterator[Event]:
     for action in actions:
-        if isinstance(action, CreatePod):
-            yield Event("Normal", "PodCreated", "CreatePod", f"created pod {action.name} ({action.reason})")
-            if action.changed:
-                note = f"admission changed pod {action.name}: {'; '.join(action.changed)}"
-                yield Event("Warning", "ChangedByAdmission", "CreatePod", note)
-        elif isinstance(action, StopServing):
-            note = f"pod {action.name} serves no new requests ({action.reason})"
-            yield Event("Normal", "PodDraining", "DrainPod", note)
-        elif isinstance(action, DeletePod):
-            is_bad = action.reason in ("Failed", "NodeNotReady", "DrainDeadline")
-            kind = "Warning" if is_bad else "Normal"
-            yield Event(kind, "PodDeleted", "DeletePod", f"deleted pod {action.name} ({action.reason})")
-        elif isinstance(action, Apply):
-            name = f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
-            if action.changed:
-                note = f"admission changed {name} at {', '.join(action.changed[:5])}"
-                yield Event("Warning", "ChangedByAdmission", "Apply", note)
-            elif action.reason == "Drift":
-                yield Event(
-                    "Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}"
-                )
-        elif isinstance(action, Delete) and action.kind == "PodDisruptionBudget":
-            yield Event("Normal", "BudgetDeleted", "DeleteBudget", f"deleted {action.kind} {action.name}")
-        elif isinstance(action, Adopt):
-            yield Event("Normal", "Adopted", "Adopt", f"adopted {action.kind} {action.name}")
-        elif isinstance(action, Record):
-            name = action.manifest["metadata"]["labels"][labels.REVISION]
-            yield Event("Normal", "NewRevision", "Record", f"pods are made of revision {name} from now on")
+        match action:
+            case Create(kind="Pod"):
+                yield from _of_new_pod(action)
+            case Create():
+                revision = action.manifest["metadata"]["labels"][labels.REVISION]
+                note = f"pods are made of revision {revision} from now on"
+                yield Event("Normal", "NewRevision", "Record", note)
+            case Patch(purpose=Purpose.DRAIN, name=name, reason=reason):
+                note = f"pod {name} serves no new requests ({reason})"
+                yield Event("Normal", "PodDraining", "DrainPod", note)
+            case Delete(kind="Pod", name=name, reason=reason):
+                kind = "Warning" if reason in _BAD_ENDS else "Normal"
+                yield Event(kind, "PodDeleted", "DeletePod", f"deleted pod {name} ({reason})")
+            case Delete(kind="PodDisruptionBudget" as kind, name=name):
+                yield Event("Normal", "BudgetDeleted", "DeleteBudget", f"deleted {kind} {name}")
+            case Apply():
+                yield from _of_apply(action)
+            case Adopt(kind=kind, name=name):
+                yield Event("Normal", "Adopted", "Adopt", f"adopted {kind} {name}")
+
+
+def _of_new_pod(action: Create) -> Iterator[Event]:
+    yield Event("Normal", "PodCreated", "CreatePod", f"created pod {action.name} ({action.reason})")
+    if action.changed:
+        note = f"admission changed pod {action.name}: {'; '.join(action.changed)}"
+        yield Event("Warning", "ChangedByAdmission", "CreatePod", note)
+
+
+def _of_apply(action: Apply) -> Iterator[Event]:
+    name = f"{action.kind} {action.name}"
+    if action.changed:
+        note = f"admission changed {name} at {', '.join(action.changed[:5])}"
+        yield Event("Warning", "ChangedByAdmission", "Apply", note)
+    elif action.reason == "Drift":
+        yield Event("Normal", "Corrected", "Apply", f"{name} differed at {', '.join(action.drift[:5])}")
 
 
 def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wa
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Reading
-from stoker_operator.plan import CreatePod, DeletePod, StopServing, name_conflict, plan
+from stoker_operator.plan import Create, Delete, Patch, name_conflict, plan
 from stoker_operator.plan.successors import MAX_BACKOFF_S
 from stoker_operator.status import status
 
@@ -36,7 +36,7 @@ def test_pod_that_the_service_cannot_select_is_replaced_and_left_alone(key: str,
     hidden = relabelled(make_pod(wanted, 0), key, value)
     observed = make_observed(wanted, hidden)
     (create,) = plan(wanted, observed, NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.name == f"smol-{wanted.revision}-1"
     assert name_conflict(wanted, observed) is None
     found = status(wanted, observed, CONFIG, NOW)
@@ -57,17 +57,17 @@ def test_pod_that_somebody_took_out_of_the_service_drains_from_now_on(value: str
     pod = relabelled(make_pod(wanted, 0, created_at=ago(3600)), labels.SERVING, value)
     observed = make_observed(wanted, pod, make_pod(wanted, 1), in_flight={pod["metadata"]["name"]: 0})
     stop = plan(wanted, observed, NOW).actions[-1]
-    assert isinstance(stop, StopServing)
+    assert isinstance(stop, Patch)
     assert (stop.name, stop.reason) == (pod["metadata"]["name"], "LabelChanged")
-    pod["metadata"]["annotations"][labels.DRAINING_SINCE] = stop.since
-    pod["metadata"]["labels"][labels.SERVING] = "false"
+    pod["metadata"]["annotations"] |= stop.body["metadata"]["annotations"]
+    pod["metadata"]["labels"] |= stop.body["metadata"]["labels"]
     observed = make_observed(wanted, pod, make_pod(wanted, 1), in_flight={pod["metadata"]["name"]: 0})
     assert plan(wanted, observed, NOW + timedelta(seconds=1)).actions == ()
     later = NOW + timedelta(seconds=4)
     assert plan(wanted, observed, later).actions == ()
     observed = replace(observed, readings={pod["metadata"]["uid"]: Reading(later, 0)})
     (delete,) = plan(wanted, observed, later).actions
-    assert isinstance(delete, DeletePod)
+    assert isinstance(delete, Delete)
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2026-03-01", "2026-03-01T12:00:00", "-1", "9" * 5000])
@@ -78,7 +78,7 @@ def test_annotation_that_cannot_be_read_counts_as_absent(text: str) -> None:
     draining = make_pod(wanted, 1, is_serving=False)
     draining["metadata"]["annotations"][labels.DRAINING_SINCE] = text
     actions = plan(wanted, make_observed(wanted, failed, draining), NOW).actions
-    assert [type(action) for action in actions] == [CreatePod, StopServing, DeletePod]
+    assert [type(action) for action in actions] == [Create, Patch, Delete]
 
 
 def test_so_many_failures_that_doubling_overflows_wait_five_minutes() -> None:
@@ -96,4 +96,4 @@ def test_a_drain_takes_as_long_as_its_own_pod_may() -> None:
     assert plan(hasty, observed, NOW).actions == ()
     pod["metadata"]["annotations"][labels.DRAINING_SINCE] = timestamp(ago(601))
     (delete,) = plan(hasty, observed, NOW).actions
-    assert (type(delete), delete.reason) == (DeletePod, "DrainDeadline")
+    assert (type(delete), delete.reason) == (Delete, "DrainDeadline")

@@ -11,7 +11,7 @@ from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
 from stoker_operator.api import labels
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed, Reading
-from stoker_operator.plan import CreatePod, DeletePod, plan
+from stoker_operator.plan import Create, Delete, plan
 
 
 def drains(since_s: float, in_flight: int | None, *, is_started: bool = True, **spec: Any) -> Any:
@@ -24,7 +24,7 @@ def drains(since_s: float, in_flight: int | None, *, is_started: bool = True, **
     todo = plan(
         wanted, make_observed(wanted, draining, make_pod(wanted, 1), in_flight={name: in_flight}), NOW
     )
-    assert all(isinstance(action, DeletePod) and action.name == name for action in todo.actions)
+    assert all(isinstance(action, Delete) and action.name == name for action in todo.actions)
     return [action.reason for action in todo.actions], todo.requeue_after_s
 
 
@@ -42,7 +42,7 @@ def test_a_pod_on_a_silent_node_goes_at_its_deadline_and_is_not_called_drained()
     draining = make_pod(wanted, 0, is_serving=False, draining_since=ago(121))
     observed = make_observed(wanted, draining, make_pod(wanted, 1, node="node-b"), nodes=nodes)
     (delete,) = plan(wanted, observed, NOW).actions
-    assert isinstance(delete, DeletePod)
+    assert isinstance(delete, Delete)
     assert delete.reason == "DrainDeadline"
 
 
@@ -98,6 +98,6 @@ def test_a_drain_is_not_taken_back_by_the_label() -> None:
     assert pod["metadata"]["labels"][labels.SERVING] == "true"
     observed: Observed = make_observed(wanted, pod, in_flight={name: 0}, budget=wanted.child(BUDGET, 1))
     create, delete = plan(wanted, observed, NOW).actions
-    assert isinstance(create, CreatePod)
-    assert isinstance(delete, DeletePod)
+    assert isinstance(create, Create)
+    assert isinstance(delete, Delete)
     assert (delete.name, delete.reason) == (name, "Drained")

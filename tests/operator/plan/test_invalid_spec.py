@@ -20,7 +20,7 @@ from stoker_operator.api import InvalidSpec, parse, salvage
 from stoker_operator.desired import Wanted, desired, held
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed
-from stoker_operator.plan import Apply, CreatePod, Plan, plan
+from stoker_operator.plan import Apply, Create, Plan, plan
 
 BAD: dict[str, Any] = {"model": {"source": "file:///models/m"}}
 NODES = {"node-a": Node(), "node-b": Node(is_leaving=True)}
@@ -45,7 +45,7 @@ def test_without_pods_nothing_is_made() -> None:
 def test_lost_pods_are_replaced_by_what_the_others_carry() -> None:
     good, bad = make_wanted(replicas=2), invalid(replicas=2)
     (create,) = plan(bad, make_observed(good, make_pod(good)), NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.name == f"smol-{good.revision}-1"
     assert create.manifest["spec"] == good.pod["spec"]
     assert plan(bad, make_observed(good, make_pod(good, 0), make_pod(good, 1)), NOW) == Plan()
@@ -55,13 +55,13 @@ def test_drains_and_scaling_go_on() -> None:
     good, bad = make_wanted(), invalid()
     leaving, other = make_pod(good, 0, node="node-b"), make_pod(good, 1)
     observed = make_observed(good, leaving, other, nodes=NODES)
-    assert steps(bad, observed)[-1] == ("StopServing", leaving["metadata"]["name"])
+    assert steps(bad, observed)[-1] == ("Patch", leaving["metadata"]["name"])
     drained = make_pod(good, 0, is_serving=False, draining_since=ago(30))
     observed = make_observed(good, drained, other, in_flight={drained["metadata"]["name"]: 0})
-    assert steps(bad, observed) == [("DeletePod", drained["metadata"]["name"])]
+    assert steps(bad, observed) == [("Delete", drained["metadata"]["name"])]
     assert [step[0] for step in steps(invalid(suspend=True), make_observed(good, other))] == [
         "Delete",
-        "StopServing",
+        "Patch",
     ]
 
 

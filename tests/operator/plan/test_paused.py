@@ -9,7 +9,7 @@ from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wa
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
 from stoker_operator.observed import Node, Observed
-from stoker_operator.plan import CreatePod, Plan, plan
+from stoker_operator.plan import Create, Plan, plan
 from stoker_operator.status import status
 
 OLD: dict[str, Any] = {"engine": {"maxModelLen": 1024}}
@@ -23,8 +23,8 @@ def paused(replicas: int, **spec: Any) -> tuple[Wanted, Wanted]:
 
 
 def created(todo: Plan) -> list[str]:
-    assert all(isinstance(action, CreatePod) for action in todo.actions)
-    return [action.name for action in todo.actions if isinstance(action, CreatePod)]
+    assert all(isinstance(action, Create) for action in todo.actions)
+    return [action.name for action in todo.actions if isinstance(action, Create)]
 
 
 def steps(wanted: Wanted, observed: Observed) -> list[tuple[str, str, str]]:
@@ -76,18 +76,18 @@ def test_the_revision_of_new_pods_does_not_follow_readiness() -> None:
 def test_when_the_last_pod_terminates_its_revision_is_still_known() -> None:
     old, new = paused(1)
     (create,) = plan(new, make_observed(new, make_pod(old, deleted_at=ago(1))), NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
     assert create.manifest["spec"] == old.pod["spec"]
     (create,) = plan(new, make_observed(new), NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == new.revision
 
 
 def test_scaled_to_zero_its_revision_is_still_known() -> None:
     old, new = paused(1)
     (create,) = plan(new, make_observed(new, recorded=(old,)), NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
     none = make_wanted(**NEW, replicas=0, rollout={"paused": True})
     assert plan(none, make_observed(none, recorded=(old,)), NOW) == Plan()
@@ -97,11 +97,11 @@ def test_scaling_down_takes_what_is_beyond_the_surge_and_then_the_rest() -> None
     old, new = paused(1)
     pods = [make_pod(old, 0), make_pod(old, 1), make_pod(new, created_at=ago(60))]
     first = steps(new, make_observed(new, *pods))
-    assert first == [("Apply", "", "Drift"), ("StopServing", f"smol-{new.revision}-0", "ScaleDown")]
+    assert first == [("Apply", "smol", "Drift"), ("Patch", f"smol-{new.revision}-0", "ScaleDown")]
     second = steps(new, make_observed(new, *pods[:2]))
-    assert [step[0] for step in second] == ["Apply", "StopServing"]
+    assert [step[0] for step in second] == ["Apply", "Patch"]
     gone = make_wanted(**NEW, replicas=2, suspend=True, rollout={"paused": True})
-    assert [step[0] for step in steps(gone, make_observed(gone, *pods))] == ["StopServing"] * 3
+    assert [step[0] for step in steps(gone, make_observed(gone, *pods))] == ["Patch"] * 3
 
 
 def test_a_leaving_node_is_left() -> None:
@@ -110,10 +110,10 @@ def test_a_leaving_node_is_left() -> None:
     leaving = make_pod(old, 0)
     assert created(plan(new, make_observed(new, leaving, nodes=nodes), NOW)) == [f"smol-{old.revision}-1"]
     observed = make_observed(new, leaving, make_pod(old, 1, node="node-b"), nodes=nodes)
-    assert steps(new, observed)[-1] == ("StopServing", f"smol-{old.revision}-0", "NodeLeaving")
+    assert steps(new, observed)[-1] == ("Patch", f"smol-{old.revision}-0", "NodeLeaving")
 
 
 def test_unpausing_goes_on_to_the_newest() -> None:
     old, new = make_wanted(**OLD), make_wanted(**NEW, replicas=2)
     observed = make_observed(new, make_pod(old, 0), make_pod(old, 1), make_pod(new))
-    assert steps(new, observed)[-1][0::2] == ("StopServing", "Outdated")
+    assert steps(new, observed)[-1][0::2] == ("Patch", "Outdated")

@@ -24,12 +24,10 @@ from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import (
     Apply,
-    CreatePod,
+    Create,
     Delete,
-    DeletePod,
+    Patch,
     Plan,
-    Record,
-    StopServing,
     name_conflict,
     plan,
 )
@@ -47,7 +45,7 @@ def steps(todo: Plan) -> list[tuple[str, str, str]]:
     return [(type(action).__name__, getattr(action, "name", ""), action.reason) for action in todo.actions]
 
 
-BUDGET_MAKES_UP = ("Apply", "", "Drift")
+BUDGET_MAKES_UP = ("Apply", "smol", "Drift")
 
 
 def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
@@ -67,10 +65,10 @@ def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
 def test_record_and_service_come_before_the_pods() -> None:
     wanted = make_wanted(replicas=2)
     first = plan(wanted, Observed(make_model()), NOW)
-    assert [type(action) for action in first.actions] == [Record, Apply, Apply]
+    assert [type(action) for action in first.actions] == [Create, Apply, Apply]
     todo = plan(wanted, Observed(make_model(), revisions=(make_record(wanted),)), NOW)
-    assert [type(action) for action in todo.actions] == [Apply, Apply, CreatePod, CreatePod]
-    assert [action.name for action in todo.actions if isinstance(action, CreatePod)] == [
+    assert [type(action) for action in todo.actions] == [Apply, Apply, Create, Create]
+    assert [action.name for action in todo.actions if isinstance(action, Create)] == [
         name(wanted, 0),
         name(wanted, 1),
     ]
@@ -85,17 +83,17 @@ def test_new_pod_takes_the_lowest_name_that_nobody_has() -> None:
     wanted = make_wanted(replicas=2)
     terminating = make_pod(wanted, 0, deleted_at=ago(1))
     todo = plan(wanted, make_observed(wanted, terminating, make_pod(wanted, 1)), NOW)
-    assert steps(todo) == [("CreatePod", name(wanted, 2), "Wanted")]
+    assert steps(todo) == [("Create", name(wanted, 2), "Wanted")]
 
 
 def test_new_revision_comes_up_before_the_old_one_stops_serving() -> None:
     old, new = make_wanted(**OLD), make_wanted(**NEW)
     first = plan(new, make_observed(new, make_pod(old)), NOW)
-    assert steps(first) == [("CreatePod", name(new), "Wanted")]
+    assert steps(first) == [("Create", name(new), "Wanted")]
     starting = plan(new, make_observed(new, make_pod(old), make_pod(new, is_ready=False)), NOW)
     assert steps(starting) == []
     ready = plan(new, make_observed(new, make_pod(old), make_pod(new)), NOW)
-    assert steps(ready) == [BUDGET_MAKES_UP, ("StopServing", name(old), "Outdated")]
+    assert steps(ready) == [BUDGET_MAKES_UP, ("Patch", name(old), "Outdated")]
 
 
 def test_broken_revision_keeps_an_old_pod_that_stumbles() -> None:
@@ -116,7 +114,7 @@ def test_an_old_pod_that_never_answered_goes_at_once() -> None:
     old, new = make_wanted(**OLD), make_wanted(**NEW)
     stuck = make_pod(new, is_ready=False, phase="Pending", node=None)
     observed = make_observed(new, make_pod(old, is_ready=False), stuck)
-    assert steps(plan(new, observed, NOW)) == [("DeletePod", name(old), "Outdated")]
+    assert steps(plan(new, observed, NOW)) == [("Delete", name(old), "Outdated")]
 
 
 @pytest.mark.parametrize("is_broken", [True, False], ids=["new one is broken", "new one is not there yet"])
@@ -124,7 +122,7 @@ def test_an_old_pod_that_answered_yesterday_and_loads_again_is_kept(is_broken: b
     old, new = make_wanted(**OLD), make_wanted(**NEW)
     pods = [reloading(old), make_pod(new, is_ready=False)] if is_broken else [reloading(old)]
     todo = plan(new, make_observed(new, *pods), NOW)
-    assert "DeletePod" not in [step[0] for step in steps(todo)]
+    assert "Delete" not in [step[0] for step in steps(todo)]
 
 
 def test_an_old_pod_without_any_sign_of_its_past_is_kept() -> None:
@@ -145,20 +143,20 @@ def test_a_pod_that_loads_on_a_cordoned_node_may_yet_serve_there() -> None:
 def test_a_held_rollout_keeps_an_old_pod_that_never_answered() -> None:
     old, paused = make_wanted(**OLD), make_wanted(**NEW, rollout={"paused": True})
     observed = make_observed(paused, make_pod(old, is_ready=False), model=make_model())
-    assert "DeletePod" not in [step[0] for step in steps(plan(paused, observed, NOW))]
+    assert "Delete" not in [step[0] for step in steps(plan(paused, observed, NOW))]
 
 
 def test_second_edit_removes_the_broken_middle_and_keeps_the_old() -> None:
     old, middle, new = make_wanted(**OLD), make_wanted(**MIDDLE), make_wanted(**NEW)
     observed = make_observed(new, make_pod(old), make_pod(middle, is_ready=False))
-    assert steps(plan(new, observed, NOW)) == [("DeletePod", name(middle), "Outdated")]
+    assert steps(plan(new, observed, NOW)) == [("Delete", name(middle), "Outdated")]
 
 
 def test_without_surge_one_pod_leaves_first() -> None:
     rollout: dict[str, Any] = {"rollout": {"maxSurge": 0, "maxUnavailable": 1}, "replicas": 2}
     old, new = make_wanted(**OLD, **rollout), make_wanted(**NEW, **rollout)
     todo = plan(new, make_observed(new, make_pod(old, 0), make_pod(old, 1)), NOW)
-    assert [step[0] for step in steps(todo)] == ["Apply", "StopServing"]
+    assert [step[0] for step in steps(todo)] == ["Apply", "Patch"]
 
 
 def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
@@ -167,7 +165,7 @@ def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
     serving = make_pod(old)
     serving["spec"] |= {"nodeName": "node-a", "priority": 0, "ephemeralContainers": [{"name": "debug"}]}
     (create,) = plan(paused, make_observed(paused, serving, recorded=(old,)), NOW).actions
-    assert isinstance(create, CreatePod)
+    assert isinstance(create, Create)
     assert create.name == name(old, 1)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
     assert create.manifest["spec"] == old.pod["spec"]
@@ -177,12 +175,12 @@ def test_pod_on_a_cordoned_node_is_replaced_before_it_leaves() -> None:
     wanted, nodes = make_wanted(), {"node-a": Node(is_leaving=True), "node-b": Node()}
     leaving = make_pod(wanted, 0)
     assert steps(plan(wanted, make_observed(wanted, leaving, nodes=nodes), NOW)) == [
-        ("CreatePod", name(wanted, 1), "Wanted")
+        ("Create", name(wanted, 1), "Wanted")
     ]
     successor = make_pod(wanted, 1, node="node-b")
     assert steps(plan(wanted, make_observed(wanted, leaving, successor, nodes=nodes), NOW)) == [
         BUDGET_MAKES_UP,
-        ("StopServing", name(wanted, 0), "NodeLeaving"),
+        ("Patch", name(wanted, 0), "NodeLeaving"),
     ]
 
 
@@ -191,16 +189,16 @@ def test_pods_of_silent_nodes_stay_until_others_answer() -> None:
     nodes = {"node-a": Node(is_ready=False), "node-b": Node()}
     lost = [make_pod(wanted, ordinal, is_ready=False, is_started=True) for ordinal in (0, 1)]
     todo = plan(wanted, make_observed(wanted, *lost, nodes=nodes), NOW)
-    assert [step[:2] for step in steps(todo)] == [("CreatePod", name(wanted, n)) for n in (2, 3)]
+    assert [step[:2] for step in steps(todo)] == [("Create", name(wanted, n)) for n in (2, 3)]
     others = [make_pod(wanted, ordinal, node="node-b") for ordinal in (2, 3)]
     todo = plan(wanted, make_observed(wanted, *lost, *others, nodes=nodes), NOW)
-    assert steps(todo) == [("DeletePod", name(wanted, n), "NodeNotReady") for n in (0, 1)]
+    assert steps(todo) == [("Delete", name(wanted, n), "NodeNotReady") for n in (0, 1)]
 
 
 def test_scale_down_takes_unready_pods_first() -> None:
     wanted = make_wanted(replicas=1)
     observed = make_observed(wanted, make_pod(wanted, 0, is_ready=False), make_pod(wanted, 1))
-    assert steps(plan(wanted, observed, NOW)) == [("DeletePod", name(wanted, 0), "ScaleDown")]
+    assert steps(plan(wanted, observed, NOW)) == [("Delete", name(wanted, 0), "ScaleDown")]
 
 
 def test_scale_down_takes_pods_without_a_node_before_those_that_load() -> None:
@@ -208,8 +206,8 @@ def test_scale_down_takes_pods_without_a_node_before_those_that_load() -> None:
     loading = [make_pod(wanted, ordinal, is_ready=False) for ordinal in (0, 1)]
     unscheduled = make_pod(wanted, 2, is_ready=False, phase="Pending", node=None)
     observed = make_observed(wanted, *loading, unscheduled)
-    assert ("DeletePod", name(wanted, 2), "ScaleDown") in steps(plan(wanted, observed, NOW))
-    assert len([step for step in steps(plan(wanted, observed, NOW)) if step[0] == "DeletePod"]) == 1
+    assert ("Delete", name(wanted, 2), "ScaleDown") in steps(plan(wanted, observed, NOW))
+    assert len([step for step in steps(plan(wanted, observed, NOW)) if step[0] == "Delete"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -228,7 +226,7 @@ def test_draining_pod_goes_once_it_is_empty_or_late(since: Any, in_flight: int |
     observed = make_observed(wanted, draining, make_pod(wanted, 1), in_flight={name(wanted): in_flight})
     todo = plan(wanted, observed, NOW)
     assert todo.draining == {draining["metadata"]["uid"]}
-    assert steps(todo) == ([] if expected is None else [("DeletePod", name(wanted), expected)])
+    assert steps(todo) == ([] if expected is None else [("Delete", name(wanted), expected)])
     assert (todo.requeue_after_s is None) == (expected is not None)
 
 
@@ -276,8 +274,8 @@ def test_failed_pod_is_replaced_after_its_back_off(num_restarts: int, ended_s_ag
     )
     todo = plan(wanted, make_observed(wanted, failed), NOW)
     if is_due:
-        assert [step[0] for step in steps(todo)] == ["CreatePod", "DeletePod"]
-        (create,) = (action for action in todo.actions if isinstance(action, CreatePod))
+        assert [step[0] for step in steps(todo)] == ["Create", "Delete"]
+        (create,) = (action for action in todo.actions if isinstance(action, Create))
         assert create.manifest["metadata"]["annotations"][labels.RESTARTS] == str(num_restarts + 1)
     else:
         assert todo.actions == ()
@@ -289,8 +287,8 @@ def test_failures_of_an_old_revision_do_not_delay_the_new_one() -> None:
     old, new = make_wanted(**OLD), make_wanted(**NEW)
     failed = make_pod(old, is_ready=False, phase="Failed", created_at=ago(1), num_restarts=5)
     assert [step[:2] for step in steps(plan(new, make_observed(new, failed), NOW))] == [
-        ("CreatePod", name(new)),
-        ("DeletePod", name(old)),
+        ("Create", name(new)),
+        ("Delete", name(old)),
     ]
 
 
@@ -299,7 +297,7 @@ def test_suspending_drains_all_pods_and_drops_the_budget_but_not_the_service() -
     assert running.child(BUDGET) is not None
     observed = make_observed(suspended, make_pod(running), budget=stored(running.child(BUDGET), "budget"))
     actions = plan(suspended, observed, NOW).actions
-    assert [type(action) for action in actions] == [Delete, StopServing]
+    assert [type(action) for action in actions] == [Delete, Patch]
 
 
 def test_drift_of_the_service_is_mended_at_its_path() -> None:
@@ -318,7 +316,7 @@ def test_what_belongs_to_somebody_else_is_not_touched() -> None:
     pod = make_pod(wanted)
     pod["metadata"]["ownerReferences"][0] |= {"kind": "ReplicaSet", "uid": "uid-other"}
     observed = make_observed(wanted, pod, service=service)
-    assert steps(plan(wanted, observed, NOW)) == [("CreatePod", name(wanted, 1), "Wanted")]
+    assert steps(plan(wanted, observed, NOW)) == [("Create", name(wanted, 1), "Wanted")]
     assert (
         name_conflict(wanted, observed) == "Service smol exists and does not belong to this ModelDeployment"
     )
@@ -345,6 +343,6 @@ def test_deletions_name_the_uid_that_was_seen() -> None:
     (delete,) = (
         action
         for action in plan(wanted, make_observed(wanted, pod), NOW).actions
-        if isinstance(action, DeletePod)
+        if isinstance(action, Delete)
     )
     assert delete.uid == pod["metadata"]["uid"]

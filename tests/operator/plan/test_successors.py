@@ -10,7 +10,7 @@ from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Node
-from stoker_operator.plan import CreatePod, DeletePod, Plan, plan
+from stoker_operator.plan import Create, Delete, Plan, plan
 
 Object = dict[str, Any]
 WANTED = make_wanted()
@@ -29,7 +29,7 @@ def failed(node: str, past: str = "", **fields: Any) -> Object:
 
 
 def created(todo: Plan) -> list[Object]:
-    return [dict(action.manifest) for action in todo.actions if isinstance(action, CreatePod)]
+    return [dict(action.manifest) for action in todo.actions if isinstance(action, Create)]
 
 
 def notes_of(pod: Object) -> tuple[str, str]:
@@ -92,7 +92,7 @@ def test_a_lost_successor_waits_as_a_failed_one_does() -> None:
     (third,) = created(todo)
     assert third["metadata"]["annotations"][labels.RESTARTS] == "2"
     # The first may answer behind a broken network; the second never did.
-    assert [action.name for action in todo.actions if isinstance(action, DeletePod)] == [
+    assert [action.name for action in todo.actions if isinstance(action, Delete)] == [
         second["metadata"]["name"]
     ]
 
@@ -101,8 +101,8 @@ def test_a_pod_that_finds_no_other_node_is_replaced_by_one_that_may_go_anywhere(
     waiting = plan(WANTED, make_observed(WANTED, stuck("node-a", 20.0)), NOW)
     assert (waiting.actions, waiting.requeue_after_s) == ((), 40.0)
     create, delete = plan(WANTED, make_observed(WANTED, stuck("node-a")), NOW).actions
-    assert isinstance(create, CreatePod)
-    assert isinstance(delete, DeletePod)
+    assert isinstance(create, Create)
+    assert isinstance(delete, Delete)
     assert delete.reason == "NoOtherNode"
     successor = dict(create.manifest)
     assert notes_of(successor) == ("node-a=2", "")
@@ -113,7 +113,7 @@ def test_a_pod_that_finds_no_other_node_is_replaced_by_one_that_may_go_anywhere(
 def test_a_stranded_pod_is_not_replaced_twice() -> None:
     observed = make_observed(WANTED, stuck("node-a"), make_pod(WANTED, 1, is_ready=False, node=None))
     todo = plan(WANTED, observed, NOW)
-    assert [type(action) for action in todo.actions] == [DeletePod]
+    assert [type(action) for action in todo.actions] == [Delete]
 
 
 def test_a_held_revision_does_not_inherit_what_one_pod_keeps_off() -> None:

@@ -1,0 +1,102 @@
+"""What a plan consists of: what all pods share, then a step for each group that something is done about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from stoker_operator.api import labels
+from stoker_operator.desired import record
+from stoker_operator.observed import Manifest
+from stoker_operator.plan.actions import Action, Create, Delete, Patch, Purpose
+from stoker_operator.plan.groups import Group
+
+
+class Move(Enum):
+    """What is done about a group."""
+
+    START = "start"
+    DRAIN = "drain"  # its Service sends it nothing more
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is done about one group.
+
+    A pass may end between two of its actions. What it leaves behind is for the next plan to go on with.
+
+    Args:
+        move: what is done.
+        group: its name.
+        reason: CamelCase, of all its actions.
+        actions: one for each pod.
+    """
+
+    move: Move
+    group: str
+    reason: str
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in this order, and when to look again although nothing happened.
+
+    Args:
+        shared: what is no group's: adoptions, records of revisions, children that all pods share.
+        steps: group by group. Starts come before drains, those before removals.
+        requeue_after_s: seconds until time alone may change the plan; None when only events can.
+        draining: uids of the pods whose requests in flight the next plans need to know.
+        groups: what it told the observed pods apart into, for whoever looks at the same ones.
+    """
+
+    shared: tuple[Action, ...] = ()
+    steps: tuple[Step, ...] = ()
+    requeue_after_s: float | None = None
+    draining: frozenset[str] = frozenset()
+    groups: tuple[Group, ...] = field(default=(), compare=False)
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """All of it, in its order; empty at the fixed point."""
+        return (*self.shared, *(action for step in self.steps for action in step.actions))
+
+    @property
+    def records(self) -> tuple[Create, ...]:
+        """The revisions to put on record, before all else: the rest follows from whether that works."""
+        found = (action for action in self.shared if isinstance(action, Create))
+        return tuple(action for action in found if action.kind == record.KIND)
+
+
+def start(group: str, manifests: Iterable[Manifest], reason: str) -> Step:
+    """Create the pods of a group."""
+    return Step(Move.START, group, reason, tuple(Create(manifest, reason) for manifest in manifests))
+
+
+def leave(group: Group, reason: str, now: datetime) -> Step:
+    """Begin to take a group away: it drains, or goes at once where it cannot have requests."""
+    if not group.has_answered:
+        return remove(group, reason)
+    body = _stop_serving(now)
+    patches = (Patch("Pod", ref.name, ref.uid, body, Purpose.DRAIN, reason) for ref in group.pods)
+    return Step(Move.DRAIN, group.name, reason, tuple(patches))
+
+
+def remove(group: Group, reason: str) -> Step:
+    """Delete the pods of a group that are not on their way out already."""
+    return Step(Move.REMOVE, group.name, reason, tuple(_deletions(group, reason)))
+
+
+def _deletions(group: Group, reason: str) -> Iterator[Delete]:
+    for ref in group.pods:
+        yield Delete("Pod", ref.name, ref.uid, reason)
+
+
+def _stop_serving(now: datetime) -> dict[str, Any]:
+    # To the millisecond: a second cut off here would be one less to settle.
+    since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"metadata": {"labels": {labels.SERVING: "false"}, "annotations": {labels.DRAINING_SINCE: since}}}
