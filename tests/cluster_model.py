@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from operator_builders import CONFIG, NOW, make_model, pod_status, stored, timestamp
+from operator_builders import CONFIG, NOW, make_model, pod_status, stored, timestamp, with_size
 
 from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.desired import desired
 from stoker_operator.observed import Node, Observed, Reading
-from stoker_operator.plan import Action, Apply, Create, Delete, Patch, Plan, plan
+from stoker_operator.plan import Action, Apply, Create, Delete, Patch, Plan, Purpose, plan
 from stoker_operator.plan.groups import LOST_AFTER_S
 from stoker_operator.plan.pods import avoided_by
 from stoker_operator.plan.successors import STRANDED_AFTER_S
@@ -31,7 +31,11 @@ class ClusterModel:
     """One ModelDeployment, its children and two or more nodes."""
 
     def __init__(
-        self, nodes: tuple[str, ...] = ("node-a", "node-b"), slots: int | None = None, **spec: Any
+        self,
+        nodes: tuple[str, ...] = ("node-a", "node-b"),
+        slots: int | None = None,
+        size: int = 1,
+        **spec: Any,
     ) -> None:
         self.now: datetime = NOW
         self.model = make_model(**spec)
@@ -42,6 +46,7 @@ class ClusterModel:
         self.cached_records: dict[str, Object] = {}
         self.nodes = {name: Node() for name in nodes}
         self.slots = slots  # pods that a node has room for; None for any number
+        self.size = size  # pods of a group
         self.answered: set[str] = set()  # uids of pods whose engine answered once
         self.in_flight: dict[str, int] = {}  # by uid
         self.broken: set[str] = set()  # revisions whose engines never get ready
@@ -94,6 +99,8 @@ class ClusterModel:
     def start(self, name: str) -> None:
         """Schedule a pod if it is not yet, and let its engine get ready unless its revision is broken."""
         pod = self.pods[name]
+        if pod["spec"].get("schedulingGates"):
+            return
         if not pod["spec"].get("nodeName"):
             free = [name for name in self.nodes if self._has_room(name) and name not in avoided_by(pod)]
             if not free:
@@ -103,7 +110,10 @@ class ClusterModel:
         has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
         if has_ended or not self._node_of(pod, self.nodes).is_ready:
             return
-        works = not self.is_broken(pod)
+        others = [found for found in self._members(pod, self.pods) if found is not pod and is_worker(found)]
+        is_led = all(found["status"]["phase"] == "Running" for found in others)
+        is_complete = is_worker(pod) or (is_led and self._is_group_intact(pod, self.pods, self.nodes))
+        works = is_complete and not self.is_broken(pod)
         self._set_status(pod, "Running", is_ready=works, is_started=works)
 
     def _has_room(self, name: str) -> bool:
@@ -116,7 +126,11 @@ class ClusterModel:
     def stumble(self, name: str, *, is_started: bool) -> None:
         """Let a running pod stop being ready: a slow answer, or (not started) a crash."""
         pod = self.pods[name]
-        if pod["status"]["phase"] == "Running":
+        if pod["status"]["phase"] != "Running":
+            return
+        if self.size > 1 and not is_started:
+            self.fail(name)  # no kubelet restarts a rank
+        else:
             self._set_status(pod, "Running", is_ready=False, is_started=is_started)
             if not is_started:
                 self.in_flight.pop(uid_of(pod), None)
@@ -130,6 +144,12 @@ class ClusterModel:
         """End a pod for good, as an eviction does."""
         self._set_status(self.pods[name], "Failed", is_ready=False, is_started=False)
         self.in_flight.pop(uid_of(self.pods[name]), None)
+
+    def delete(self, name: str) -> None:
+        """Delete a pod, as a user or a node drain does."""
+        if not is_terminating(self.pods[name]):
+            self._changed(name)["metadata"]["deletionTimestamp"] = timestamp(self.now)
+            self.in_flight.pop(uid_of(self.pods[name]), None)
 
     def finish(self, name: str) -> None:
         """Let a terminating pod vanish."""
@@ -170,7 +190,7 @@ class ClusterModel:
 
     def next_plan(self) -> Plan:
         """Plan as a pass does: a second time with readings when pods drain."""
-        wanted = desired(parse(self.cached_model), CONFIG)
+        wanted = with_size(desired(parse(self.cached_model), CONFIG), self.size)
         todo = plan(wanted, self.observed(), self.now)
         if not todo.draining:
             return todo
@@ -211,10 +231,10 @@ class ClusterModel:
                 self._require(name not in self.cached_pods, "a second pod under a name that is known")
             else:
                 self._create(action)
-                self._check_surge(limits)
+                self._check_surge(limits, action.manifest)
         elif isinstance(action, Patch):
             name = action.name
-            self._stop_serving(action, limits)
+            self._patch(action, limits)
         elif isinstance(action, Delete) and action.kind == "Pod":
             name = action.name
             self._delete(action, limits)
@@ -262,65 +282,92 @@ class ClusterModel:
         pod["status"] = pod_status("Pending", created, is_ready=False, is_started=False)
         self.pods[action.name] = pod
 
-    def _stop_serving(self, action: Patch, limits: ModelDeployment) -> None:
+    def _patch(self, action: Patch, limits: ModelDeployment) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid:
             return
         pod = self._changed(action.name)
+        if action.purpose is Purpose.ADMIT:
+            ranks = {rank_of(found) for found in self._members(pod, self.cached_pods)}
+            self._require(ranks == set(range(self.size)), "a pod of a group that is not whole is let go")
+            pod["spec"]["schedulingGates"] = action.body["spec"]["schedulingGates"]
+            return
         for part, values in action.body["metadata"].items():
             pod["metadata"].setdefault(part, {}).update(values)
         self._check_budget(limits, action.name)
         # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
-        if self._is_available(self.cached_pods[action.name], self.cached_nodes):
+        if self._is_available(self.cached_pods[action.name], self.cached_pods, self.cached_nodes):
             self._check_available(limits)
 
     def _delete(self, action: Delete, limits: ModelDeployment) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
             return
-        held = self.cached_pods[action.name]
-        self._require(not self._is_available(held, self.cached_nodes), "a pod that serves is deleted")
-        self._check_drained(held)
+        held = self._leader(self.cached_pods[action.name], self.cached_pods)
+        if held is not None:
+            is_available = self._is_available(held, self.cached_pods, self.cached_nodes)
+            self._require(not is_available, "a group that serves is deleted")
+            self._check_drained(held)
         self._changed(action.name)["metadata"]["deletionTimestamp"] = timestamp(self.now)
 
     # What must hold whatever happens.
 
-    def num_available(self) -> int:
-        """Pods that answer through the Service."""
-        return sum(self._is_available(pod, self.nodes) for pod in self.pods.values())
+    def num_groups(self) -> int:
+        """Groups of which any pod exists."""
+        return len({group_of(pod) for pod in self.pods.values()})
 
-    def num_live(self) -> int:
-        """Pods that count as replicas as far as the operator can know."""
-        return sum(self._is_live(pod, self.cached_nodes) for pod in self.cached_pods.values())
+    def num_available(self) -> int:
+        """Groups that answer through the Service."""
+        return sum(self._is_available(pod, self.pods, self.nodes) for pod in self.pods.values())
+
+    def _live_groups(self) -> set[str]:
+        """Groups that count as replicas as far as the operator can know."""
+        pods = self.cached_pods
+        return {
+            group_of(pod)
+            for pod in pods.values()
+            if not is_worker(pod) and self._is_live(pod, pods, self.cached_nodes)
+        }
 
     def _require(self, holds: bool, otherwise: str) -> None:
         self.is_violated = self.is_violated or not holds
         assert holds, otherwise
 
-    def _check_surge(self, limits: ModelDeployment) -> None:
-        num_live = self.num_live() + 1  # the new one is not cached yet
-        self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} pods are too many")
+    def _check_surge(self, limits: ModelDeployment, created: Mapping[str, Any]) -> None:
+        num_live = len(self._live_groups() | {group_of(created)})  # the new pod is not cached yet
+        self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} groups are too many")
 
     def _check_available(self, limits: ModelDeployment) -> None:
         # Readiness as the operator could know it, its own writes as they are, answer lost or not.
-        known = (pod for pod in self.cached_pods.values() if self._is_available(pod, self.cached_nodes))
+        pods = self.cached_pods
+        known = (pod for pod in pods.values() if self._is_available(pod, pods, self.cached_nodes))
         names = [name for pod in known if (name := pod["metadata"]["name"]) in self.pods]
         after = sum(serves(self.pods[name]) for name in names)
         least = limits.num_wanted - limits.max_unavailable
-        self._require(after >= least, f"{after} pods answer, {least} have to")
+        self._require(after >= least, f"{after} groups answer, {least} have to")
 
     def _check_budget(self, limits: ModelDeployment, stopping: str) -> None:
-        """An eviction may take as many pods as the rollout may, though draining pods look available to it."""
+        """An eviction may take as many pods as a rollout may groups, though draining ones look available.
+
+        Each may hit another group, so then as many are left as there have to be.
+        """
         least = limits.num_wanted - limits.max_unavailable
         if self.budget is None:
             self._require(least <= 0, "there is no budget")
             return
         draining = sum(
-            is_ready(pod) and not is_terminating(pod) and not (serves(pod) and name != stopping)
-            for name, pod in self.cached_pods.items()
+            is_ready(pod) and not is_terminating(pod) and not self._serves(pod, stopping)
+            for pod in self.cached_pods.values()
         )
         left = self.budget["spec"]["minAvailable"] - draining
-        self._require(left >= least, f"evictions may leave {left} pods that answer, {least} have to")
+        most = limits.num_wanted * self.size
+        self._require(
+            left >= most - limits.max_unavailable, f"evictions may leave {left} pods of {most} that answer"
+        )
+
+    def _serves(self, pod: Object, stopping: str) -> bool:
+        leader = self._leader(pod, self.cached_pods)
+        return leader is not None and serves(leader) and leader["metadata"]["name"] != stopping
 
     def _check_drained(self, pod: Object) -> None:
         count = self.in_flight.get(uid_of(pod), 0)
@@ -329,7 +376,7 @@ class ClusterModel:
         drained_for = self.now - datetime.fromisoformat(since) if since else timedelta()
         is_late, has_settled = drained_for >= grace, drained_for >= MIN_SETTLE
         can_answer = (
-            self._is_intact(pod, self.cached_nodes)
+            self._is_group_intact(pod, self.cached_pods, self.cached_nodes)
             and self._node_of(pod, self.cached_nodes).is_ready
             and pod["status"]["containerStatuses"][0]["started"]
         )
@@ -354,8 +401,26 @@ class ClusterModel:
         has_ended = pod["status"]["phase"] in ("Failed", "Succeeded")
         return not (has_ended or is_terminating(pod) or is_lost)
 
-    def _is_live(self, pod: Object, nodes: dict[str, Node]) -> bool:
-        return self._is_intact(pod, nodes) and serves(pod) and not self._is_stranded(pod)
+    def _members(self, pod: Mapping[str, Any], pods: Mapping[str, Object]) -> list[Object]:
+        return [found for found in pods.values() if group_of(found) == group_of(pod)]
+
+    def _leader(self, pod: Object, pods: Mapping[str, Object]) -> Object | None:
+        return next((found for found in self._members(pod, pods) if not is_worker(found)), None)
+
+    def _is_group_intact(
+        self, leader: Object, pods: Mapping[str, Object], nodes: dict[str, Node], *, is_begun: bool = True
+    ) -> bool:
+        """Whether all its pods are there and none has ended; one that has not begun may lack some."""
+        found = self._members(leader, pods)
+        if not all(self._is_intact(pod, nodes) for pod in found):
+            return False
+        if len(found) == self.size:
+            return True
+        return not is_begun and all(pod["spec"].get("schedulingGates") for pod in found)
+
+    def _is_live(self, pod: Object, pods: Mapping[str, Object], nodes: dict[str, Node]) -> bool:
+        is_intact = self._is_group_intact(pod, pods, nodes, is_begun=False)
+        return is_intact and serves(pod) and not self._is_stranded(pod)
 
     def _is_stranded(self, pod: Object) -> bool:
         """One that found no other node holds nothing, and is replaced as a failed one is."""
@@ -363,8 +428,10 @@ class ClusterModel:
         is_looking = bool(avoided_by(pod)) and "nodeName" not in pod["spec"]
         return is_looking and age.total_seconds() >= STRANDED_AFTER_S
 
-    def _is_available(self, pod: Object, nodes: dict[str, Node]) -> bool:
-        return self._is_live(pod, nodes) and is_ready(pod)
+    def _is_available(self, pod: Object, pods: Mapping[str, Object], nodes: dict[str, Node]) -> bool:
+        if is_worker(pod) or not (self._is_live(pod, pods, nodes) and is_ready(pod)):
+            return False
+        return all(found["status"]["phase"] == "Running" for found in self._members(pod, pods))
 
     def _changed(self, name: str) -> Object:
         """Replace a pod by a copy to change, so that the cache keeps what it has."""
@@ -398,9 +465,25 @@ def revision_of(pod: Mapping[str, Any]) -> str:
     return revision
 
 
+def group_of(pod: Mapping[str, Any]) -> str:
+    """Return the group that a pod is of."""
+    group: str = pod["metadata"]["labels"][labels.POD_GROUP]
+    return group
+
+
+def rank_of(pod: Mapping[str, Any]) -> int:
+    """Return a pod's place in its group."""
+    return int(pod["metadata"]["labels"][labels.RANK])
+
+
+def is_worker(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod answers no HTTP."""
+    return rank_of(pod) > 0
+
+
 def serves(pod: Object) -> bool:
     """Tell whether the Service may send requests to a pod once it is ready."""
-    return not is_terminating(pod) and pod["metadata"]["labels"][labels.SERVING] == "true"
+    return not is_terminating(pod) and pod["metadata"]["labels"].get(labels.SERVING) == "true"
 
 
 def is_terminating(pod: Object) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stoker_operator.api import labels, parse
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired
-from stoker_operator.desired.children import BUDGET, SERVICE
-from stoker_operator.desired.pod import named_pod
+from stoker_operator.desired.children import BUDGET, SERVICE, Headcount, children
 from stoker_operator.desired.record import record
+from stoker_operator.desired.shape import GroupShape, member
 from stoker_operator.observed import Node, Observed, Reading
 
 Object = dict[str, Any]
@@ -89,7 +90,7 @@ def make_pod(
         status: replaces fields of its status.
     """
     name = f"{wanted.model.name}-{wanted.revision}-{ordinal}"
-    pod = copy.deepcopy(named_pod(wanted.pod, name, wanted.revision, num_restarts))
+    pod = copy.deepcopy(member(shape_of(wanted), 0, name, wanted.revision, num_restarts))
     created = timestamp(created_at or ago(600))
     metadata = pod["metadata"]
     metadata |= {"uid": f"uid-{name}", "creationTimestamp": created, "resourceVersion": "1"}
@@ -164,7 +165,7 @@ def make_observed(
     num_draining = sum(pod["metadata"]["labels"].get(labels.SERVING) == "false" for pod in pods)
     children = {
         (child.kind, child.name): stored(child.manifest, child.kind)
-        for child in wanted.children(num_draining)
+        for child in wanted.children(Headcount(num_draining=num_draining))
         if child.manifest is not None
     }
     given = {SERVICE: service, BUDGET: budget}
@@ -181,7 +182,8 @@ def make_observed(
 
 def make_record(wanted: Wanted, number: int = 1) -> Object:
     """Return the record of a wanted revision as the API server stores it."""
-    return stored(record(wanted.model, wanted.revision, wanted.pod, number), f"record-{wanted.revision}")
+    made = record(wanted.model, wanted.revision, shape_of(wanted), number)
+    return stored(made, f"record-{wanted.revision}")
 
 
 def _records(wanted: Wanted, pods: tuple[Object, ...]) -> Iterator[Object]:
@@ -189,13 +191,26 @@ def _records(wanted: Wanted, pods: tuple[Object, ...]) -> Iterator[Object]:
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
         spec = {name: value for name, value in pod["spec"].items() if name != "nodeName"}
         templates.setdefault(pod["metadata"]["labels"].get(labels.REVISION), {**pod, "spec": spec})
-    if wanted.pod:
+    if wanted.shape is not None:
         templates.pop(wanted.revision, None)
-        templates[wanted.revision] = wanted.pod
+        templates[wanted.revision] = wanted.shape.leader
     for number, (revision, template) in enumerate(templates.items(), 1):
         if revision:
             bare = {**template, "metadata": {"annotations": {}, **template["metadata"]}}
-            yield stored(record(wanted.model, revision, bare, number), f"record-{revision}")
+            yield stored(record(wanted.model, revision, GroupShape(bare), number), f"record-{revision}")
+
+
+def shape_of(wanted: Wanted) -> GroupShape:
+    """Return what groups of the wanted revision consist of."""
+    assert wanted.shape is not None
+    return wanted.shape
+
+
+def with_size(wanted: Wanted, size: int) -> Wanted:
+    """Return the same of groups with so many pods."""
+    leader = shape_of(wanted).leader
+    shape = GroupShape(leader, leader if size > 1 else None, size)
+    return replace(wanted, shape=shape, shared=children(wanted.model, Headcount(size)))
 
 
 def service_of(wanted: Wanted) -> Object:

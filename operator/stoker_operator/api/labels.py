@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 GROUP = "stoker.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -12,9 +14,13 @@ FIELD_MANAGER = "stoker-operator"
 DEPLOYMENT = f"{GROUP}/deployment"  # name of the owning ModelDeployment
 REVISION = f"{GROUP}/revision"  # hash of what the ModelDeployment asked of its pods
 POD_GROUP = f"{GROUP}/group"  # name of the group of pods that is one replica
+GROUP_SIZE = f"{GROUP}/group-size"  # pods of that group
+RANK = f"{GROUP}/rank"  # the pod's place in its group: 0 leads
 ROLE = f"{GROUP}/role"
 ENGINE_PROFILE = f"{GROUP}/engine-profile"  # what the operator takes the engine in the pod for
 LEADER = "leader"
+WORKER = "worker"
+ROLES = (LEADER, WORKER)
 SERVING = f"{GROUP}/serving"  # "true" while the Service may send requests to the pod
 
 APPLIED_HASH = f"{GROUP}/applied-hash"  # hash of the manifest that was applied last
@@ -24,6 +30,8 @@ RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
 FAILED_ON = f"{GROUP}/failed-on"  # nodes that they failed on: "node-a=2,node-b=1"
 AVOIDS = f"{GROUP}/avoids"  # nodes that this pod must not go to: "node-a,node-b"
 
+GROUP_GATE = f"{GROUP}/group"  # scheduling gate of pods whose group is not whole, or not yet its turn
+
 ENGINE_CONTAINER = "engine"
 FETCH_CONTAINER = "fetch"
 HTTP_PORT = "http"
@@ -32,6 +40,12 @@ HTTP_PORT = "http"
 def leader_selector(name: str) -> dict[str, str]:
     """Labels of the pods that answer HTTP for a ModelDeployment, draining ones included."""
     return {DEPLOYMENT: name, ROLE: LEADER}
+
+
+def member_selector(name: str) -> dict[str, Any]:
+    """Selector of all pods of a ModelDeployment's groups, whether they answer HTTP or not."""
+    roles = {"key": ROLE, "operator": "In", "values": list(ROLES)}
+    return {"matchLabels": {DEPLOYMENT: name}, "matchExpressions": [roles]}
 
 
 def serving_selector(name: str) -> dict[str, str]:

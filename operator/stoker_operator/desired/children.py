@@ -32,32 +32,40 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
+class Headcount:
+    """What children depend on of the pods that are there.
+
+    Args:
+        size: pods of a group; of the largest, while there are several revisions.
+        num_draining: pods of groups that do not serve and still exist.
+    """
+
+    size: int = 1
+    num_draining: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Row:
     """A kind of child.
 
     Args:
         kind: as in manifests.
-        make: its manifest, of the ModelDeployment and the number of its replicas that drain.
+        make: its manifest, of the ModelDeployment and the pods that are there.
         field: of the spec that it is made of; while that cannot be read, the child stays as it is.
     """
 
     kind: str
-    make: Callable[[ModelDeployment, int], dict[str, Any] | None]
+    make: Callable[[ModelDeployment, Headcount], dict[str, Any] | None]
     field: str = ""
 
 
 _ROWS = (
     _Row(SERVICE, lambda model, _: service(model), "service"),
-    _Row(BUDGET, budget),
+    _Row(BUDGET, lambda model, found: budget(model, found.size, found.num_draining)),
 )
 
 
-def children(model: ModelDeployment, num_draining: int = 0) -> tuple[Child, ...]:
-    """Return what should be of each kind, without those that the spec does not tell about.
-
-    Args:
-        model: whose children.
-        num_draining: leaders that do not serve and still exist.
-    """
+def children(model: ModelDeployment, headcount: Headcount) -> tuple[Child, ...]:
+    """Return what should be of each kind, without those that the spec does not tell about."""
     told = (row for row in _ROWS if row.field not in model.unread)
-    return tuple(Child(row.kind, model.name, row.make(model, num_draining)) for row in told)
+    return tuple(Child(row.kind, model.name, row.make(model, headcount)) for row in told)

@@ -36,7 +36,7 @@ def service(model: ModelDeployment) -> dict[str, Any]:
     return _hashed(manifest)
 
 
-def budget(model: ModelDeployment, num_draining: int = 0) -> dict[str, Any] | None:
+def budget(model: ModelDeployment, size: int = 1, num_draining: int = 0) -> dict[str, Any] | None:
     """Return the PodDisruptionBudget, or None when every replica may be missing.
 
     With the default of no unavailable replica an eviction is refused until the operator, which sees that the
@@ -48,20 +48,25 @@ def budget(model: ModelDeployment, num_draining: int = 0) -> dict[str, Any] | No
     must be available. A change of the number is a new generation, and evictions are refused until that has
     been counted.
 
+    All pods of a group are selected, since the group is lost with any of them. An eviction may hit another
+    group each time, so as many pods may go as groups may. When one has lost a pod, the operator takes the
+    others away, and that uses up what was left.
+
     Args:
         model: what it is for.
-        num_draining: leaders that do not serve and still exist.
+        size: pods of a group.
+        num_draining: pods of groups that do not serve and still exist.
     """
-    min_available = model.num_wanted - model.max_disrupted
-    if min_available <= 0:
+    if model.num_wanted <= model.max_disrupted:
         return None
+    min_available = model.num_wanted * size - model.max_disrupted
     manifest = {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(model, {}),
         "spec": {
             "minAvailable": min_available + num_draining,
-            "selector": {"matchLabels": labels.leader_selector(model.name)},
+            "selector": labels.member_selector(model.name),
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }

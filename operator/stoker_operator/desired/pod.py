@@ -70,36 +70,6 @@ def pod_template(model: ModelDeployment, config: OperatorConfig) -> dict[str, An
     }
 
 
-def named_pod(template: dict[str, Any], name: str, revision: str, num_restarts: int = 0) -> dict[str, Any]:
-    """Return the manifest of one replica's leader.
-
-    Args:
-        template: see `pod_template`.
-        name: of the pod, and of its group.
-        revision: hash of what the template was made from.
-        num_restarts: failed predecessors in a row.
-    """
-    metadata = template["metadata"]
-    own = {
-        labels.REVISION: revision,
-        labels.POD_GROUP: name,
-        labels.ROLE: labels.LEADER,
-        labels.SERVING: "true",
-    }
-    annotations = dict(metadata["annotations"])
-    if num_restarts:
-        annotations[labels.RESTARTS] = str(num_restarts)
-    return {
-        **template,
-        "metadata": {
-            **metadata,
-            "name": name,
-            "labels": {**metadata["labels"], **own},
-            "annotations": annotations,
-        },
-    }
-
-
 def _engine_container(
     model: ModelDeployment, config: OperatorConfig, profile: EngineProfile, mounted: MountedModel
 ) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Any
 
 from stoker_operator.api import InvalidSpec, ModelDeployment
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired.children import Child, children
+from stoker_operator.desired.children import Child, Headcount, children
 from stoker_operator.desired.pod import pod_template
 from stoker_operator.desired.revision import POD_SHAPING, revision_of
+from stoker_operator.desired.shape import GroupShape
+
+NOBODY = Headcount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,14 @@ class Wanted:
         model: what it is for.
         revision: hash of what the ModelDeployment asks of its pods; not of the operator's own defaults, so
             that another version of the operator restarts nothing. Empty when the spec does not say.
-        pod: template of the pods of this revision. Empty when the spec cannot be served.
-        shared: what all pods share while none drains.
+        shape: of the groups of this revision. None when the spec cannot be served.
+        shared: what all pods share while none drains and each is a group.
         invalid: why the spec cannot be served.
     """
 
     model: ModelDeployment
     revision: str
-    pod: dict[str, Any]
+    shape: GroupShape | None
     shared: tuple[Child, ...]
     invalid: InvalidSpec | None = None
 
@@ -39,13 +42,13 @@ class Wanted:
         """Whether pods of other revisions stay as they are, repaired and scaled, but not replaced."""
         return self.model.spec.rollout.paused or self.invalid is not None
 
-    def children(self, num_draining: int = 0) -> tuple[Child, ...]:
-        """Return what all pods share, while so many replicas drain."""
-        return children(self.model, num_draining) if num_draining else self.shared
+    def children(self, headcount: Headcount = NOBODY) -> tuple[Child, ...]:
+        """Return what all pods share, with these pods there."""
+        return self.shared if headcount == NOBODY else children(self.model, headcount)
 
-    def child(self, kind: str, num_draining: int = 0) -> dict[str, Any] | None:
+    def child(self, kind: str, headcount: Headcount = NOBODY) -> dict[str, Any] | None:
         """Return one of these, None when it should not exist or the spec does not tell."""
-        return next((child.manifest for child in self.children(num_draining) if child.kind == kind), None)
+        return next((child.manifest for child in self.children(headcount) if child.kind == kind), None)
 
 
 def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
@@ -57,8 +60,8 @@ def desired(model: ModelDeployment, config: OperatorConfig) -> Wanted:
     return Wanted(
         model=model,
         revision=revision_of(model),
-        pod=pod_template(model, config),
-        shared=children(model),
+        shape=GroupShape(pod_template(model, config)),
+        shared=children(model, NOBODY),
     )
 
 
@@ -72,7 +75,7 @@ def held(model: ModelDeployment, error: InvalidSpec) -> Wanted:
     return Wanted(
         model=model,
         revision="" if model.unread & POD_SHAPING else revision_of(model),
-        pod={},
-        shared=children(model),
+        shape=None,
+        shared=children(model, NOBODY),
         invalid=error,
     )

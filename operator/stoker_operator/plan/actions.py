@@ -43,6 +43,7 @@ class Delete:
 class Purpose(Enum):
     """What a patch is for; the value is what a log says."""
 
+    ADMIT = "let go to a node"  # the group is whole, and it is its turn
     DRAIN = "stop serving from"  # the pod leaves its Service but goes on answering
 
 

@@ -1,32 +1,33 @@
-"""Groups as a rollout sees them: what each observed pod amounts to, without Kubernetes' spelling.
+"""Groups as a rollout sees them: what each should be, and what the observed pods of it amount to.
 
-A group is one replica: pods that share the label ``stoker.dev/group``. Its leader answers HTTP, so the
-leader's readiness is the group's; a group with a failed pod has failed.
+A group is one replica: as many pods as its revision's record says, with the label ``stoker.dev/group``. Rank
+0 leads: it answers HTTP, and while the others run its readiness is the group's. What happens to one member
+happens to the group: it has failed once a pod ended, or is missing after the group may have started.
 
-Labels and annotations are anybody's to change. A pod that the Service cannot select is no replica, and what
-cannot be read counts as absent.
+Labels and annotations are anybody's to change: what cannot be read counts as absent.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 
 from stoker_operator.api import labels
+from stoker_operator.desired.record import recorded_size
 from stoker_operator.observed import Manifest, Node, Observed
 from stoker_operator.plan.admitted import has_model_volume
 from stoker_operator.plan.crashes import is_crash_looping
-from stoker_operator.plan.ownership import is_ours
+from stoker_operator.plan.members import Member, is_whole, members_by_group
 from stoker_operator.plan.pods import (
     avoided_by,
     ended_at,
+    gates_of,
     has_ended,
     is_new,
     is_pod_ready,
-    is_terminating,
+    is_running,
     labels_of,
     not_ready_since,
     noted_count,
@@ -43,29 +44,23 @@ _HEALTHY = Node()
 _GONE = Node(is_ready=False, is_there=False)
 
 
-@dataclass(frozen=True, slots=True)
-class PodRef:
-    """Enough of a pod to act on it."""
-
-    name: str
-    uid: str
-
-
 class Phase(Enum):
     """Where a group is in its life; of those that hold, the last one named here counts."""
 
-    STARTING = "starting"  # it has not answered since its pod was made
-    SILENT = (
-        "silent"  # it answered, and does not now: a slow probe, or an engine that was restarted and loads
-    )
-    ANSWERING = "answering"  # its leader is ready
+    GATED = "gated"  # a pod of it may not go to a node yet: the group is not whole, or waits for its turn
+    STARTING = "starting"  # it has not answered since its pods were made
+    # It answered, and does not now: a slow probe, or an engine that was restarted and loads.
+    SILENT = "silent"
+    ANSWERING = "answering"  # its leader is ready, and all its pods run
     LOST = "lost"  # a pod's node has not reported for some time or is gone: nobody knows whether it works
     DRAINING = "draining"  # its Service sends it nothing more; it finishes what it has
-    FAILED = "failed"  # a pod ended for good, or crashed so often that it is tried elsewhere
+    # A pod ended for good, is missing, or crashed so often that it is tried elsewhere.
+    FAILED = "failed"
     TERMINATING = "terminating"  # all its pods have been deleted already
 
 
-_LIVE = frozenset({Phase.STARTING, Phase.SILENT, Phase.ANSWERING})
+_COMING = frozenset({Phase.GATED, Phase.STARTING})
+_LIVE = _COMING | {Phase.SILENT, Phase.ANSWERING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +68,11 @@ class Group:
     """One replica.
 
     Args:
-        name: the group's, which is its leader's.
+        name: the group's.
         revision: what it was made from.
+        size: pods that it should have.
         phase: where it is in its life.
-        members: its pods as observed, the leader first.
-        pods: those that are not yet terminating.
+        members: its pods as observed, by rank; there may be gaps, and two that claim one rank.
         has_answered: its engine answered since it last (re)started, however slow it is now; one that never
             did has no requests.
         is_new: it has not answered since its pods were made.
@@ -88,7 +83,8 @@ class Group:
         lost_at: when it begins to count as lost; None while its nodes report, or when nobody noted since when
             they do not.
         is_leaving: its node is on its way out.
-        created_at: of its leader.
+        is_held_back: our gate keeps all its pods from nodes, so that it may still be made whole.
+        created_at: of its first pod.
         failed_at: when it failed or got lost; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
         nodes: of its pods.
@@ -102,9 +98,9 @@ class Group:
 
     name: str
     revision: str
+    size: int
     phase: Phase
-    members: tuple[Manifest, ...]
-    pods: tuple[PodRef, ...]
+    members: tuple[Member, ...]
     has_answered: bool
     is_new: bool
     is_crash_looping: bool
@@ -112,6 +108,7 @@ class Group:
     is_serving: bool
     is_reachable: bool
     is_leaving: bool
+    is_held_back: bool
     created_at: datetime
     failed_at: datetime
     lost_at: datetime | None = None
@@ -123,6 +120,27 @@ class Group:
     grace_s: float = 0.0
     num_in_flight: int | None = None
     read_at: datetime | None = None
+
+    @property
+    def leader(self) -> Member | None:
+        """Its first pod; None when that is missing, which only happens to groups of several."""
+        return next((member for member in self.members if member.rank == 0), None)
+
+    @property
+    def staying(self) -> tuple[Member, ...]:
+        """Its pods that nobody has deleted."""
+        return tuple(member for member in self.members if member.is_staying)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The ranks that it should have and lacks."""
+        ranks = {member.rank for member in self.staying}
+        return tuple(rank for rank in range(self.size) if rank not in ranks)
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it counts as a replica that has not answered yet."""
+        return self.phase in _COMING
 
     @property
     def is_live(self) -> bool:
@@ -137,18 +155,18 @@ class Group:
 
 def groups(observed: Observed, now: datetime) -> list[Group]:
     """Return the replicas of the observed ModelDeployment, oldest first."""
-    found = [_group(name, pods, observed, now) for name, pods in _members(observed).items()]
+    sizes = {
+        labels_of(stored).get(labels.REVISION, ""): recorded_size(stored) for stored in observed.revisions
+    }
+    found = [
+        _group(name, members, sizes, observed, now) for name, members in members_by_group(observed).items()
+    ]
     return sorted(found, key=lambda group: (group.created_at, group.name))
 
 
 def replica_pods(observed: Observed) -> list[Manifest]:
-    """Return the pods of all replicas.
-
-    A pod is one that we own, or will once it is adopted, and that the Service would select while it serves.
-    One that somebody took out of sight by its labels, to look at it in peace, has left: it keeps its name,
-    and goes with its owner.
-    """
-    return [pod for pods in _members(observed).values() for pod in pods]
+    """Return the pods of all replicas."""
+    return [member.pod for members in members_by_group(observed).values() for member in members]
 
 
 def node_of(pod: Manifest, nodes: Mapping[str, Node] | None) -> Node:
@@ -157,51 +175,42 @@ def node_of(pod: Manifest, nodes: Mapping[str, Node] | None) -> Node:
     return _HEALTHY if nodes is None or not name else nodes.get(name, _GONE)
 
 
-def _members(observed: Observed) -> dict[str, list[Manifest]]:
-    name = observed.model["metadata"]["name"]
-    members: dict[str, list[Manifest]] = defaultdict(list)
-    for pod in observed.pods:
-        own = labels_of(pod)
-        if is_ours(pod, observed.model) and own.get(labels.DEPLOYMENT) == name:
-            members[own.get(labels.POD_GROUP, pod["metadata"]["name"])].append(pod)
-    return {
-        name: pods
-        for name, pods in members.items()
-        if labels_of(_leader(name, pods)).get(labels.ROLE) == labels.LEADER
-    }
-
-
-def _leader(name: str, pods: list[Manifest]) -> Manifest:
-    return next((pod for pod in pods if pod["metadata"]["name"] == name), pods[0])
-
-
-def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -> Group:
-    leader = _leader(name, pods)
-    metadata, own = leader["metadata"], labels_of(leader)
-    notes = metadata.get("annotations") or {}
-    created_at = parse_time(metadata["creationTimestamp"])
-    reading = observed.readings.get(metadata["uid"])
-    staying = [pod for pod in pods if not is_terminating(pod)]
+def _group(
+    name: str, members: tuple[Member, ...], sizes: Mapping[str, int], observed: Observed, now: datetime
+) -> Group:
+    first = members[0]
+    own, notes = labels_of(first.pod), first.pod["metadata"].get("annotations") or {}
+    revision = own.get(labels.REVISION, "")
+    # A record that is gone says nothing; then the pods' own label has to do.
+    size = sizes.get(revision) or noted_count(own.get(labels.GROUP_SIZE, "")) or 1
+    created_at = parse_time(first.pod["metadata"]["creationTimestamp"])
+    staying = [member.pod for member in members if member.is_staying]
     nodes = [node_of(pod, observed.nodes) for pod in staying]
     silent = [node for node in nodes if not node.is_ready]
     lost_at = min((_lost_at(node) for node in silent if node.lost_since), default=None)
     is_lost = bool(silent) and (lost_at is None or lost_at <= now)
     failed_on = noted_counts(notes.get(labels.FAILED_ON, ""))
-    is_crashing = is_crash_looping(leader, sum(failed_on.values()), not_ready_since(leader), now)
-    phase = _phase(leader, staying, is_lost, is_crashing)
+    is_led = first.rank == 0
+    is_crashing = is_led and is_crash_looping(
+        first.pod, sum(failed_on.values()), not_ready_since(first.pod), now
+    )
+    is_held_back = all(member.is_held_back and member.is_staying for member in members)
+    phase = _phase(members, size, is_lost, is_crashing)
+    reading = observed.readings.get(first.uid) if is_led else None
     return Group(
         name=name,
-        revision=own.get(labels.REVISION, ""),
+        revision=revision,
+        size=size,
         phase=phase,
-        members=(leader, *(pod for pod in pods if pod is not leader)),
-        pods=tuple(PodRef(pod["metadata"]["name"], pod["metadata"]["uid"]) for pod in staying),
-        has_answered=is_pod_ready(leader) or was_started(leader),
-        is_new=is_new(leader),
+        members=members,
+        has_answered=is_led and (is_pod_ready(first.pod) or was_started(first.pod)),
+        is_new=is_new(first.pod),
         is_crash_looping=is_crashing,
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
-        is_serving=_is_serving(leader),
+        is_serving=is_led and _is_serving(first.pod),
         is_reachable=not silent,
         is_leaving=any(node.is_leaving for node in nodes),
+        is_held_back=is_held_back,
         created_at=created_at,
         failed_at=max(lost_at or created_at, created_at)
         if phase is Phase.LOST
@@ -210,9 +219,9 @@ def _group(name: str, pods: list[Manifest], observed: Observed, now: datetime) -
         num_restarts=noted_count(notes.get(labels.RESTARTS, "")),
         nodes=tuple(dict.fromkeys(pod["spec"]["nodeName"] for pod in staying if "nodeName" in pod["spec"])),
         failed_on=failed_on,
-        avoids=avoided_by(leader),
+        avoids=avoided_by(first.pod),
         draining_since=noted_time(notes.get(labels.DRAINING_SINCE, "")),
-        grace_s=leader["spec"].get("terminationGracePeriodSeconds", 0),
+        grace_s=first.pod["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,
         read_at=reading.read_at if reading else None,
     )
@@ -223,16 +232,26 @@ def _lost_at(node: Node) -> datetime:
     return node.lost_since + timedelta(seconds=LOST_AFTER_S)
 
 
-def _phase(leader: Manifest, staying: list[Manifest], is_lost: bool, is_crashing: bool) -> Phase:
+def _phase(members: tuple[Member, ...], size: int, is_lost: bool, is_crashing: bool) -> Phase:
+    leader, staying = members[0].pod, [member.pod for member in members if member.is_staying]
+    is_complete = is_whole(members, size)
     if not staying:
         return Phase.TERMINATING
     if any(has_ended(pod) or not has_model_volume(pod) for pod in staying):
         return Phase.FAILED
+    if all(member.is_held_back and member.is_staying for member in members):
+        return Phase.GATED
+    if members[0].rank != 0:
+        return Phase.FAILED
     if not _is_serving(leader):
         return Phase.DRAINING
+    if not is_complete:
+        return Phase.FAILED
     if is_lost:
         return Phase.LOST
-    if is_pod_ready(leader):
+    if any(gates_of(pod) for pod in staying):
+        return Phase.GATED
+    if is_pod_ready(leader) and all(is_running(member.pod) for member in members if member.rank):
         return Phase.ANSWERING
     if is_crashing:
         return Phase.FAILED

@@ -1,35 +1,30 @@
 """`plan(wanted, observed, now)`: the ordered actions that bring the cluster closer to what is wanted. Pure.
 
-Children that all replicas share come first, then new pods, then drains, then deletions. A pod leaves in three
-steps, each its own plan: it stops serving, it answers what it has, it is deleted.
+What all pods share comes first, then new groups, then drains, then deletions.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted, record
-from stoker_operator.desired.avoidance import avoid
+from stoker_operator.desired.children import Headcount
 from stoker_operator.desired.metadata import is_left_behind, owner_reference
-from stoker_operator.desired.pod import named_pod
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete
 from stoker_operator.plan.deletion import plan_deletion
+from stoker_operator.plan.drains import finished
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.ownership import is_orphan, is_ours
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.revisions import Revisions, Target, revisions
 from stoker_operator.plan.rollout import Decision, Limits, decide
-from stoker_operator.plan.steps import Move, Plan, Step, leave, remove, start
-from stoker_operator.plan.successors import Start
+from stoker_operator.plan.starts import completions, starts
+from stoker_operator.plan.steps import Move, Plan, Step, leave, remove
 
-# An older reading shows what was. It is renewed every second, so only a process that stood still has one.
-FRESH_FOR = timedelta(seconds=10)
 # Why a group is removed that is neither drained nor of the wrong revision, by its phase.
 _REMOVED = {Phase.FAILED: "Failed", Phase.LOST: "NodeNotReady", Phase.STARTING: "NoOtherNode"}
 
@@ -58,23 +53,24 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         model.max_surge,
         model.max_unavailable,
         is_held=target.is_held,
-        can_start=target.template is not None,
+        can_start=target.shape is not None,
     )
     decision = decide(all_groups, target.revision, limits, now)
     draining = [group for group in all_groups if group.phase is Phase.DRAINING]
-    finished, drain_waits = _finished(draining, model.spec.service.drain_seconds, now)
+    emptied, drain_waits = finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
     leaves = [leave(group, reason, now) for group, reason in leaving]
     shared: list[Action] = [
         *_adoptions(wanted, observed),
         *_records(known, target, observed),
-        *_shared(wanted, observed, _num_draining(all_groups, leaves)),
+        *_shared(wanted, observed, _headcount(wanted, all_groups, leaves)),
     ]
     steps = [
-        *_starts(wanted, observed, target, decision),
+        *completions(_staying(all_groups, decision), known),
+        *starts(model.name, observed, target, decision.starts),
         *leaves,
         *(remove(group, _REMOVED[group.phase]) for group in decision.removals),
-        *finished,
+        *emptied,
     ]
     waits = [drain_waits] if drain_waits is not None else []
     if decision.wait_until is not None:
@@ -84,7 +80,8 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if stuck_at is not None and stuck_at > now:
         waits.append((stuck_at - now).total_seconds())
     # Nobody answers from a node that does not report.
-    uids = frozenset(group.pods[0].uid for group in draining if group.is_reachable)
+    leaders = (group.leader for group in draining if group.is_reachable)
+    uids = frozenset(leader.uid for leader in leaders if leader is not None and leader.is_staying)
     return Plan(tuple(shared), tuple(steps), min(waits, default=None), uids, tuple(all_groups))
 
 
@@ -93,18 +90,28 @@ def _until_lost(group: Group, now: datetime) -> float:
     return (group.lost_at - now).total_seconds() if group.is_live and group.lost_at is not None else 0.0
 
 
-def _num_draining(all_groups: list[Group], leaves: list[Step]) -> int:
-    """Count the replicas that drain or are about to: the budget makes up for them before they stop serving.
+def _staying(all_groups: list[Group], decision: Decision) -> list[Group]:
+    """Return the groups that nobody is about to take away."""
+    leaving = {group.name for group, _ in decision.stops} | {group.name for group in decision.removals}
+    return [group for group in all_groups if group.name not in leaving]
+
+
+def _headcount(wanted: Wanted, all_groups: list[Group], leaves: list[Step]) -> Headcount:
+    """Count the pods that drain or are about to: the budget makes up for them before they stop serving.
 
     Those on their way out count until they are gone, when nobody can still take them for available ones.
     """
     stopping = {step.group for step in leaves if step.move is Move.DRAIN}
-    return sum(not group.is_serving or group.name in stopping for group in all_groups)
+    leaving = [group for group in all_groups if not group.is_serving or group.name in stopping]
+    sizes = [group.size for group in all_groups if group.is_live]
+    if wanted.shape is not None:
+        sizes.append(wanted.shape.size)
+    return Headcount(max(sizes, default=1), sum(len(group.members) for group in leaving))
 
 
-def _shared(wanted: Wanted, observed: Observed, num_draining: int) -> Iterator[Action]:
+def _shared(wanted: Wanted, observed: Observed, headcount: Headcount) -> Iterator[Action]:
     """Apply what all pods share where it differs; never touch somebody else's."""
-    for child in wanted.children(num_draining):
+    for child in wanted.children(headcount):
         manifest, existing = child.manifest, observed.children.get((child.kind, child.name))
         if existing is not None and not is_ours(existing, observed.model):
             continue
@@ -139,64 +146,6 @@ def _records(known: Revisions, target: Target, observed: Observed) -> Iterator[C
         yield Delete(record.KIND, metadata["name"], metadata["uid"], "NotNeeded")
 
 
-def _starts(wanted: Wanted, observed: Observed, target: Target, decision: Decision) -> Iterator[Step]:
-    if target.template is None:
-        return
-    taken = {pod["metadata"]["name"] for pod in observed.pods}
-    prefix = f"{wanted.model.name}-{target.revision}"
-    free = (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
-    for begun, name in zip(decision.starts, free, strict=False):
-        manifest = named_pod(target.template, name, target.revision, begun.num_restarts)
-        yield start(name, [_placed(manifest, begun)], "Replaced" if begun.num_restarts else "Wanted")
-
-
-def _placed(manifest: dict[str, Any], begun: Start) -> dict[str, Any]:
-    """Keep a pod off the nodes that it should avoid, and note in it why."""
-    notes = {
-        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in begun.failed_on),
-        labels.AVOIDS: ",".join(begun.avoid),
-    }
-    annotations = {
-        **manifest["metadata"]["annotations"],
-        **{key: text for key, text in notes.items() if text},
-    }
-    metadata = {**manifest["metadata"], "annotations": annotations}
-    return {**manifest, "metadata": metadata, "spec": avoid(manifest["spec"], begun.avoid)}
-
-
-def _finished(draining: list[Group], settle_s: float, now: datetime) -> tuple[list[Step], float | None]:
-    """Return the removals of groups that have drained, and when to look at the others again.
-
-    After a pod stops serving, nodes and load balancers may send it requests until they all know; only then
-    does an empty engine mean that nothing more comes.
-    """
-    removals: list[Step] = []
-    waits: list[float] = []
-    for group in draining:
-        since = group.draining_since
-        if since is None:
-            continue
-        settled_at = since + timedelta(seconds=settle_s)
-        late_at = since + timedelta(seconds=group.grace_s)
-        reason = _why_finished(group, settled_at, late_at, now)
-        if settled_at <= now and reason is not None:
-            removals.append(remove(group, reason))
-            continue
-        wait_s = ((settled_at if settled_at > now else late_at) - now).total_seconds()
-        waits.append(wait_s)
-    return removals, min(waits, default=None)
-
-
-def _why_finished(group: Group, settled_at: datetime, late_at: datetime, now: datetime) -> str | None:
-    """Return why a draining group may be deleted: it was seen empty, cannot have requests, or is late."""
-    is_current = group.read_at is not None and group.read_at >= max(settled_at, now - FRESH_FOR)
-    if group.num_in_flight == 0 and is_current:
-        return "Drained"
-    if not group.has_answered:
-        return "EngineNotRunning"
-    return "DrainDeadline" if late_at <= now else None
-
-
 def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
     """Return what stands in our way under a name that we need, or None.
 
@@ -211,7 +160,7 @@ def name_conflict(wanted: Wanted, observed: Observed) -> str | None:
         if child.manifest is not None and existing is not None and is_foreign(existing):
             return f"{child.kind} {child.name} exists and does not belong to this {labels.KIND}"
     for pod in observed.pods:
-        if is_foreign(pod) and pod["metadata"].get("labels", {}).get(labels.ROLE) == labels.LEADER:
+        if is_foreign(pod) and pod["metadata"].get("labels", {}).get(labels.ROLE) in labels.ROLES:
             return (
                 f"Pod {pod['metadata']['name']} carries our labels and does not belong to this {labels.KIND}"
             )

@@ -20,6 +20,11 @@ def is_pod_ready(pod: Manifest) -> bool:
     return _condition(pod, "Ready").get("status") == "True"
 
 
+def is_running(pod: Manifest) -> bool:
+    """Whether a pod's containers have been started and it has not ended."""
+    return bool(pod.get("status", {}).get("phase") == "Running")
+
+
 def is_terminating(pod: Manifest) -> bool:
     """Whether a pod was deleted and only finishes."""
     return "deletionTimestamp" in pod["metadata"]
@@ -43,6 +48,11 @@ def tolerates_everything(pod: Manifest) -> bool:
         toleration.get("operator") == "Exists" and not toleration.get("key") and not toleration.get("effect")
         for toleration in pod["spec"].get("tolerations") or ()
     )
+
+
+def gates_of(pod: Manifest) -> tuple[str, ...]:
+    """Return the names of what keeps the scheduler from a pod."""
+    return tuple(gate["name"] for gate in pod["spec"].get("schedulingGates") or ())
 
 
 def labels_of(pod: Manifest) -> Mapping[str, str]:

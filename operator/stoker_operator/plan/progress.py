@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from stoker_operator.desired import Wanted
-from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.groups import Group
 from stoker_operator.plan.pods import condition_times
 
 
@@ -20,7 +20,7 @@ def deadline_at(all_groups: Sequence[Group], wanted: Wanted) -> datetime | None:
     model = wanted.model
     updated = [group for group in all_groups if group.is_live and group.revision == wanted.revision]
     is_enough = sum(group.is_available for group in updated) >= model.num_wanted
-    if wanted.is_held or is_enough or not any(group.phase is Phase.STARTING for group in updated):
+    if wanted.is_held or is_enough or not any(group.is_coming for group in updated):
         return None
     steps = [at for group in updated for at in _steps(group)]
     deadline = timedelta(seconds=model.spec.rollout.progress_deadline_seconds)
@@ -30,5 +30,5 @@ def deadline_at(all_groups: Sequence[Group], wanted: Wanted) -> datetime | None:
 def _steps(group: Group) -> list[datetime]:
     if group.num_restarts and not group.is_available:
         return []
-    times = [condition_times(pod, "True") for pod in group.members]
+    times = [condition_times(member.pod, "True") for member in group.members]
     return [group.created_at, *(time for found in times for time in found)]

@@ -14,7 +14,8 @@ from typing import Any
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.record import record, recorded_template
+from stoker_operator.desired.record import record, recorded_shape
+from stoker_operator.desired.shape import GroupShape
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.groups import Group, Phase
 from stoker_operator.plan.ownership import is_ours
@@ -27,13 +28,12 @@ class Target:
 
     Args:
         revision: its hash; "" when nothing tells which one, and then there are no pods either.
-        template: of its pods (see `desired.pod.pod_template`); None while it has no record, so that no pod of
-            it can be made.
+        shape: of its groups; None while it has no record, so that no pod of it can be made.
         is_held: whether pods of other revisions stay as they are.
     """
 
     revision: str
-    template: dict[str, Any] | None
+    shape: GroupShape | None
     is_held: bool
 
 
@@ -48,7 +48,7 @@ class Revisions:
     @property
     def newest(self) -> str:
         """The revision that the spec asks for; "" when the spec cannot be served."""
-        return self.wanted.revision if self.wanted.pod else ""
+        return self.wanted.revision if self.wanted.shape else ""
 
     def target(self, all_groups: Sequence[Group]) -> Target:
         """Return the revision that new pods get.
@@ -68,12 +68,13 @@ class Revisions:
 
     def missing(self, target: Target) -> dict[str, Any] | None:
         """Return the record to write, None when the newest revision has one or waits."""
-        if not self.newest or self.newest in self.records:
+        shape = self.wanted.shape
+        if shape is None or self.newest in self.records:
             return None
         if self.wanted.is_held and target.revision != self.newest:
             return None
         number = max((_place(stored)[0] for stored in self.records.values()), default=0) + 1
-        return record(self.wanted.model, self.newest, self.wanted.pod, number)
+        return record(self.wanted.model, self.newest, shape, number)
 
     def unneeded(self, target: Target, pods: Sequence[Manifest]) -> Iterator[Manifest]:
         """Return the records of revisions that nobody wants and no pod is of, and what is on record twice."""
@@ -82,10 +83,13 @@ class Revisions:
         yield from self.doubles
         yield from (stored for revision, stored in self.records.items() if revision not in needed)
 
-    def _target(self, revision: str, *, is_held: bool) -> Target:
+    def shape(self, revision: str) -> GroupShape | None:
+        """Return the shape of a revision's groups; None when it has no record."""
         stored = self.records.get(revision)
-        template = None if stored is None else recorded_template(self.wanted.model, stored)
-        return Target(revision, template, is_held)
+        return None if stored is None else recorded_shape(self.wanted.model, stored)
+
+    def _target(self, revision: str, *, is_held: bool) -> Target:
+        return Target(revision, self.shape(revision), is_held)
 
 
 def revisions(wanted: Wanted, observed: Observed) -> Revisions:
@@ -94,7 +98,7 @@ def revisions(wanted: Wanted, observed: Observed) -> Revisions:
     doubles = []
     for stored in sorted(observed.revisions, key=_place):
         revision = labels_of(stored).get(labels.REVISION, "")
-        is_usable = revision and recorded_template(wanted.model, stored) is not None
+        is_usable = revision and recorded_shape(wanted.model, stored) is not None
         if is_terminating(stored) or not is_ours(stored, observed.model) or not is_usable:
             continue
         if revision in found:

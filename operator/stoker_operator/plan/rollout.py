@@ -107,7 +107,7 @@ def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
 
 def _is_useless(group: Group, target: str, limits: Limits) -> bool:
     """Tell whether nothing is lost with a group; one that only leaves its node may yet serve on it."""
-    return group.phase is Phase.STARTING and group.revision != target and not limits.is_held
+    return group.is_coming and group.revision != target and not limits.is_held
 
 
 def _outdated(current: list[Group], may_go: list[Group], limits: Limits) -> list[tuple[Group, str]]:

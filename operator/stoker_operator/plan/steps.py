@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -13,12 +13,15 @@ from stoker_operator.desired import record
 from stoker_operator.observed import Manifest
 from stoker_operator.plan.actions import Action, Create, Delete, Patch, Purpose
 from stoker_operator.plan.groups import Group
+from stoker_operator.plan.members import Member
 
 
 class Move(Enum):
     """What is done about a group."""
 
     START = "start"
+    COMPLETE = "complete"  # pods of it are missing, and none of the others may have a node
+    ADMIT = "admit"  # its pods may go to nodes
     DRAIN = "drain"  # its Service sends it nothing more
     REMOVE = "remove"
 
@@ -77,23 +80,37 @@ def start(group: str, manifests: Iterable[Manifest], reason: str) -> Step:
     return Step(Move.START, group, reason, tuple(Create(manifest, reason) for manifest in manifests))
 
 
+def complete(group: Group, manifests: Iterable[Manifest]) -> Step:
+    """Create the pods that a group lacks: whoever began it did not get further."""
+    creations = tuple(Create(manifest, "GroupIncomplete") for manifest in manifests)
+    return Step(Move.COMPLETE, group.name, "GroupIncomplete", creations)
+
+
+def admit(group: Group) -> Step:
+    """Let the pods of a group go to nodes: those that our gate still keeps back."""
+    patches = (_ungate(member) for member in group.staying if member.is_held_back)
+    return Step(Move.ADMIT, group.name, "GroupComplete", tuple(patches))
+
+
 def leave(group: Group, reason: str, now: datetime) -> Step:
     """Begin to take a group away: it drains, or goes at once where it cannot have requests."""
-    if not group.has_answered:
+    leader = group.leader
+    if leader is None or not group.has_answered:
         return remove(group, reason)
-    body = _stop_serving(now)
-    patches = (Patch("Pod", ref.name, ref.uid, body, Purpose.DRAIN, reason) for ref in group.pods)
-    return Step(Move.DRAIN, group.name, reason, tuple(patches))
+    patch = Patch("Pod", leader.name, leader.uid, _stop_serving(now), Purpose.DRAIN, reason)
+    return Step(Move.DRAIN, group.name, reason, (patch,))
 
 
 def remove(group: Group, reason: str) -> Step:
     """Delete the pods of a group that are not on their way out already."""
-    return Step(Move.REMOVE, group.name, reason, tuple(_deletions(group, reason)))
+    deletions = (Delete("Pod", member.name, member.uid, reason) for member in group.staying)
+    return Step(Move.REMOVE, group.name, reason, tuple(deletions))
 
 
-def _deletions(group: Group, reason: str) -> Iterator[Delete]:
-    for ref in group.pods:
-        yield Delete("Pod", ref.name, ref.uid, reason)
+def _ungate(member: Member) -> Patch:
+    gates = [gate for gate in member.pod["spec"]["schedulingGates"] if gate["name"] != labels.GROUP_GATE]
+    body = {"metadata": {}, "spec": {"schedulingGates": gates}}
+    return Patch("Pod", member.name, member.uid, body, Purpose.ADMIT, "GroupComplete")
 
 
 def _stop_serving(now: datetime) -> dict[str, Any]:

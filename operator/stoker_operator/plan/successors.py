@@ -135,7 +135,7 @@ def _nodes_to_avoid(all_groups: Iterable[Group]) -> tuple[str, ...]:
     """Return the nodes that no new group should go to: lost ones, leaving ones that no taint closes."""
     groups = sorted(all_groups, key=lambda group: group.failed_at)
     lost = [group for group in groups if group.phase is Phase.LOST]
-    leaving = [group for group in groups if group.is_leaving and tolerates_everything(group.members[0])]
+    leaving = [group for group in groups if group.is_leaving and tolerates_everything(group.members[0].pod)]
     return _last([node for group in (*leaving, *lost) for node in group.nodes], MAX_AVOIDED)
 
 

@@ -18,7 +18,7 @@ _METADATA = (
     "annotations",
     "ownerReferences",
 )
-_SPEC = ("nodeName", "tolerations", "terminationGracePeriodSeconds")
+_SPEC = ("nodeName", "schedulingGates", "tolerations", "terminationGracePeriodSeconds")
 _STATUS = ("phase", "reason", "message", "conditions", "startTime", "podIP", "podIPs")
 _CONTAINER_STATUS = ("name", "state", "lastState", "ready", "started", "restartCount")
 

@@ -20,7 +20,6 @@ from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan import name_conflict
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, groups, node_of
-from stoker_operator.plan.pods import is_terminating
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of_pod
@@ -64,7 +63,7 @@ def status(
         live,
         updated,
         states,
-        sum(len(group.members) for group in all_groups) - sum(len(group.pods) for group in live),
+        sum(len(group.members) for group in all_groups) - sum(len(group.staying) for group in live),
         num_promised=promised(observed.model.get("status") or {}, wanted, num_answering),
         has_service=_has_service(observed),
         misrouted=_misrouted(wanted, observed),
@@ -122,7 +121,7 @@ def _has_service(observed: Observed) -> bool:
 def _states(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) -> list[PodState]:
     # Of a pod on its way out it is no news that it is not ready.
     staying = [group for group in all_groups if group.is_serving]
-    owned = [(pod, group) for group in staying for pod in group.members if not is_terminating(pod)]
+    owned = [(member.pod, group) for group in staying for member in group.staying]
     updated = [(pod, group) for pod, group in owned if group.revision == wanted.revision]
     return [
         pod_state(

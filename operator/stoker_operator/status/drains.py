@@ -24,12 +24,13 @@ def unobserved(observed: Observed, all_groups: Iterable[Group]) -> Cause | None:
     if not silent:
         return None
     first = silent[0]
-    port = profile_of_pod(first.members[0]).port
+    leader = first.members[0]
+    port = profile_of_pod(leader.pod).port
     others = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
     return Cause(
         "DrainUnobserved",
-        f"pod {first.name}{others} cannot be asked for requests in flight on port {port} "
-        f"({observed.readings[first.pods[0].uid].trouble}), so it is kept for all of its grace period of "
+        f"pod {leader.name}{others} cannot be asked for requests in flight on port {port} "
+        f"({observed.readings[leader.uid].trouble}), so it is kept for all of its grace period of "
         f"{first.grace_s:g} s: let the operator reach it through NetworkPolicies and meshes",
     )
 
@@ -38,7 +39,7 @@ def _is_silent(group: Group, observed: Observed) -> bool:
     """Tell whether a group drains, may have requests and did not answer for a while."""
     if group.phase is not Phase.DRAINING or not group.has_answered:
         return False
-    reading = observed.readings.get(group.pods[0].uid)
+    reading = observed.readings.get(group.members[0].uid)
     if reading is None or reading.silent_since is None:
         return False
     return reading.read_at - reading.silent_since >= SILENT_FOR

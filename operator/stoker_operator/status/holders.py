@@ -36,7 +36,7 @@ def _told(state: PodState, older: list[Group]) -> PodState:
         return state
     for resource in _LACKING.findall(cause.message):
         for group in older:
-            if any(resource in _requested(pod) for pod in group.members):
+            if any(resource in _requested(pod) for pod in (member.pod for member in group.members)):
                 own = f"own pod {group.name} of an older revision holds {resource}"
                 text = f"{cause.message} The {own} and stays until this one answers: {_ADVICE}"
                 return replace(state, cause=Cause(cause.reason, text))

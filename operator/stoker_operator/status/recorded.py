@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.record import recorded_template
+from stoker_operator.desired.record import recorded_shape
 from stoker_operator.observed import Observed
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group
@@ -24,7 +24,7 @@ def unrecorded(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) 
     if not wanted.is_held or sum(group.is_live for group in all_groups) >= wanted.model.num_wanted:
         return None
     target = revisions(wanted, observed).target(all_groups)
-    if not target.revision or target.template is not None:
+    if not target.revision or target.shape is not None:
         return None
     text = (
         f"nothing tells what pods of revision {target.revision} were made from, since its ControllerRevision "
@@ -40,12 +40,17 @@ def outdated(wanted: Wanted, observed: Observed) -> Cause | None:
     Its record is an earlier operator's, or one with other settings: another runtime image, another mirror.
     """
     stored = revisions(wanted, observed).records.get(wanted.revision)
-    if stored is None or not wanted.pod:
+    if stored is None or wanted.shape is None:
         return None
-    template = recorded_template(wanted.model, stored)
-    if template is None or template == wanted.pod:
+    shape = recorded_shape(wanted.model, stored)
+    if shape is None or shape == wanted.shape:
         return None
-    paths = [path for part in ("metadata", "spec") for path in drift({part: wanted.pod[part]}, template)]
+    paths = [
+        path
+        for rank in range(min(wanted.shape.size, 2))
+        for part in ("metadata", "spec")
+        for path in drift({part: wanted.shape.template(rank)[part]}, shape.template(rank))
+    ]
     if not paths:
         return None
     where = ", ".join(paths[:_MAX_PATHS]) + (

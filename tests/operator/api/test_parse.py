@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operator_builders import CONFIG, make_model, make_wanted
+from operator_builders import CONFIG, make_model, make_wanted, shape_of
 
 from stoker_operator.api import InvalidSpec, parse
 from stoker_operator.config import ConfigError, OperatorConfig
@@ -60,7 +60,8 @@ def test_file_source_needs_the_operators_permission() -> None:
     with pytest.raises(InvalidSpec, match="file:// is not allowed here"):
         make_wanted(**spec)
     allowed = OperatorConfig(runtime_image="r", allow_file_sources=True)
-    assert desired(parse(make_model(**spec)), allowed).pod["spec"]["volumes"][0]["hostPath"]
+    wanted = desired(parse(make_model(**spec)), allowed)
+    assert shape_of(wanted).leader["spec"]["volumes"][0]["hostPath"]
 
 
 def test_bad_modeldeployments_have_names_of_their_own_and_say_where() -> None:

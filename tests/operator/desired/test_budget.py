@@ -8,13 +8,13 @@ import pytest
 from operator_builders import make_model, make_wanted
 
 from stoker_operator.api import parse
-from stoker_operator.desired.children import BUDGET
+from stoker_operator.desired.children import BUDGET, Headcount
 from stoker_operator.desired.revision import revision_of
 
 
 def kept(num_draining: int = 0, **spec: Any) -> int | None:
     """Return how many must stay available; None without a budget."""
-    budget = make_wanted(**spec).child(BUDGET, num_draining)
+    budget = make_wanted(**spec).child(BUDGET, Headcount(num_draining=num_draining))
     return None if budget is None else int(budget["spec"]["minAvailable"])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from golden_cases import CASES, CONFIGS
-from operator_builders import CONFIG, make_model, make_wanted, service_of
+from operator_builders import CONFIG, make_model, make_wanted, service_of, shape_of
 
 from stoker_operator.api import labels, parse
 from stoker_operator.api.volumes import OWN_PATHS, OWN_VOLUMES
@@ -22,7 +22,7 @@ ASSIGNED = OperatorConfig(runtime_image="r", pod_defaults=PodDefaults(has_assign
 
 
 def pod_spec(config: OperatorConfig = CONFIG, **spec: Any) -> dict[str, Any]:
-    found: dict[str, Any] = make_wanted(config, **spec).pod["spec"]
+    found: dict[str, Any] = shape_of(make_wanted(config, **spec)).leader["spec"]
     return found
 
 
@@ -64,7 +64,8 @@ def test_volumes_reach_both_containers_beside_our_own() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_schema_keeps_every_name_and_path_of_ours_free(name: str) -> None:
-    spec = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CASES_CONFIG)).pod["spec"]
+    wanted = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CASES_CONFIG))
+    spec = shape_of(wanted).leader["spec"]
     theirs = CASES[name].get("pod", {})
     own_volumes = {volume["name"] for volume in spec["volumes"]}
     own_volumes -= {volume["name"] for volume in theirs.get("volumes", ())}
@@ -80,7 +81,7 @@ def test_the_schema_keeps_every_name_and_path_of_ours_free(name: str) -> None:
 
 def test_replicas_of_one_revision_spread_unless_the_spec_says_which_pods_count() -> None:
     wanted = make_wanted(scheduling={"topologySpreadConstraints": [ZONE]})
-    (constraint,) = wanted.pod["spec"]["topologySpreadConstraints"]
+    (constraint,) = shape_of(wanted).leader["spec"]["topologySpreadConstraints"]
     expected = {labels.DEPLOYMENT: "smol", labels.ROLE: labels.LEADER, labels.REVISION: wanted.revision}
     assert constraint == {**ZONE, "labelSelector": {"matchLabels": expected}}
     own = {**ZONE, "labelSelector": {"matchLabels": {"team": "a"}}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operator_builders import CONFIG, make_wanted
+from operator_builders import CONFIG, make_wanted, shape_of
 
 from stoker_operator.config import CaBundle, ConfigError, OperatorConfig, PodDefaults
 
@@ -18,7 +18,7 @@ def config(**defaults: Any) -> OperatorConfig:
 
 
 def pod_spec(settings: OperatorConfig, **spec: Any) -> dict[str, Any]:
-    found: dict[str, Any] = make_wanted(settings, **spec).pod["spec"]
+    found: dict[str, Any] = shape_of(make_wanted(settings, **spec)).leader["spec"]
     return found
 
 
@@ -39,7 +39,7 @@ EVERYTHING = config(
 
 def test_defaults_are_no_part_of_the_revision() -> None:
     plain, with_defaults = make_wanted(CONFIG, model=HUB), make_wanted(EVERYTHING, model=HUB)
-    assert plain.pod != with_defaults.pod
+    assert plain.shape != with_defaults.shape
     assert plain.revision == with_defaults.revision
 
 

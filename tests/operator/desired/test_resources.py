@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operator_builders import make_wanted
+from operator_builders import make_wanted, shape_of
 
 HUB = {"source": "hf://org/name"}
 
 
 def containers(**spec: Any) -> dict[str, dict[str, Any]]:
-    pod = make_wanted(**spec).pod["spec"]
+    pod = shape_of(make_wanted(**spec)).leader["spec"]
     return {found["name"]: found for found in (*pod.get("initContainers", ()), *pod["containers"])}
 
 

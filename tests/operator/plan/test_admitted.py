@@ -9,11 +9,11 @@ import pytest
 from golden_cases import CASES, CONFIG, CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_builders import make_model
+from operator_builders import make_model, shape_of
 
 from stoker_operator.api import parse
 from stoker_operator.desired import desired
-from stoker_operator.desired.pod import named_pod
+from stoker_operator.desired.shape import member
 from stoker_operator.plan.admitted import changed, has_model_volume, unusable
 
 NAMES = st.text("abcdefgh", min_size=1, max_size=8).map("x-{}".format)
@@ -22,7 +22,7 @@ CASE = st.sampled_from(sorted(CASES))
 
 def asked(case: str) -> dict[str, Any]:
     wanted = desired(parse(make_model(**CASES[case])), CONFIGS.get(case, CONFIG))
-    return named_pod(wanted.pod, f"smol-{wanted.revision}-0", wanted.revision)
+    return member(shape_of(wanted), 0, f"smol-{wanted.revision}-0", wanted.revision)
 
 
 @given(

@@ -9,7 +9,7 @@ import pytest
 from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
 
 from stoker_operator.api import labels
-from stoker_operator.desired.children import BUDGET
+from stoker_operator.desired.children import BUDGET, Headcount
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Create, Delete, plan
 
@@ -96,7 +96,8 @@ def test_a_drain_is_not_taken_back_by_the_label() -> None:
     pod = make_pod(wanted, 0, is_ready=False, is_started=True, draining_since=ago(10))
     name = pod["metadata"]["name"]
     assert pod["metadata"]["labels"][labels.SERVING] == "true"
-    observed: Observed = make_observed(wanted, pod, in_flight={name: 0}, budget=wanted.child(BUDGET, 1))
+    budget = wanted.child(BUDGET, Headcount(num_draining=1))
+    observed: Observed = make_observed(wanted, pod, in_flight={name: 0}, budget=budget)
     create, delete = plan(wanted, observed, NOW).actions
     assert isinstance(create, Create)
     assert isinstance(delete, Delete)

@@ -13,6 +13,7 @@ from operator_builders import (
     make_observed,
     make_pod,
     make_wanted,
+    shape_of,
     stored,
 )
 
@@ -47,7 +48,7 @@ def test_lost_pods_are_replaced_by_what_the_others_carry() -> None:
     (create,) = plan(bad, make_observed(good, make_pod(good)), NOW).actions
     assert isinstance(create, Create)
     assert create.name == f"smol-{good.revision}-1"
-    assert create.manifest["spec"] == good.pod["spec"]
+    assert create.manifest["spec"] == shape_of(good).leader["spec"]
     assert plan(bad, make_observed(good, make_pod(good, 0), make_pod(good, 1)), NOW) == Plan()
 
 

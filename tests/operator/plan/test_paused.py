@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wanted
+from operator_builders import CONFIG, NOW, ago, make_observed, make_pod, make_wanted, shape_of
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
@@ -78,7 +78,7 @@ def test_when_the_last_pod_terminates_its_revision_is_still_known() -> None:
     (create,) = plan(new, make_observed(new, make_pod(old, deleted_at=ago(1))), NOW).actions
     assert isinstance(create, Create)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
-    assert create.manifest["spec"] == old.pod["spec"]
+    assert create.manifest["spec"] == shape_of(old).leader["spec"]
     (create,) = plan(new, make_observed(new), NOW).actions
     assert isinstance(create, Create)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == new.revision

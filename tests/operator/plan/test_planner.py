@@ -14,13 +14,14 @@ from operator_builders import (
     make_pod,
     make_record,
     make_wanted,
+    shape_of,
     stored,
     timestamp,
 )
 
 from stoker_operator.api import labels, parse
 from stoker_operator.desired import desired
-from stoker_operator.desired.children import BUDGET
+from stoker_operator.desired.children import BUDGET, Headcount
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import (
     Apply,
@@ -55,7 +56,9 @@ def test_budget_makes_up_for_pods_that_drain_until_they_are_gone() -> None:
     serving = make_pod(wanted, 2)
     min_available = []
     for others in (old, old[1:], []):
-        observed = make_observed(wanted, serving, *others, budget=stored(wanted.child(BUDGET, 7), "budget"))
+        observed = make_observed(
+            wanted, serving, *others, budget=stored(wanted.child(BUDGET, Headcount(num_draining=7)), "budget")
+        )
         apply = plan(wanted, observed, NOW).actions[0]
         assert isinstance(apply, Apply)
         min_available.append(apply.manifest["spec"]["minAvailable"])
@@ -168,7 +171,7 @@ def test_paused_rollout_scales_with_the_revision_that_serves() -> None:
     assert isinstance(create, Create)
     assert create.name == name(old, 1)
     assert create.manifest["metadata"]["labels"][labels.REVISION] == old.revision
-    assert create.manifest["spec"] == old.pod["spec"]
+    assert create.manifest["spec"] == shape_of(old).leader["spec"]
 
 
 def test_pod_on_a_cordoned_node_is_replaced_before_it_leaves() -> None:

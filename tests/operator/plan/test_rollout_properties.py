@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from cluster_model import ClusterModel, is_ready, is_terminating, revision_of, serves, uid_of
+from cluster_model import ClusterModel, is_ready, is_terminating, rank_of, revision_of, serves, uid_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -28,7 +28,7 @@ def settle(cluster: ClusterModel) -> None:
     for _ in range(MOST_ROUNDS):
         cluster.sync()
         todo = cluster.run_pass()
-        for pod in list(cluster.pods.values()):
+        for pod in sorted(cluster.pods.values(), key=rank_of, reverse=True):  # leaders wait for the others
             name = pod["metadata"]["name"]
             if is_terminating(pod):
                 cluster.finish(name)
@@ -45,13 +45,17 @@ def settle(cluster: ClusterModel) -> None:
 class Rollouts(RuleBasedStateMachine):
     """Histories of one ModelDeployment."""
 
-    @initialize(replicas=st.integers(0, 4), limits=LIMITS, slots=st.sampled_from([None, 1]))
-    def begin(self, replicas: int, limits: tuple[int | str, int | str], slots: int | None) -> None:
+    @initialize(
+        replicas=st.integers(0, 4), limits=LIMITS, room=st.sampled_from([(1, None), (1, 1), (3, None)])
+    )
+    def begin(self, replicas: int, limits: tuple[int | str, int | str], room: tuple[int, int | None]) -> None:
+        """Groups have so many pods, and nodes room for so many."""
         surge, unavailable = limits
+        size, slots = room
         self.rollout = {"maxSurge": surge, "maxUnavailable": unavailable}
         names = ("node-a", "node-b", "node-c")
         num_wanted = replicas if slots is None else min(replicas, len(names))
-        self.cluster = ClusterModel(names, slots, replicas=num_wanted, rollout=self.rollout)
+        self.cluster = ClusterModel(names, slots, size, replicas=num_wanted, rollout=self.rollout)
         settle(self.cluster)
 
     def _name(self, pick: int) -> str:
@@ -117,6 +121,11 @@ class Rollouts(RuleBasedStateMachine):
     @precondition(has_pods)
     def pod_fails(self, pick: int) -> None:
         self.cluster.fail(self._name(pick))
+
+    @rule(pick=PICK)
+    @precondition(has_pods)
+    def user_deletes_a_pod(self, pick: int) -> None:
+        self.cluster.delete(self._name(pick))
 
     @rule(pick=PICK)
     @precondition(has_pods)
@@ -200,8 +209,9 @@ class Rollouts(RuleBasedStateMachine):
         revisions = {revision_of(pod) for pod in cluster.pods.values()}
         is_mixed = model.spec.rollout.paused and len(revisions) > 1
         most = model.num_wanted + (model.max_surge if is_mixed else 0)
-        assert model.num_wanted <= len(cluster.pods) <= most
-        assert cluster.num_available() == len(cluster.pods)
+        assert model.num_wanted <= cluster.num_groups() <= most
+        assert cluster.num_available() == cluster.num_groups()
+        assert len(cluster.pods) == cluster.num_groups() * cluster.size
         if not model.spec.rollout.paused:
             assert revisions <= {desired(model, CONFIG).revision}
         cluster.advance(timedelta(days=1).total_seconds())

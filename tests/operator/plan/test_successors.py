@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from operator_builders import NOW, ago, make_observed, make_pod, make_wanted
+from operator_builders import NOW, ago, make_observed, make_pod, make_wanted, shape_of
 
 from stoker_operator.api import labels
 from stoker_operator.observed import Node
@@ -126,4 +126,4 @@ def test_a_held_revision_does_not_inherit_what_one_pod_keeps_off() -> None:
     paused = make_wanted(engine={"maxModelLen": 4096}, replicas=2, rollout={"paused": True})
     (copy,) = created(plan(paused, make_observed(paused, serving, recorded=(WANTED,)), NOW))
     assert notes_of(copy) == ("", "")
-    assert copy["spec"] == WANTED.pod["spec"]
+    assert copy["spec"] == shape_of(WANTED).leader["spec"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakeapi.kubelet import IPV4, IPV6
 from golden_cases import CASES, CONFIG, CONFIGS
-from operator_builders import make_model, service_of
+from operator_builders import make_model, service_of, shape_of
 from operator_world import World, play
 from virtual_time import pass_time, until
 
@@ -62,7 +62,7 @@ def test_addresses_of_a_pod(status: dict[str, Any], addresses: list[str]) -> Non
 def test_manifests_leave_families_to_the_cluster(name: str) -> None:
     """A probe without a host goes to the pod's own address, whatever its family."""
     wanted = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CONFIG))
-    (engine,) = wanted.pod["spec"]["containers"]
+    (engine,) = shape_of(wanted).leader["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert set(engine[probe]["httpGet"]) == {"path", "port"}
     assert not [argument for argument in engine["args"] if argument.startswith("--host")]
