@@ -12,10 +12,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from operator_builders import CONFIG, NOW, make_model, pod_status, stored, timestamp
+from operator_builders import NOW, make_model, pod_status, stored, timestamp, wanted_of
 
-from stoker_operator.api import ModelDeployment, labels, parse
-from stoker_operator.desired import desired
+from stoker_operator.api import labels
+from stoker_operator.desired import Wanted
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import (
     Action,
@@ -181,7 +181,7 @@ class ClusterModel:
 
     def next_plan(self) -> Plan:
         """Plan as a pass does: a second time with readings when pods drain."""
-        wanted = desired(parse(self.cached_model), CONFIG)
+        wanted = wanted_of(self.cached_model)
         todo = plan(wanted, self.observed(), self.now)
         if not todo.draining:
             return todo
@@ -205,15 +205,15 @@ class ClusterModel:
             if is_lost:
                 return todo
             todo = self.next_plan()
-        limits = parse(self.cached_model)
+        wanted = wanted_of(self.cached_model)
         actions = todo.actions[:max_writes]
         for index, action in enumerate(actions):
             is_lost = is_last_answer_lost and index == len(actions) - 1
-            self._act(action, limits, is_lost=is_lost)
+            self._act(action, wanted, is_lost=is_lost)
         return todo
 
-    def _act(self, action: Action, limits: ModelDeployment, *, is_lost: bool) -> None:
-        is_held = limits.spec.rollout.paused
+    def _act(self, action: Action, wanted: Wanted, *, is_lost: bool) -> None:
+        is_held = wanted.model.spec.rollout.paused
         self._require(not (is_held and action.reason == "Outdated"), "a paused rollout goes on")
         if isinstance(action, CreatePod):
             name = action.name
@@ -222,13 +222,13 @@ class ClusterModel:
                 self._require(name not in self.cached_pods, "a second pod under a name that is known")
             else:
                 self._create(action)
-                self._check_surge(limits)
+                self._check_surge(wanted)
         elif isinstance(action, StopServing):
             name = action.name
-            self._stop_serving(action, limits)
+            self._stop_serving(action, wanted)
         elif isinstance(action, DeletePod):
             name = action.name
-            self._delete(action, limits)
+            self._delete(action, wanted)
         else:
             self._apply(action)
             return
@@ -273,19 +273,19 @@ class ClusterModel:
         pod["status"] = pod_status("Pending", created, is_ready=False, is_started=False)
         self.pods[action.name] = pod
 
-    def _stop_serving(self, action: StopServing, limits: ModelDeployment) -> None:
+    def _stop_serving(self, action: StopServing, wanted: Wanted) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid:
             return
         pod = self._changed(action.name)
         pod["metadata"]["labels"][labels.SERVING] = "false"
         pod["metadata"].setdefault("annotations", {})[labels.DRAINING_SINCE] = action.since
-        self._check_budget(limits, action.name)
+        self._check_budget(wanted, action.name)
         # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
         if self._is_available(self.cached_pods[action.name], self.cached_nodes):
-            self._check_available(limits)
+            self._check_available(wanted)
 
-    def _delete(self, action: DeletePod, limits: ModelDeployment) -> None:
+    def _delete(self, action: DeletePod, wanted: Wanted) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
             return
@@ -308,21 +308,23 @@ class ClusterModel:
         self.is_violated = self.is_violated or not holds
         assert holds, otherwise
 
-    def _check_surge(self, limits: ModelDeployment) -> None:
+    def _check_surge(self, wanted: Wanted) -> None:
         num_live = self.num_live() + 1  # the new one is not cached yet
-        self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} pods are too many")
+        self._require(
+            num_live <= wanted.scale.num_wanted + wanted.scale.max_surge, f"{num_live} pods are too many"
+        )
 
-    def _check_available(self, limits: ModelDeployment) -> None:
+    def _check_available(self, wanted: Wanted) -> None:
         # Readiness as the operator could know it, its own writes as they are, answer lost or not.
         known = (pod for pod in self.cached_pods.values() if self._is_available(pod, self.cached_nodes))
         names = [name for pod in known if (name := pod["metadata"]["name"]) in self.pods]
         after = sum(serves(self.pods[name]) for name in names)
-        least = limits.num_wanted - limits.max_unavailable
+        least = wanted.scale.num_wanted - wanted.scale.max_unavailable
         self._require(after >= least, f"{after} pods answer, {least} have to")
 
-    def _check_budget(self, limits: ModelDeployment, stopping: str) -> None:
+    def _check_budget(self, wanted: Wanted, stopping: str) -> None:
         """An eviction may take as many pods as the rollout may, though draining pods look available to it."""
-        least = limits.num_wanted - limits.max_unavailable
+        least = wanted.scale.num_wanted - wanted.scale.max_unavailable
         if self.budget is None:
             self._require(least <= 0, "there is no budget")
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 from stoker_operator.api import labels, parse
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import Wanted, desired
+from stoker_operator.desired import Wanted, desired, wanted_replicas
 from stoker_operator.desired.children import BUDGET, SERVICE
 from stoker_operator.desired.pod import named_pod
 from stoker_operator.desired.record import record
@@ -54,7 +54,13 @@ def make_model(
 
 def make_wanted(config: OperatorConfig = CONFIG, **spec: Any) -> Wanted:
     """Return what should exist for `make_model(**spec)`."""
-    return desired(parse(make_model(**spec)), config)
+    return wanted_of(make_model(**spec), config)
+
+
+def wanted_of(stored_model: Object, config: OperatorConfig = CONFIG) -> Wanted:
+    """Return what should exist for a stored ModelDeployment that can be served."""
+    model = parse(stored_model)
+    return desired(model, config, wanted_replicas(model))
 
 
 def make_pod(

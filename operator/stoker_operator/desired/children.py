@@ -11,6 +11,7 @@ from typing import Any
 
 from stoker_operator.api import ModelDeployment
 from stoker_operator.desired.network import budget, service
+from stoker_operator.desired.scale import Scale
 
 SERVICE = "Service"
 BUDGET = "PodDisruptionBudget"
@@ -37,27 +38,28 @@ class _Row:
 
     Args:
         kind: as in manifests.
-        make: its manifest, of the ModelDeployment and the number of its replicas that drain.
+        make: its manifest, of the ModelDeployment, its scale and the number of its replicas that drain.
         field: of the spec that it is made of; while that cannot be read, the child stays as it is.
     """
 
     kind: str
-    make: Callable[[ModelDeployment, int], dict[str, Any] | None]
+    make: Callable[[ModelDeployment, Scale, int], dict[str, Any] | None]
     field: str = ""
 
 
 _ROWS = (
-    _Row(SERVICE, lambda model, _: service(model), "service"),
+    _Row(SERVICE, lambda model, *_: service(model), "service"),
     _Row(BUDGET, budget),
 )
 
 
-def children(model: ModelDeployment, num_draining: int = 0) -> tuple[Child, ...]:
+def children(model: ModelDeployment, scale: Scale, num_draining: int = 0) -> tuple[Child, ...]:
     """Return what should be of each kind, without those that the spec does not tell about.
 
     Args:
         model: whose children.
+        scale: how many replicas it should have.
         num_draining: leaders that do not serve and still exist.
     """
     told = (row for row in _ROWS if row.field not in model.unread)
-    return tuple(Child(row.kind, model.name, row.make(model, num_draining)) for row in told)
+    return tuple(Child(row.kind, model.name, row.make(model, scale, num_draining)) for row in told)
