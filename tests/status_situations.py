@@ -210,9 +210,10 @@ SITUATIONS = (
 
 
 def record(situation: Situation) -> Object:
-    """Play a situation and return the ModelDeployment that it ends in, as the API server has it."""
+    """Play a situation and return the ModelDeployment that it ends in, as `kubectl get` shows it."""
     stored = get(play(situation.play).api, "modeldeployments", NAME)
     assert stored is not None
     result = copy.deepcopy(stored)
     del result["metadata"]["resourceVersion"]  # it counts the writes on the way there
+    del result["metadata"]["managedFields"]
     return result

@@ -25,10 +25,10 @@ from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of_pod
 from stoker_operator.status.causes import PodState, first_cause, pod_state
-from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
 from stoker_operator.status.promise import promised
-from stoker_operator.status.recorded import outdated, unrecorded
+from stoker_operator.status.recorded import unrecorded
+from stoker_operator.status.transient import transient
 from stoker_operator.status.view import Aspect, View
 
 _MAX_MESSAGE_LENGTH = 2048
@@ -78,8 +78,7 @@ def status(
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
-        *_drains(observed, all_groups),
-        *_defaults(wanted, observed),
+        *transient(wanted, observed, all_groups),
     ]
     result = {
         "observedGeneration": model.generation,
@@ -271,17 +270,6 @@ def _loaded(view: View) -> Aspect:
     return Aspect(
         "ModelLoaded", "False", first_cause(view.states) or Cause("LoadingModel", "no pod has it yet")
     )
-
-
-def _drains(observed: Observed, all_groups: Sequence[Group]) -> list[Aspect]:
-    """Say only that drains cannot be watched: that they can is nothing to tell."""
-    cause = unobserved(observed, all_groups)
-    return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
-
-
-def _defaults(wanted: Wanted, observed: Observed) -> list[Aspect]:
-    cause = outdated(wanted, observed)
-    return [] if cause is None else [Aspect(cause.reason, "True", cause)]
 
 
 def _dated(aspects: list[Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:
