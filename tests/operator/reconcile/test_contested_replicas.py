@@ -1,37 +1,11 @@
 """Two who set the replicas of one ModelDeployment: who scales, and whoever applies a manifest."""
 
-import json
-from typing import Any
-
-from fakeapi.client import everything, get, put
-from managed_fields import LAST_APPLIED
+from fakeapi.client import everything, get
 from operator_world import NAME, Object, World, play
+from replica_writers import FLUX, HPA, KUBECTL, kubectl_apply, scale, server_apply
 from virtual_time import pass_time, until
 
-from stoker_operator.cluster.client import APPLY_PATCH, JSON
-
-PATH = f"/apis/stoker.dev/v1alpha1/namespaces/default/modeldeployments/{NAME}"
-HPA, FLUX = "kube-controller-manager", "kustomize-controller"
 KIND = "ReplicasContested"
-
-
-async def scale(world: World, replicas: int) -> None:
-    """What a HorizontalPodAutoscaler writes."""
-    body = json.dumps({"spec": {"replicas": replicas}}).encode()
-    await world.api.request("PUT", f"{PATH}/scale", {"fieldManager": HPA}, body, JSON)
-
-
-async def apply(world: World, **spec: Any) -> None:
-    """What Flux applies."""
-    body = json.dumps({"metadata": {"name": NAME}, "spec": spec}).encode()
-    await world.api.request("PATCH", PATH, {"fieldManager": FLUX, "force": "true"}, body, APPLY_PATCH)
-
-
-def kubectl_apply(world: World, **spec: Any) -> None:
-    """What `kubectl apply` sends, and notes beside it."""
-    notes = {LAST_APPLIED: json.dumps({"spec": spec})}
-    metadata = {"name": NAME, "namespace": "default", "annotations": notes}
-    put(world.api, "modeldeployments", {"metadata": metadata, "spec": spec}, "kubectl-client-side-apply")
 
 
 def generation(world: World) -> int:
@@ -66,7 +40,7 @@ def test_a_manifest_that_kubectl_applied_with_replicas_is_named_until_they_are_l
         await scale(world, 2)
         await until(lambda: world.status()["readyReplicas"] == 2)
         assert HPA in world.condition(KIND)["message"]
-        assert "kubectl-client-side-apply" in world.condition(KIND)["message"]
+        assert KUBECTL in world.condition(KIND)["message"]
         assert world.is_ready(), "whoever wrote last is followed"
         (event,) = warnings(world)
         assert event["type"] == "Warning"
@@ -85,10 +59,10 @@ def test_a_field_that_is_shared_shows_although_nothing_else_changes() -> None:
         await world.ready()
         await world.settled()
         before = generation(world)
-        await apply(world, suspend=False, replicas=2)
+        await server_apply(world, suspend=False, replicas=2)
         await until(lambda: FLUX in world.condition(KIND).get("message", ""), 10.0)
         await world.settled()
-        await apply(world, suspend=False)
+        await server_apply(world, suspend=False)
         await until(lambda: world.condition(KIND) == {}, 10.0)
         await world.settled()
         assert generation(world) == before
