@@ -12,10 +12,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from operator_builders import CONFIG, NOW, make_model, pod_status, stored, timestamp, with_size
+from operator_builders import NOW, make_model, pod_status, stored, timestamp, wanted_of, with_size
 
-from stoker_operator.api import ModelDeployment, labels, parse
-from stoker_operator.desired import desired
+from stoker_operator.api import labels
+from stoker_operator.desired import Wanted
 from stoker_operator.observed import Node, Observed, Reading
 from stoker_operator.plan import Action, Apply, Create, Delete, Patch, Plan, Purpose, plan
 from stoker_operator.plan.groups import LOST_AFTER_S
@@ -190,7 +190,7 @@ class ClusterModel:
 
     def next_plan(self) -> Plan:
         """Plan as a pass does: a second time with readings when pods drain."""
-        wanted = with_size(desired(parse(self.cached_model), CONFIG), self.size)
+        wanted = with_size(wanted_of(self.cached_model), self.size)
         todo = plan(wanted, self.observed(), self.now)
         if not todo.draining:
             return todo
@@ -214,15 +214,15 @@ class ClusterModel:
             if is_lost:
                 return todo
             todo = self.next_plan()
-        limits = parse(self.cached_model)
+        wanted = wanted_of(self.cached_model)
         actions = todo.actions[:max_writes]
         for index, action in enumerate(actions):
             is_lost = is_last_answer_lost and index == len(actions) - 1
-            self._act(action, limits, is_lost=is_lost)
+            self._act(action, wanted, is_lost=is_lost)
         return todo
 
-    def _act(self, action: Action, limits: ModelDeployment, *, is_lost: bool) -> None:
-        is_held = limits.spec.rollout.paused
+    def _act(self, action: Action, wanted: Wanted, *, is_lost: bool) -> None:
+        is_held = wanted.model.spec.rollout.paused
         self._require(not (is_held and action.reason == "Outdated"), "a paused rollout goes on")
         if isinstance(action, Create):
             name = action.name
@@ -231,13 +231,13 @@ class ClusterModel:
                 self._require(name not in self.cached_pods, "a second pod under a name that is known")
             else:
                 self._create(action)
-                self._check_surge(limits, action.manifest)
+                self._check_surge(wanted, action.manifest)
         elif isinstance(action, Patch):
             name = action.name
-            self._patch(action, limits)
+            self._patch(action, wanted)
         elif isinstance(action, Delete) and action.kind == "Pod":
             name = action.name
-            self._delete(action, limits)
+            self._delete(action, wanted)
         else:
             self._apply(action)
             return
@@ -282,7 +282,7 @@ class ClusterModel:
         pod["status"] = pod_status("Pending", created, is_ready=False, is_started=False)
         self.pods[action.name] = pod
 
-    def _patch(self, action: Patch, limits: ModelDeployment) -> None:
+    def _patch(self, action: Patch, wanted: Wanted) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid:
             return
@@ -294,12 +294,12 @@ class ClusterModel:
             return
         for part, values in action.body["metadata"].items():
             pod["metadata"].setdefault(part, {}).update(values)
-        self._check_budget(limits, action.name)
+        self._check_budget(wanted, action.name)
         # One that got ready a moment ago, unknown to the operator, is no loss that it could have avoided.
         if self._is_available(self.cached_pods[action.name], self.cached_pods, self.cached_nodes):
-            self._check_available(limits)
+            self._check_available(wanted)
 
-    def _delete(self, action: Delete, limits: ModelDeployment) -> None:
+    def _delete(self, action: Delete, wanted: Wanted) -> None:
         pod = self.pods.get(action.name)
         if pod is None or uid_of(pod) != action.uid or is_terminating(pod):
             return
@@ -333,25 +333,27 @@ class ClusterModel:
         self.is_violated = self.is_violated or not holds
         assert holds, otherwise
 
-    def _check_surge(self, limits: ModelDeployment, created: Mapping[str, Any]) -> None:
+    def _check_surge(self, wanted: Wanted, created: Mapping[str, Any]) -> None:
         num_live = len(self._live_groups() | {group_of(created)})  # the new pod is not cached yet
-        self._require(num_live <= limits.num_wanted + limits.max_surge, f"{num_live} groups are too many")
+        self._require(
+            num_live <= wanted.scale.num_wanted + wanted.scale.max_surge, f"{num_live} groups are too many"
+        )
 
-    def _check_available(self, limits: ModelDeployment) -> None:
+    def _check_available(self, wanted: Wanted) -> None:
         # Readiness as the operator could know it, its own writes as they are, answer lost or not.
         pods = self.cached_pods
         known = (pod for pod in pods.values() if self._is_available(pod, pods, self.cached_nodes))
         names = [name for pod in known if (name := pod["metadata"]["name"]) in self.pods]
         after = sum(serves(self.pods[name]) for name in names)
-        least = limits.num_wanted - limits.max_unavailable
+        least = wanted.scale.num_wanted - wanted.scale.max_unavailable
         self._require(after >= least, f"{after} groups answer, {least} have to")
 
-    def _check_budget(self, limits: ModelDeployment, stopping: str) -> None:
+    def _check_budget(self, wanted: Wanted, stopping: str) -> None:
         """An eviction may take as many pods as a rollout may groups, though draining ones look available.
 
         Each may hit another group, so then as many are left as there have to be.
         """
-        least = limits.num_wanted - limits.max_unavailable
+        least = wanted.scale.num_wanted - wanted.scale.max_unavailable
         if self.budget is None:
             self._require(least <= 0, "there is no budget")
             return
@@ -360,9 +362,10 @@ class ClusterModel:
             for pod in self.cached_pods.values()
         )
         left = self.budget["spec"]["minAvailable"] - draining
-        most = limits.num_wanted * self.size
+        most = wanted.scale.num_wanted * self.size
         self._require(
-            left >= most - limits.max_unavailable, f"evictions may leave {left} pods of {most} that answer"
+            left >= most - wanted.scale.max_unavailable,
+            f"evictions may leave {left} pods of {most} that answer",
         )
 
     def _serves(self, pod: Object, stopping: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stoker_operator.api import labels, parse
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import Wanted, desired
+from stoker_operator.desired import Wanted, desired, wanted_replicas
 from stoker_operator.desired.children import BUDGET, SERVICE, Headcount, children
 from stoker_operator.desired.record import record
 from stoker_operator.desired.shape import GroupShape, member
@@ -55,7 +55,13 @@ def make_model(
 
 def make_wanted(config: OperatorConfig = CONFIG, **spec: Any) -> Wanted:
     """Return what should exist for `make_model(**spec)`."""
-    return desired(parse(make_model(**spec)), config)
+    return wanted_of(make_model(**spec), config)
+
+
+def wanted_of(stored_model: Object, config: OperatorConfig = CONFIG) -> Wanted:
+    """Return what should exist for a stored ModelDeployment that can be served."""
+    model = parse(stored_model)
+    return desired(model, config, wanted_replicas(model))
 
 
 def make_pod(
@@ -210,7 +216,7 @@ def with_size(wanted: Wanted, size: int) -> Wanted:
     """Return the same of groups with so many pods."""
     leader = shape_of(wanted).leader
     shape = GroupShape(leader, leader if size > 1 else None, size)
-    return replace(wanted, shape=shape, shared=children(wanted.model, Headcount(size)))
+    return replace(wanted, shape=shape, shared=children(wanted.model, wanted.scale, Headcount(size)))
 
 
 def service_of(wanted: Wanted) -> Object:

@@ -243,7 +243,9 @@ def _is_leaving(pod: Object) -> bool:
 
 
 _TIMES = {"creationTimestamp", "lastTransitionTime", "startTime", "startedAt"}
-_VOLATILE = frozenset({"uid", "resourceVersion", "clusterIP", "podIP", "podIPs", "generation", *_TIMES})
+_VOLATILE = frozenset(
+    {"uid", "resourceVersion", "managedFields", "clusterIP", "podIP", "podIPs", "generation", *_TIMES}
+)
 
 
 def _normal(value: Any, renamed: Mapping[str, str]) -> Any:

@@ -11,6 +11,7 @@ from fakeapi.admission import refuse, unreachable
 from fakeapi.client import get, put
 from fakeapi.nodes import Object
 from operator_world import NAME, World, play
+from replica_writers import kubectl_apply, scale
 from virtual_time import pass_time, until
 
 OTHER: dict[str, Any] = {"engine": {"maxModelLen": 512}}
@@ -153,6 +154,15 @@ async def drain_unobserved(world: World) -> None:
     await until(lambda: world.condition("DrainUnobserved"), 20.0)
 
 
+async def contested_replicas(world: World) -> None:
+    world.apply()
+    kubectl_apply(world, replicas=1)
+    await world.ready()
+    await scale(world, 2)
+    await world.ready()
+    await world.settled()
+
+
 def has_other_length(pod: Object) -> bool:
     return "--max-model-len=512" in pod["spec"]["containers"][0]["args"]
 
@@ -206,13 +216,15 @@ SITUATIONS = (
     Situation(webhook_down, "Progressing", "InProgress"),
     Situation(lost_node, "Progressing", "InProgress"),
     Situation(drain_unobserved, "Healthy", "InProgress"),
+    Situation(contested_replicas, "Healthy", "Current"),
 )
 
 
 def record(situation: Situation) -> Object:
-    """Play a situation and return the ModelDeployment that it ends in, as the API server has it."""
+    """Play a situation and return the ModelDeployment that it ends in, as `kubectl get` shows it."""
     stored = get(play(situation.play).api, "modeldeployments", NAME)
     assert stored is not None
     result = copy.deepcopy(stored)
     del result["metadata"]["resourceVersion"]  # it counts the writes on the way there
+    del result["metadata"]["managedFields"]
     return result

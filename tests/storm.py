@@ -6,13 +6,13 @@ import asyncio
 
 from fakeapi.client import delete, everything, get
 from fakeapi.kubelet import is_serving
+from operator_builders import wanted_of
 from operator_world import CONFIG, NAME, Object
 from storm_story import Step, Story
 from storm_troubles import Troubles, Undo
 from virtual_time import pass_time, run_virtual, until
 
-from stoker_operator.api import labels, parse
-from stoker_operator.desired import desired
+from stoker_operator.api import labels
 from stoker_operator.desired.children import BUDGET
 
 LAST = 8192  # length of the model that ends each story
@@ -100,7 +100,7 @@ class Storm(Troubles):
     def _is_as_wanted(self) -> bool:
         api, model = self.world.api, get(self.world.api, "modeldeployments", NAME)
         assert model is not None
-        wanted = desired(parse(model), CONFIG)
+        wanted = wanted_of(model, CONFIG)
         pods = everything(api, "pods")
         fits = [is_serving(pod) and _labels(pod).get(labels.REVISION) == wanted.revision for pod in pods]
         return (

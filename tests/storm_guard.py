@@ -18,6 +18,7 @@ from fakeapi.storage import Change
 from operator_world import NAME, World
 
 from stoker_operator.api import labels, parse
+from stoker_operator.desired import scale_of, wanted_replicas
 from stoker_operator.plan.groups import LOST_AFTER_S
 from stoker_operator.plan.successors import STRANDED_AFTER_S
 
@@ -85,7 +86,8 @@ class Guard:
         wanted, surge, unavailable = 0, 0, 0
         if is_there:
             model = parse(change.obj)
-            wanted, surge, unavailable = model.num_wanted, model.max_surge, model.max_unavailable
+            scale = scale_of(model, wanted_replicas(model))
+            wanted, surge, unavailable = scale.num_wanted, scale.max_surge, scale.max_unavailable
         limits = Limits(_now(), max(0, wanted - unavailable), wanted + surge)
         if not self._limits or (self._limits[-1].least, self._limits[-1].most) != (limits.least, limits.most):
             self._limits.append(limits)

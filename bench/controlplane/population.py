@@ -16,7 +16,7 @@ from virtual_time import run_virtual
 
 from stoker_operator.api import parse
 from stoker_operator.api.labels import APPLIED_HASH
-from stoker_operator.desired import desired
+from stoker_operator.desired import desired, wanted_replicas
 from stoker_operator.desired.children import BUDGET, SERVICE
 
 Object = dict[str, Any]
@@ -100,7 +100,8 @@ def _settled(pods_each: int) -> World:
 def _hashes(objects: Mapping[str, list[Object]], names: Mapping[str, str]) -> dict[str, str]:
     """What marks the applied manifests of one as unchanged, by what marks those of the template."""
     (model,) = objects["modeldeployments"]
-    wanted = desired(parse(renamed(model, names)), CONFIG)
+    parsed = parse(renamed(model, names))
+    wanted = desired(parsed, CONFIG, wanted_replicas(parsed))
     applied = {
         "services": wanted.child(SERVICE) or {},
         "poddisruptionbudgets": wanted.child(BUDGET) or {},

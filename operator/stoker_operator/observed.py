@@ -84,7 +84,7 @@ class Observed:
     """One ModelDeployment and everything that carries its label.
 
     Args:
-        model: the ModelDeployment as stored, with its status.
+        model: the ModelDeployment as stored, with its status; of managedFields, what `contest` reads.
         pods: every pod in its namespace with the label ``stoker.dev/deployment`` of this name, whoever owns
             it, with metadata (managedFields may be missing), spec and status as the API server gave them.
         children: what all pods share, by kind and name, whoever owns it: what has the label of this name, and

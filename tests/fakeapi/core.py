@@ -17,6 +17,7 @@ from fakeapi.admission import Denied, Hook, Review
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
 from fakeapi.fields import FieldConflict, apply, merge, own, without
 from fakeapi.kinds import Target, matches, resolve
+from fakeapi.managed import manager as managed_by
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time
 
@@ -173,7 +174,7 @@ class FakeApi:
         if method == "POST" and target.name is None:
             return self._create(target, self._known(body, params), params.get("fieldManager", "unknown"))
         if target.subresource == "scale":
-            return self._scale(method, target, body)
+            return self._scale(method, target, body, params)
         if method == "GET":
             return self._live(target)
         if method == "DELETE":
@@ -247,7 +248,7 @@ class FakeApi:
     def _apply(self, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         kind, key = target.kind, (target.namespace or "", target.name or "")
         # An apply owns its fields apart from plain writes of the same manager, one set for each subresource.
-        manager = f"{params['fieldManager']} apply {target.subresource or ''}".strip()
+        manager = managed_by(params["fieldManager"], "apply", target.subresource or "")
         stored = self.storage.get(kind.table, key)
         if stored is None:
             if target.subresource:
@@ -288,13 +289,15 @@ class FakeApi:
             raise Refused(422, "Invalid", "spec: Forbidden: pod updates may not change fields")
         return after
 
-    def _scale(self, method: str, target: Target, body: Object) -> Object:
+    def _scale(self, method: str, target: Target, body: Object, params: Mapping[str, str]) -> Object:
         live = self._live(target)
         if method in ("PUT", "PATCH"):
             spec = {**live["spec"], "replicas": body["spec"]["replicas"]}
             stored = self.storage.get(target.kind.table, (target.namespace or "", target.name or ""))
             assert stored is not None
-            live = self.storage.update(target.kind, {**live, "spec": spec}, stored.owners)
+            after = {**live, "spec": spec}
+            who = managed_by(params.get("fieldManager", "unknown"), "update", "scale")
+            live = self.storage.update(target.kind, after, own(stored.owners, live, after, who))
         status = live.get("status") or {}
         return {
             "apiVersion": "autoscaling/v1",

@@ -11,6 +11,7 @@ from typing import Any
 
 from fakeapi.fields import Path
 from fakeapi.kinds import KINDS, Kind, default
+from fakeapi.managed import managed_fields
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -97,6 +98,7 @@ class Storage:
         metadata["uid"] = f"uid-{number:04d}"
         metadata["creationTimestamp"] = self.now()
         metadata["generation"] = 1
+        _note_managers(kind, obj, owners)
         self._tables[kind.table][_key(obj)] = Stored(obj, owners)
         return self._log(kind.table, "ADDED", obj, None)
 
@@ -108,6 +110,7 @@ class Storage:
         obj = _fresh(obj)
         for name in ("resourceVersion", "generation"):
             obj["metadata"][name] = before["metadata"][name]
+        _note_managers(kind, obj, owners)
         if obj == before:
             return before
         if obj.get("spec") != before.get("spec"):
@@ -178,6 +181,12 @@ class Storage:
         for listener in list(self._listeners):
             listener(change)
         return obj
+
+
+def _note_managers(kind: Kind, obj: Object, owners: dict[Path, set[str]]) -> None:
+    """Write managedFields where the operator reads them; elsewhere they are only bytes, and many."""
+    if kind.table == "modeldeployments":
+        obj["metadata"]["managedFields"] = managed_fields(owners)
 
 
 def _fresh(obj: Object) -> Object:

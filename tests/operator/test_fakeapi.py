@@ -12,7 +12,7 @@ from fakeapi.scheduler import Scheduler
 from fakeapi.storage import Storage
 from virtual_time import pass_time, run_virtual, virtual_now
 
-from stoker_operator.cluster.client import JSON, MERGE_PATCH
+from stoker_operator.cluster.client import APPLY_PATCH, JSON, MERGE_PATCH
 
 Object = dict[str, Any]
 SCALE = "/apis/stoker.dev/v1alpha1/namespaces/default/modeldeployments/m/scale"
@@ -22,9 +22,11 @@ def model(**spec: Any) -> Object:
     return {"metadata": {"name": "m", "namespace": "default"}, "spec": spec}
 
 
-def call(api: FakeApi, method: str, path: str, body: Object | None = None, content: str = JSON) -> Object:
+def call(
+    api: FakeApi, method: str, path: str, body: Object | None = None, content: str = JSON, **params: str
+) -> Object:
     data = None if body is None else json.dumps(body).encode()
-    reply = run_virtual(api.request(method, path, {}, data, content))
+    reply = run_virtual(api.request(method, path, params, data, content))
     answer: Object = json.loads(reply.body)
     return answer
 
@@ -84,6 +86,36 @@ def test_scale_reads_and_writes_replicas() -> None:
     assert call(api, "GET", SCALE)["status"] == {"replicas": 1, "selector": "a=b"}
     assert call(api, "PUT", SCALE, {"spec": {"replicas": 4}})["spec"] == {"replicas": 4}
     assert (get(api, "modeldeployments", "m") or {})["spec"]["replicas"] == 4
+
+
+def managers(api: FakeApi, *path: str) -> set[tuple[str, str, str]]:
+    """Who owns a field, by managedFields: manager, operation and subresource."""
+    found = set()
+    for entry in (get(api, "modeldeployments", "m") or {})["metadata"]["managedFields"]:
+        fields = entry["fieldsV1"]
+        for step in path:
+            fields = (fields or {}).get(f"f:{step}")
+        if fields is not None:
+            found.add((entry["manager"], entry["operation"], entry.get("subresource", "")))
+    return found
+
+
+def test_managed_fields_tell_who_set_the_replicas() -> None:
+    api, path = FakeApi(), SCALE.removesuffix("/scale")
+    put(api, "modeldeployments", model(replicas=1))
+    assert managers(api, "spec", "replicas") == {("user", "Update", "")}
+    call(api, "PUT", SCALE, {"spec": {"replicas": 4}}, fieldManager="hpa")
+    assert managers(api, "spec", "replicas") == {("hpa", "Update", "scale")}
+    before = get(api, "modeldeployments", "m") or {}
+    call(api, "PATCH", path, model(replicas=4), APPLY_PATCH, fieldManager="flux", force="true")
+    shared = get(api, "modeldeployments", "m") or {}
+    assert managers(api, "spec", "replicas") == {("hpa", "Update", "scale"), ("flux", "Apply", "")}
+    assert shared["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"]
+    assert shared["metadata"]["generation"] == before["metadata"]["generation"]
+    call(api, "PATCH", path, model(replicas=2), APPLY_PATCH, fieldManager="flux", force="true")
+    assert managers(api, "spec", "replicas") == {("flux", "Apply", "")}
+    call(api, "PUT", SCALE, {"spec": {"replicas": 3}}, fieldManager="hpa")
+    assert managers(api, "spec", "replicas") == {("hpa", "Update", "scale")}
 
 
 def test_the_spec_of_a_pod_cannot_change() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,28 +55,6 @@ class ModelDeployment:
     unread: frozenset[str] = frozenset()
     restarted_at: str = ""
 
-    @property
-    def num_wanted(self) -> int:
-        """Replicas that should serve: none while suspended."""
-        return 0 if self.spec.suspend else self.spec.replicas
-
-    @property
-    def max_surge(self) -> int:
-        """Pods above `num_wanted` during a rollout; 1 when both limits would round to 0."""
-        surge = _resolve(self.spec.rollout.max_surge, self.num_wanted, math.ceil)
-        return surge or int(self.max_unavailable == 0)
-
-    @property
-    def max_unavailable(self) -> int:
-        """Pods of `num_wanted` that a rollout may take away."""
-        return _resolve(self.spec.rollout.max_unavailable, self.num_wanted, math.floor)
-
-    @property
-    def max_disrupted(self) -> int:
-        """Pods of `num_wanted` that evictions may take away; rounded as Kubernetes does in a budget."""
-        limit = self.spec.pod_disruption_budget.max_unavailable
-        return self.max_unavailable if limit is None else _resolve(limit, self.num_wanted, math.ceil)
-
 
 def parse(obj: Mapping[str, Any]) -> ModelDeployment:
     """Read a stored object.
@@ -104,20 +81,13 @@ def parse(obj: Mapping[str, Any]) -> ModelDeployment:
         raise InvalidSpec(restart.PATH, restart.ADVICE) from error
 
 
-def salvage(obj: Mapping[str, Any], num_replicas: int) -> ModelDeployment:
-    """Read what can be read of an object that `parse` refuses.
-
-    Args:
-        obj: as stored.
-        num_replicas: those that exist; they are what is wanted where the spec's number cannot be read.
-    """
+def salvage(obj: Mapping[str, Any]) -> ModelDeployment:
+    """Read what can be read of an object that `parse` refuses; see `ModelDeployment.unread`."""
     given = obj.get("spec")
     fields = given if isinstance(given, Mapping) else {}
     readable = {name: value for name, value in fields.items() if _is_valid(name, value)}
     unread = frozenset(fields) - frozenset(readable)
     spec = Spec.model_validate({**_SOME_MODEL, **readable})
-    if "replicas" in unread:
-        spec = spec.model_copy(update={"replicas": num_replicas})
     return _model(obj, spec, restart.kept_restart(obj), unread)
 
 
@@ -143,9 +113,3 @@ def _model(
         unread=unread,
         restarted_at=restarted_at,
     )
-
-
-def _resolve(value: int | str, total: int, rounding: Any) -> int:
-    if isinstance(value, int):
-        return value
-    return int(rounding(int(value.removesuffix("%")) * total / 100))

@@ -35,8 +35,8 @@ class Status(ApiModel):
     conditions: Annotated[
         list[Condition] | None,
         Field(
-            description="Ready, Reconciling, Stalled, Scheduled and ModelLoaded; DrainUnobserved and "
-            "DefaultsOutdated only while they hold.",
+            description="Ready, Reconciling, Stalled, Scheduled and ModelLoaded; DrainUnobserved, "
+            "DefaultsOutdated and ReplicasContested only while they hold.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from stoker_operator.api import ModelDeployment
 from stoker_operator.desired.network import budget, service
+from stoker_operator.desired.scale import Scale
 
 SERVICE = "Service"
 BUDGET = "PodDisruptionBudget"
@@ -50,22 +51,28 @@ class _Row:
 
     Args:
         kind: as in manifests.
-        make: its manifest, of the ModelDeployment and the pods that are there.
+        make: its manifest, of the ModelDeployment, its scale and the pods that are there.
         field: of the spec that it is made of; while that cannot be read, the child stays as it is.
     """
 
     kind: str
-    make: Callable[[ModelDeployment, Headcount], dict[str, Any] | None]
+    make: Callable[[ModelDeployment, Scale, Headcount], dict[str, Any] | None]
     field: str = ""
 
 
 _ROWS = (
-    _Row(SERVICE, lambda model, _: service(model), "service"),
-    _Row(BUDGET, lambda model, found: budget(model, found.size, found.num_draining)),
+    _Row(SERVICE, lambda model, *_: service(model), "service"),
+    _Row(BUDGET, lambda model, scale, found: budget(model, scale, found.size, found.num_draining)),
 )
 
 
-def children(model: ModelDeployment, headcount: Headcount) -> tuple[Child, ...]:
-    """Return what should be of each kind, without those that the spec does not tell about."""
+def children(model: ModelDeployment, scale: Scale, headcount: Headcount) -> tuple[Child, ...]:
+    """Return what should be of each kind, without those that the spec does not tell about.
+
+    Args:
+        model: whose children.
+        scale: how many replicas it should have.
+        headcount: the pods that are there.
+    """
     told = (row for row in _ROWS if row.field not in model.unread)
-    return tuple(Child(row.kind, model.name, row.make(model, headcount)) for row in told)
+    return tuple(Child(row.kind, model.name, row.make(model, scale, headcount)) for row in told)

@@ -7,6 +7,7 @@ from typing import Any
 from stoker_operator.api import ModelDeployment, labels
 from stoker_operator.desired.hashing import json_hash
 from stoker_operator.desired.metadata import common_labels, owner_reference
+from stoker_operator.desired.scale import Scale
 
 
 def service(model: ModelDeployment) -> dict[str, Any]:
@@ -36,7 +37,9 @@ def service(model: ModelDeployment) -> dict[str, Any]:
     return _hashed(manifest)
 
 
-def budget(model: ModelDeployment, size: int = 1, num_draining: int = 0) -> dict[str, Any] | None:
+def budget(
+    model: ModelDeployment, scale: Scale, size: int = 1, num_draining: int = 0
+) -> dict[str, Any] | None:
     """Return the PodDisruptionBudget, or None when every replica may be missing.
 
     With the default of no unavailable replica an eviction is refused until the operator, which sees that the
@@ -54,12 +57,13 @@ def budget(model: ModelDeployment, size: int = 1, num_draining: int = 0) -> dict
 
     Args:
         model: what it is for.
+        scale: how many replicas it should have, and how many of them evictions may take.
         size: pods of a group.
         num_draining: pods of groups that do not serve and still exist.
     """
-    if model.num_wanted <= model.max_disrupted:
+    if scale.num_wanted <= scale.max_disrupted:
         return None
-    min_available = model.num_wanted * size - model.max_disrupted
+    min_available = scale.num_wanted * size - scale.max_disrupted
     manifest = {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

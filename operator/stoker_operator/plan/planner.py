@@ -49,9 +49,9 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     if not target.revision:
         return Plan()
     limits = Limits(
-        model.num_wanted,
-        model.max_surge,
-        model.max_unavailable,
+        wanted.scale.num_wanted,
+        wanted.scale.max_surge,
+        wanted.scale.max_unavailable,
         is_held=target.is_held,
         can_start=target.shape is not None,
     )

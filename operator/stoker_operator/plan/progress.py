@@ -19,7 +19,7 @@ def deadline_at(all_groups: Sequence[Group], wanted: Wanted) -> datetime | None:
     """
     model = wanted.model
     updated = [group for group in all_groups if group.is_live and group.revision == wanted.revision]
-    is_enough = sum(group.is_available for group in updated) >= model.num_wanted
+    is_enough = sum(group.is_available for group in updated) >= wanted.scale.num_wanted
     if wanted.is_held or is_enough or not any(group.is_coming for group in updated):
         return None
     steps = [at for group in updated for at in _steps(group)]

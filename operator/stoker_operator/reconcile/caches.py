@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from stoker_operator.api.labels import DEPLOYMENT
+from stoker_operator.api.managers import Contest, contest
 from stoker_operator.cluster.resources import (
     CONTROLLER_REVISIONS,
     MODEL_DEPLOYMENTS,
@@ -23,7 +24,7 @@ from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
 from stoker_operator.plan.pods import is_evicted
 from stoker_operator.reconcile.nodes import KnownNodes, trim_node
-from stoker_operator.reconcile.trim import trim_pod
+from stoker_operator.reconcile.trim import trim_model, trim_pod
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,10 @@ class Caches:
         self._essences: dict[Key, Essence] = {}
         # Objects without our label that hold a name we need: no watch covers them.
         self._in_the_way: dict[Key, dict[tuple[str, str], Object]] = {}
-        self.stores: dict[Resource, Store] = {MODEL_DEPLOYMENTS: Store(), NODES: Store(trim=trim_node)}
+        self.stores: dict[Resource, Store] = {
+            MODEL_DEPLOYMENTS: Store(trim=trim_model),
+            NODES: Store(trim=trim_node),
+        }
         self.stores |= {kind: Store(index=_owner_keys) for kind in CHILDREN}
         self.stores[PODS] = Store(trim=trim_pod, index=lambda pod: [*_owner_keys(pod), *_node_keys(pod)])
         self.stores[MODEL_DEPLOYMENTS].subscribe(self._model_changed)
@@ -182,7 +186,7 @@ class Caches:
 
 @dataclass(frozen=True, slots=True)
 class Essence:
-    """What passes depend on of a ModelDeployment: all but bookkeeping, such as versions and managedFields.
+    """What passes depend on of a ModelDeployment: all but bookkeeping, such as versions.
 
     The status is part of it, so that what others write there is mended; what we wrote is known already.
 
@@ -192,6 +196,7 @@ class Essence:
         is_deleting: whether it is on its way out.
         notes: hash of its labels and annotations.
         status: hash of its status.
+        contest: who sets its replicas besides whom.
     """
 
     uid: str
@@ -199,6 +204,7 @@ class Essence:
     is_deleting: bool
     notes: str
     status: str
+    contest: Contest | None
 
 
 def essence(model: Mapping[str, Any]) -> Essence:
@@ -210,6 +216,7 @@ def essence(model: Mapping[str, Any]) -> Essence:
         is_deleting="deletionTimestamp" in metadata,
         notes=json_hash([metadata.get("labels") or {}, metadata.get("annotations") or {}], _DIGITS),
         status=_status_hash(model),
+        contest=contest(model),
     )
 
 

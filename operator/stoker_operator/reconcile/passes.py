@@ -12,7 +12,7 @@ from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import Wanted, desired, held
+from stoker_operator.desired import Wanted, desired, held, wanted_replicas
 from stoker_operator.observed import Observed
 from stoker_operator.plan import Plan, groups, plan, plan_deletion
 from stoker_operator.reconcile.act import Actor
@@ -156,11 +156,13 @@ class Reconciler:
             parsed = parse(model)
         except InvalidSpec as error:
             num_live = sum(group.is_live for group in groups(self._caches.observe(key, model), self._clock()))
-            return held(salvage(model, num_live), error)
+            readable = salvage(model)
+            return held(readable, error, wanted_replicas(readable, num_live))
+        num_wanted = wanted_replicas(parsed)
         try:
-            return desired(parsed, self._config)
+            return desired(parsed, self._config, num_wanted)
         except InvalidSpec as error:
-            return held(parsed, error)
+            return held(parsed, error, num_wanted)
 
     def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
         """Plan with what draining pods said last, and have them told and asked from now on."""

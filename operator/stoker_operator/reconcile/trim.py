@@ -1,9 +1,10 @@
-"""What caches keep of a pod: what plans and statuses read. Pods are by far the most objects."""
+"""What caches keep of pods and ModelDeployments: what plans and statuses read. Pods are by far the most."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from stoker_operator.api.labels import GROUP
+from stoker_operator.api.managers import replica_entries
 
 Object = dict[str, Any]
 
@@ -21,6 +22,13 @@ _METADATA = (
 _SPEC = ("nodeName", "schedulingGates", "tolerations", "terminationGracePeriodSeconds")
 _STATUS = ("phase", "reason", "message", "conditions", "startTime", "podIP", "podIPs")
 _CONTAINER_STATUS = ("name", "state", "lastState", "ready", "started", "restartCount")
+
+
+def trim_model(model: Object) -> Object:
+    """Return a ModelDeployment without managedFields, but for who scales it and who else sets the number."""
+    metadata = {name: value for name, value in model["metadata"].items() if name != "managedFields"}
+    kept = replica_entries(model["metadata"].get("managedFields") or ())
+    return {**model, "metadata": {**metadata, "managedFields": kept} if kept else metadata}
 
 
 def trim_pod(pod: Object) -> Object:

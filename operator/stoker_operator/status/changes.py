@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from stoker_operator.observed import Manifest
+from stoker_operator.status.transient import TRANSIENT
 
 # A run of letters, digits and what joins them, with a digit in it: a count, an address, an id of a request.
 _VOLATILE = re.compile(r"[\w.:-]*\d[\w.:-]*")
@@ -26,6 +27,8 @@ def change(stored: Manifest, wanted: Manifest) -> Change:
     if _facts(stored) != _facts(wanted):
         return Change.PROGRESS
     before = {condition["type"]: condition for condition in stored.get("conditions", ())}
+    if (before.keys() & TRANSIENT) - {condition["type"] for condition in wanted.get("conditions", ())}:
+        return Change.PROGRESS
     after = [(before.get(condition["type"], {}), condition) for condition in wanted.get("conditions", ())]
     return max((_condition_change(old, new) for old, new in after), default=Change.NONE)
 

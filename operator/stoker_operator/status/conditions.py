@@ -24,10 +24,10 @@ from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of_pod
 from stoker_operator.status.causes import PodState, first_cause, pod_state
-from stoker_operator.status.drains import unobserved
 from stoker_operator.status.holders import name_holders
 from stoker_operator.status.promise import promised
-from stoker_operator.status.recorded import outdated, unrecorded
+from stoker_operator.status.recorded import unrecorded
+from stoker_operator.status.transient import transient
 from stoker_operator.status.view import Aspect, View
 
 _MAX_MESSAGE_LENGTH = 2048
@@ -54,12 +54,13 @@ def status(
     live = [group for group in all_groups if group.is_live]
     updated = [group for group in live if group.revision == wanted.revision]
     states = _states(wanted, observed, all_groups)
-    if not (model.max_unavailable or wanted.is_held):
+    if not (wanted.scale.max_unavailable or wanted.is_held):
         states = name_holders(states, live, wanted.revision)
     late_at = deadline_at(all_groups, wanted)
     num_answering = sum(group.is_available for group in updated)
     view = View(
         model,
+        wanted.scale,
         live,
         updated,
         states,
@@ -76,8 +77,7 @@ def status(
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),
-        *_drains(observed, all_groups),
-        *_defaults(wanted, observed),
+        *transient(wanted, observed, all_groups),
     ]
     result = {
         "observedGeneration": model.generation,
@@ -173,16 +173,16 @@ def _all_answer(view: View) -> Cause:
     """Return why Ready holds. That nothing is wanted is as good: kstatus calls what is Ready current."""
     if view.model.spec.suspend:
         return Cause("Suspended", "spec.suspend is true: no replicas are wanted")
-    if not view.model.num_wanted:
+    if not view.scale.num_wanted:
         return Cause("ScaledToZero", "no replicas are wanted")
-    text = f"{view.num_answering} of {view.model.num_wanted} replicas answer"
-    if view.num_answering < view.model.num_wanted:
+    text = f"{view.num_answering} of {view.scale.num_wanted} replicas answer"
+    if view.num_answering < view.scale.num_wanted:
         text += f", and {view.num_promised} are promised until all do"
     return Cause("Ready", text)
 
 
 def _why_not_ready(view: View) -> Cause:
-    counts = f"{view.num_answering} of {view.model.num_wanted} replicas answer"
+    counts = f"{view.num_answering} of {view.scale.num_wanted} replicas answer"
     others = view.num_other_answering
     if others:
         counts += (
@@ -221,12 +221,12 @@ def _paused(text: str) -> Cause:
 
 
 def _progress(view: View, blocked: Cause | None) -> list[Aspect]:
-    model = view.model
+    num_wanted = view.scale.num_wanted
     stalled = blocked
-    if stalled is None and view.num_answering < model.num_wanted:
+    if stalled is None and view.num_answering < num_wanted:
         stalled = first_cause(state for state in view.states if state.is_stalled) or _late(view)
     none = Cause("AsExpected", "nothing stands in the way")
-    is_settled = view.is_complete and len(view.live) == model.num_wanted and not view.num_leftover
+    is_settled = view.is_complete and len(view.live) == num_wanted and not view.num_leftover
     if stalled is not None:
         reconciling = Aspect("Reconciling", "False", Cause(stalled.reason, "see Stalled"))
     elif view.failure is not None:
@@ -238,7 +238,7 @@ def _progress(view: View, blocked: Cause | None) -> list[Aspect]:
             "Reconciling", "False", _paused(f"{len(view.live)} pods of several revisions exist")
         )
     elif view.is_complete:
-        text = f"{len(view.live) + view.num_leftover} pods exist, {model.num_wanted} are wanted"
+        text = f"{len(view.live) + view.num_leftover} pods exist, {num_wanted} are wanted"
         reconciling = Aspect("Reconciling", "True", Cause("RemovingPods", text))
     else:
         cause = _why_not_ready(view)
@@ -269,17 +269,6 @@ def _loaded(view: View) -> Aspect:
     return Aspect(
         "ModelLoaded", "False", first_cause(view.states) or Cause("LoadingModel", "no pod has it yet")
     )
-
-
-def _drains(observed: Observed, all_groups: Sequence[Group]) -> list[Aspect]:
-    """Say only that drains cannot be watched: that they can is nothing to tell."""
-    cause = unobserved(observed, all_groups)
-    return [] if cause is None else [Aspect("DrainUnobserved", "True", cause)]
-
-
-def _defaults(wanted: Wanted, observed: Observed) -> list[Aspect]:
-    cause = outdated(wanted, observed)
-    return [] if cause is None else [Aspect(cause.reason, "True", cause)]
 
 
 def _dated(aspects: list[Aspect], stored: Manifest, generation: int, now: datetime) -> list[dict[str, Any]]:

@@ -20,11 +20,11 @@ def promised(stored: Manifest, wanted: Wanted, num_answering: int) -> int:
         wanted: what should exist.
         num_answering: replicas of the wanted revision that answer.
     """
-    model = wanted.model
-    if not model.num_wanted:
+    scale = wanted.scale
+    if not scale.num_wanted:
         return 0
-    most = max(1, model.num_wanted - model.max_unavailable)
-    if num_answering >= model.num_wanted:
+    most = max(1, scale.num_wanted - scale.max_unavailable)
+    if num_answering >= scale.num_wanted:
         return most
     is_same = bool(wanted.revision) and stored.get("revision") == wanted.revision
     return min(stored.get("promisedReplicas") or 0, most) if is_same else 0

@@ -21,7 +21,7 @@ def unrecorded(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) 
 
     Records are ours to write, so somebody deleted it, or the pods are of an operator that wrote none.
     """
-    if not wanted.is_held or sum(group.is_live for group in all_groups) >= wanted.model.num_wanted:
+    if not wanted.is_held or sum(group.is_live for group in all_groups) >= wanted.scale.num_wanted:
         return None
     target = revisions(wanted, observed).target(all_groups)
     if not target.revision or target.shape is not None:

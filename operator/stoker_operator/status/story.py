@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
 from stoker_operator.plan import Action, Adopt, Apply, Create, Delete, Patch, Purpose
+from stoker_operator.status.transient import DRAIN_UNOBSERVED, REPLICAS_CONTESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Event:
 # What a person may want to do something about.
 _WARNINGS = frozenset({"Unschedulable", "NotReady", "PodFailed"})
 _BAD_ENDS = frozenset({"Failed", "NodeNotReady", "DrainDeadline"})
+# Conditions whose coming is an Event, and what the operator does meanwhile.
+_TOLD_ONCE = {DRAIN_UNOBSERVED: "DrainPod", REPLICAS_CONTESTED: "Scale"}
 
 
 def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:
@@ -86,8 +89,9 @@ def _of_conditions(before: Manifest, after: Manifest) -> Iterator[Event]:
     old = {condition["type"]: condition for condition in before.get("conditions", ())}
     new = {condition["type"]: condition for condition in after.get("conditions", ())}
     ready, stalled, reconciling = (new.get(kind, {}) for kind in ("Ready", "Stalled", "Reconciling"))
-    for unobserved in new.keys() & {"DrainUnobserved"} - old.keys():
-        yield Event("Warning", new[unobserved]["reason"], "DrainPod", new[unobserved]["message"])
+    for kind, action in _TOLD_ONCE.items():
+        if kind in new and kind not in old:
+            yield Event("Warning", new[kind]["reason"], action, new[kind]["message"])
     if stalled.get("status") == "True" and _changed(old.get("Stalled", {}), stalled):
         yield Event("Warning", stalled["reason"], "Reconcile", stalled["message"])
     elif _changed(old.get("Ready", {}), ready):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stoker_operator.api import ModelDeployment
+from stoker_operator.desired import Scale
 from stoker_operator.plan.groups import Group
 from stoker_operator.profiles import Cause
 from stoker_operator.status.causes import PodState
@@ -25,6 +26,7 @@ class View:
     """What all conditions are made from."""
 
     model: ModelDeployment
+    scale: Scale
     live: list[Group]
     updated: list[Group]
     states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
@@ -43,12 +45,12 @@ class View:
     @property
     def is_complete(self) -> bool:
         """Whether all wanted replicas answer, and requests reach them."""
-        return self.num_answering >= self.model.num_wanted and self.is_routed
+        return self.num_answering >= self.scale.num_wanted and self.is_routed
 
     @property
     def is_promise_kept(self) -> bool:
         """Whether as many replicas answer as were promised, and requests reach them."""
-        is_enough = is_kept(self.num_promised, self.model.num_wanted, self.num_answering)
+        is_enough = is_kept(self.num_promised, self.scale.num_wanted, self.num_answering)
         return is_enough and self.is_routed
 
     @property
@@ -61,7 +63,7 @@ class View:
         """Whether a rollout is paused in its middle, and enough pods answer."""
         num_answering = self.num_answering + self.num_other_answering
         is_between = self.model.spec.rollout.paused and 0 < len(self.updated) < len(self.live)
-        return is_between and num_answering >= self.model.num_wanted
+        return is_between and num_answering >= self.scale.num_wanted
 
     @property
     def num_other_answering(self) -> int:

@@ -7,36 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
-from operator_builders import CONFIG, make_model, make_wanted, shape_of
+from operator_builders import CONFIG, make_model, make_wanted, shape_of, wanted_of
 
 from stoker_operator.api import InvalidSpec, parse
 from stoker_operator.config import ConfigError, OperatorConfig
-from stoker_operator.desired import desired
 from stoker_operator.plan.drift import drift
 
 BAD: list[dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parents[1] / "bad_modeldeployments.yaml").read_text()
 )
-
-
-@pytest.mark.parametrize(
-    ("surge", "unavailable", "expected"),
-    [
-        pytest.param(1, 0, (1, 0), id="numbers"),
-        pytest.param("25%", "25%", (2, 1), id="surge-up-unavailable-down"),
-        pytest.param("0%", "10%", (1, 0), id="both-round-to-none"),
-        pytest.param(0, "100%", (0, 5), id="all-at-once"),
-    ],
-)
-def test_rollout_limits_of_five_replicas(
-    surge: int | str, unavailable: int | str, expected: tuple[int, int]
-) -> None:
-    model = parse(make_model(replicas=5, rollout={"maxSurge": surge, "maxUnavailable": unavailable}))
-    assert (model.max_surge, model.max_unavailable) == expected
-
-
-def test_suspended_model_wants_no_replicas() -> None:
-    assert parse(make_model(replicas=3, suspend=True)).num_wanted == 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +39,7 @@ def test_file_source_needs_the_operators_permission() -> None:
     with pytest.raises(InvalidSpec, match="file:// is not allowed here"):
         make_wanted(**spec)
     allowed = OperatorConfig(runtime_image="r", allow_file_sources=True)
-    wanted = desired(parse(make_model(**spec)), allowed)
+    wanted = wanted_of(make_model(**spec), allowed)
     assert shape_of(wanted).leader["spec"]["volumes"][0]["hostPath"]
 
 
@@ -89,7 +68,7 @@ def test_revision_follows_what_was_asked_of_the_pods(change: dict[str, Any], is_
 
 def test_operator_settings_do_not_change_the_revision() -> None:
     other = OperatorConfig(runtime_image="registry.example/stoker-runtime:2", cluster_domain="example")
-    assert desired(parse(make_model()), other).revision == make_wanted().revision
+    assert wanted_of(make_model(), other).revision == make_wanted().revision
     # Pinned: another hash would restart every pod of every cluster on an upgrade of the operator.
     assert make_wanted().revision == "b3a486af"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operator_builders import CONFIG, NOW, make_model, make_observed, make_wanted
+from operator_builders import CONFIG, NOW, make_model, make_observed, make_wanted, wanted_of
 
 from stoker_operator.api import InvalidSpec, labels, parse, salvage
-from stoker_operator.desired import desired, held
+from stoker_operator.desired import held
 from stoker_operator.status import status
 
 PLAIN = make_wanted().revision
@@ -23,7 +23,7 @@ def model(asked: str | None = None, kept: str | None = None) -> dict[str, Any]:
 
 
 def revision(asked: str | None = None, kept: str | None = None) -> str:
-    return desired(parse(model(asked, kept)), CONFIG).revision
+    return wanted_of(model(asked, kept)).revision
 
 
 def test_a_time_makes_a_revision_and_none_makes_none() -> None:
@@ -47,7 +47,7 @@ def test_the_newest_time_counts(asked: str | None, kept: str | None) -> None:
 
 
 def test_the_status_keeps_it() -> None:
-    wanted = desired(parse(model(LATE, EARLY)), CONFIG)
+    wanted = wanted_of(model(LATE, EARLY))
     assert status(wanted, make_observed(wanted), CONFIG, NOW)["restartedAt"] == LATE
     plain = make_wanted()
     assert "restartedAt" not in status(plain, make_observed(plain), CONFIG, NOW)
@@ -58,4 +58,4 @@ def test_what_is_no_time_is_refused_and_restarts_nothing(text: str) -> None:
     with pytest.raises(InvalidSpec, match="such as 2026-03-01T12:00:00Z") as error:
         parse(model(text, EARLY))
     assert error.value.path == "metadata.annotations[stoker.dev/restarted-at]"
-    assert held(salvage(model(text, EARLY), 1), error.value).revision == revision(EARLY)
+    assert held(salvage(model(text, EARLY)), error.value, 1).revision == revision(EARLY)

@@ -10,11 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from golden_cases import CASES, CONFIG, CONFIGS
-from operator_builders import make_model, service_of, shape_of
+from operator_builders import make_wanted, service_of, shape_of
 
-from stoker_operator.api import parse
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import desired
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.desired.shape import member
 
@@ -29,7 +27,7 @@ class Dumper(yaml.SafeDumper):
 
 
 def manifests(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> list[dict[str, Any]]:
-    wanted = desired(parse(make_model(**spec)), config)
+    wanted = make_wanted(config, **spec)
     pod = member(shape_of(wanted), 0, f"{wanted.model.name}-{wanted.revision}-0", wanted.revision)
     budget = wanted.child(BUDGET)
     return [pod, service_of(wanted), *([budget] if budget else [])]

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from golden_cases import CASES, CONFIGS
-from operator_builders import CONFIG, make_model, make_wanted, service_of, shape_of
+from operator_builders import CONFIG, make_wanted, service_of, shape_of
 
-from stoker_operator.api import labels, parse
+from stoker_operator.api import labels
 from stoker_operator.api.volumes import OWN_PATHS, OWN_VOLUMES
 from stoker_operator.config import OperatorConfig, PodDefaults
-from stoker_operator.desired import desired
 from stoker_operator.desired.pod import USER_ID
 from stoker_operator.plan.drift import drift
 
@@ -64,8 +63,7 @@ def test_volumes_reach_both_containers_beside_our_own() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_schema_keeps_every_name_and_path_of_ours_free(name: str) -> None:
-    wanted = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CASES_CONFIG))
-    spec = shape_of(wanted).leader["spec"]
+    spec = shape_of(make_wanted(CONFIGS.get(name, CASES_CONFIG), **CASES[name])).leader["spec"]
     theirs = CASES[name].get("pod", {})
     own_volumes = {volume["name"] for volume in spec["volumes"]}
     own_volumes -= {volume["name"] for volume in theirs.get("volumes", ())}

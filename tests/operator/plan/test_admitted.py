@@ -9,10 +9,8 @@ import pytest
 from golden_cases import CASES, CONFIG, CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_builders import make_model, shape_of
+from operator_builders import make_wanted, shape_of
 
-from stoker_operator.api import parse
-from stoker_operator.desired import desired
 from stoker_operator.desired.shape import member
 from stoker_operator.plan.admitted import changed, has_model_volume, unusable
 
@@ -21,7 +19,7 @@ CASE = st.sampled_from(sorted(CASES))
 
 
 def asked(case: str) -> dict[str, Any]:
-    wanted = desired(parse(make_model(**CASES[case])), CONFIGS.get(case, CONFIG))
+    wanted = make_wanted(CONFIGS.get(case, CONFIG), **CASES[case])
     return member(shape_of(wanted), 0, f"smol-{wanted.revision}-0", wanted.revision)
 
 

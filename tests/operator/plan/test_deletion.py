@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from operator_builders import (
-    CONFIG,
     NOW,
     ago,
     make_model,
@@ -15,10 +14,9 @@ from operator_builders import (
     make_wanted,
     stored,
     timestamp,
+    wanted_of,
 )
 
-from stoker_operator.api import parse
-from stoker_operator.desired import desired
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Observed
 from stoker_operator.plan import Delete, Plan, plan
@@ -40,7 +38,7 @@ def plan_for(model: dict[str, Any], budget: dict[str, Any]) -> Plan:
     wanted = make_wanted(replicas=2)
     pods = [make_pod(wanted, 0), make_pod(wanted, 1, is_ready=False, phase="Failed")]
     observed = make_observed(wanted, *pods, model=model, budget=budget)
-    return plan(desired(parse(model), CONFIG), observed, NOW)
+    return plan(wanted_of(model), observed, NOW)
 
 
 @pytest.mark.parametrize("finalizer", ["foregroundDeletion", "backup.example/hold"])
@@ -65,4 +63,4 @@ def test_what_is_not_ours_to_delete_stays(finalizers: list[str], metadata: dict[
 
 def test_without_a_budget_there_is_nothing_to_do() -> None:
     model = deleted("held")
-    assert plan(desired(parse(model), CONFIG), Observed(model), NOW) == Plan()
+    assert plan(wanted_of(model), Observed(model), NOW) == Plan()

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from operator_builders import (
-    CONFIG,
     NOW,
     ago,
     make_model,
@@ -15,10 +14,11 @@ from operator_builders import (
     make_wanted,
     shape_of,
     stored,
+    wanted_of,
 )
 
 from stoker_operator.api import InvalidSpec, parse, salvage
-from stoker_operator.desired import Wanted, desired, held
+from stoker_operator.desired import Wanted, held, wanted_replicas
 from stoker_operator.desired.children import BUDGET
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import Apply, Create, Plan, plan
@@ -30,8 +30,9 @@ NODES = {"node-a": Node(), "node-b": Node(is_leaving=True)}
 def invalid(**spec: Any) -> Wanted:
     model = make_model(**{**BAD, **spec})
     with pytest.raises(InvalidSpec) as caught:
-        desired(parse(model), CONFIG)
-    return held(parse(model), caught.value)
+        wanted_of(model)
+    parsed = parse(model)
+    return held(parsed, caught.value, wanted_replicas(parsed))
 
 
 def steps(wanted: Wanted, observed: Observed) -> list[tuple[str, str]]:
@@ -69,14 +70,15 @@ def test_drains_and_scaling_go_on() -> None:
 def test_a_service_that_cannot_be_read_is_left_as_it_is() -> None:
     good = make_wanted(service={"port": 8080})
     model = make_model(service={"port": "http"})
-    bad = held(salvage(model, 1), InvalidSpec("spec.service.port", "no number"))
+    bad = held(salvage(model), InvalidSpec("spec.service.port", "no number"), 1)
     assert plan(bad, make_observed(good, make_pod(good)), NOW) == Plan()
 
 
 def test_a_number_of_replicas_that_cannot_be_read_is_the_one_there_is() -> None:
     good = make_wanted(replicas=3)
     model = make_model(replicas="three", rollout={"maxUnavailable": 1})
-    bad = held(salvage(model, 3), InvalidSpec("spec.replicas", "no number"))
+    readable = salvage(model)
+    bad = held(readable, InvalidSpec("spec.replicas", "no number"), wanted_replicas(readable, 3))
     pods = [make_pod(good, ordinal) for ordinal in range(3)]
     observed = make_observed(good, *pods, budget=stored(good.child(BUDGET), "budget"))
     (apply,) = plan(bad, observed, NOW).actions

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from operator_builders import (
-    CONFIG,
     NOW,
     ago,
     make_model,
@@ -17,10 +16,10 @@ from operator_builders import (
     shape_of,
     stored,
     timestamp,
+    wanted_of,
 )
 
-from stoker_operator.api import labels, parse
-from stoker_operator.desired import desired
+from stoker_operator.api import labels
 from stoker_operator.desired.children import BUDGET, Headcount
 from stoker_operator.observed import Node, Observed
 from stoker_operator.plan import (
@@ -337,7 +336,7 @@ def test_what_a_predecessor_left_behind_is_waited_for() -> None:
 def test_a_model_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
     stored_model = make_model()
     stored_model["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
-    assert plan(desired(parse(stored_model), CONFIG), Observed(stored_model), NOW) == Plan()
+    assert plan(wanted_of(stored_model), Observed(stored_model), NOW) == Plan()
 
 
 def test_deletions_name_the_uid_that_was_seen() -> None:

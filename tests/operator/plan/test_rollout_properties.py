@@ -12,10 +12,9 @@ from cluster_model import ClusterModel, is_ready, is_terminating, rank_of, revis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from operator_builders import CONFIG
+from operator_builders import wanted_of
 
-from stoker_operator.api import labels, parse
-from stoker_operator.desired import desired
+from stoker_operator.api import labels
 
 LIMITS = st.sampled_from([(1, 0), (0, 1), (1, 1), (2, 0), ("50%", "50%"), (0, "100%"), ("25%", 0)])
 NODES = st.sampled_from(["node-a", "node-b", "node-c"])
@@ -161,7 +160,7 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(is_broken=st.booleans())
     def newest_revision_is_broken_or_mended(self, is_broken: bool) -> None:
-        revision = desired(parse(self.cluster.model), CONFIG).revision
+        revision = wanted_of(self.cluster.model).revision
         (self.cluster.broken.add if is_broken else self.cluster.broken.discard)(revision)
 
     @rule(node=NODES, is_schedulable=st.booleans())
@@ -198,22 +197,23 @@ class Rollouts(RuleBasedStateMachine):
             cluster.set_node(node, is_schedulable=True, is_ready=True)
         mended = {"engine": {"maxModelLen": 8192}, "rollout": {**rollout, "paused": False}}
         cluster.edit(replicas=len(cluster.nodes), **mended)
-        revision = desired(parse(cluster.model), CONFIG).revision
+        revision = wanted_of(cluster.model).revision
         older = [pod for pod in cluster.alive() if revision_of(pod) != revision]
         if any(uid_of(pod) in cluster.answered for pod in older):
             # One that answered keeps its room until the user says otherwise, as the status advises.
             cluster.edit(rollout={"maxSurge": 0, "maxUnavailable": 1})
 
     def _check_fixed_point(self) -> None:
-        cluster, model = self.cluster, parse(self.cluster.model)
+        cluster, wanted = self.cluster, wanted_of(self.cluster.model)
+        scale, is_paused = wanted.scale, wanted.model.spec.rollout.paused
         revisions = {revision_of(pod) for pod in cluster.pods.values()}
-        is_mixed = model.spec.rollout.paused and len(revisions) > 1
-        most = model.num_wanted + (model.max_surge if is_mixed else 0)
-        assert model.num_wanted <= cluster.num_groups() <= most
+        is_mixed = is_paused and len(revisions) > 1
+        most = scale.num_wanted + (scale.max_surge if is_mixed else 0)
+        assert scale.num_wanted <= cluster.num_groups() <= most
         assert cluster.num_available() == cluster.num_groups()
         assert len(cluster.pods) == cluster.num_groups() * cluster.size
-        if not model.spec.rollout.paused:
-            assert revisions <= {desired(model, CONFIG).revision}
+        if not is_paused:
+            assert revisions <= {wanted.revision}
         cluster.advance(timedelta(days=1).total_seconds())
         assert cluster.next_plan().actions == (), "time alone changes nothing"
 

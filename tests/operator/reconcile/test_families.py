@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 from fakeapi.kubelet import IPV4, IPV6
 from golden_cases import CASES, CONFIG, CONFIGS
-from operator_builders import make_model, service_of, shape_of
+from operator_builders import make_wanted, service_of, shape_of
 from operator_world import World, play
 from virtual_time import pass_time, until
 
-from stoker_operator.api import parse
 from stoker_operator.cluster.inflight import pod_addresses
-from stoker_operator.desired import desired
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def test_addresses_of_a_pod(status: dict[str, Any], addresses: list[str]) -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_manifests_leave_families_to_the_cluster(name: str) -> None:
     """A probe without a host goes to the pod's own address, whatever its family."""
-    wanted = desired(parse(make_model(**CASES[name])), CONFIGS.get(name, CONFIG))
+    wanted = make_wanted(CONFIGS.get(name, CONFIG), **CASES[name])
     (engine,) = shape_of(wanted).leader["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert set(engine[probe]["httpGet"]) == {"path", "port"}

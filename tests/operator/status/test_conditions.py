@@ -283,7 +283,7 @@ def test_invalid_spec_stalls_and_counts_what_serves() -> None:
     wanted = make_wanted(replicas=2)
     before = status(wanted, make_observed(wanted, make_pod(wanted)), CONFIG, ago(60))
     model = make_model(status=before, generation=2, replicas=2, model={"source": "file:///models/m"})
-    invalid = held(parse(model), InvalidSpec("spec.model.source", "file:// is not allowed here"))
+    invalid = held(parse(model), InvalidSpec("spec.model.source", "file:// is not allowed here"), 2)
     observed = make_observed(wanted, make_pod(wanted, 0), make_pod(wanted, 1, is_ready=False), model=model)
     found = status(invalid, observed, CONFIG, NOW)
     assert found["observedGeneration"] == 2
@@ -298,7 +298,7 @@ def test_invalid_spec_stalls_and_counts_what_serves() -> None:
 
 def test_invalid_spec_without_pods_promises_no_address() -> None:
     model = make_model(engine={"dtype": "float128"})
-    invalid = held(salvage(model, 0), InvalidSpec("spec.engine.dtype", "no such type"))
+    invalid = held(salvage(model), InvalidSpec("spec.engine.dtype", "no such type"), 0)
     found = status(invalid, Observed(model), CONFIG, NOW)
     assert "url" not in found
     assert "revision" not in found
