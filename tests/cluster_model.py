@@ -291,6 +291,7 @@ class ClusterModel:
             ranks = {rank_of(found) for found in self._members(pod, self.cached_pods)}
             self._require(ranks == set(range(self.size)), "a pod of a group that is not whole is let go")
             pod["spec"]["schedulingGates"] = action.body["spec"]["schedulingGates"]
+            pod["metadata"]["annotations"] |= action.body["metadata"]["annotations"]
             return
         for part, values in action.body["metadata"].items():
             pod["metadata"].setdefault(part, {}).update(values)
@@ -427,7 +428,8 @@ class ClusterModel:
 
     def _is_stranded(self, pod: Object) -> bool:
         """One that found no other node holds nothing, and is replaced as a failed one is."""
-        age = self.now - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        since = pod["metadata"]["annotations"].get(labels.LET_GO_AT) or pod["metadata"]["creationTimestamp"]
+        age = self.now - datetime.fromisoformat(since)
         is_looking = bool(avoided_by(pod)) and "nodeName" not in pod["spec"]
         return is_looking and age.total_seconds() >= STRANDED_AFTER_S
 

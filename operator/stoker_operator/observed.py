@@ -47,6 +47,28 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Where a group of several pods stands among those that compete with it; see `plan.turns`.
+
+    Args:
+        ahead: name of the group that goes before it, maybe another ModelDeployment's; "" for none.
+        not_before: when it comes to stand in line, where that is in the future.
+        is_over: it was let go and has no nodes for all its pods, so it has to make room.
+        changes_at: when time alone may change this.
+    """
+
+    ahead: str = ""
+    not_before: datetime | None = None
+    is_over: bool = False
+    changes_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether the group may go to nodes."""
+        return not self.ahead and self.not_before is None
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A write of this pass that the API server will refuse again until somebody changes something.
 
@@ -93,6 +115,8 @@ class Observed:
         nodes: those of the pods, by name; one that is absent does not exist. None when nodes may not be read,
             and then all count as healthy.
         readings: requests in flight by pod uid; of draining pods only, and of those that were asked already.
+        turns: of groups of several pods that wait for nodes, by name; one that is absent may go whenever it
+            is whole.
         refusals: what the API server refuses; only the status looks at them.
         failure: the call that keeps failing; only the status looks at it.
         warnings: what the kubelet says about a pod that takes long to be created, by uid, "" when it says
@@ -105,6 +129,7 @@ class Observed:
     revisions: tuple[Manifest, ...] = ()
     nodes: Mapping[str, Node] | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    turns: Mapping[str, Turn] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     failure: Failure | None = None
     warnings: Mapping[str, str] = field(default_factory=dict)

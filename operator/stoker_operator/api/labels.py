@@ -29,6 +29,8 @@ RESTARTED_AT = f"{GROUP}/restarted-at"  # on a ModelDeployment, RFC 3339: a newe
 RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
 FAILED_ON = f"{GROUP}/failed-on"  # nodes that they failed on: "node-a=2,node-b=1"
 AVOIDS = f"{GROUP}/avoids"  # nodes that this pod must not go to: "node-a,node-b"
+LET_GO_AT = f"{GROUP}/let-go-at"  # RFC 3339, UTC: when our gate was taken from it
+TURNS = f"{GROUP}/turns"  # of predecessors in a row that found no nodes for the whole group
 
 GROUP_GATE = f"{GROUP}/group"  # scheduling gate of pods whose group is not whole, or not yet its turn
 

@@ -16,7 +16,7 @@ from enum import Enum
 
 from stoker_operator.api import labels
 from stoker_operator.desired.record import recorded_size
-from stoker_operator.observed import Manifest, Node, Observed
+from stoker_operator.observed import Manifest, Node, Observed, Turn
 from stoker_operator.plan.admitted import has_model_volume
 from stoker_operator.plan.crashes import is_crash_looping
 from stoker_operator.plan.members import Member, is_whole, members_by_group
@@ -41,6 +41,7 @@ from stoker_operator.plan.pods import (
 LOST_AFTER_S = 10.0
 
 _HEALTHY = Node()
+_ANY_TIME = Turn()
 _GONE = Node(is_ready=False, is_there=False)
 
 
@@ -84,6 +85,9 @@ class Group:
             they do not.
         is_leaving: its node is on its way out.
         is_held_back: our gate keeps all its pods from nodes, so that it may still be made whole.
+        turn: of several pods: where it stands among those that compete with it.
+        let_go_at: of several pods: when the last of them was let go; None before, or when nobody noted it.
+        num_turns: of its predecessors in a row that found no nodes for all their pods.
         created_at: of its first pod.
         failed_at: when it failed or got lost; created_at if nothing tells.
         num_restarts: failed predecessors in a row.
@@ -112,6 +116,9 @@ class Group:
     created_at: datetime
     failed_at: datetime
     lost_at: datetime | None = None
+    turn: Turn = _ANY_TIME
+    let_go_at: datetime | None = None
+    num_turns: int = 0
     num_restarts: int = 0
     nodes: tuple[str, ...] = ()
     failed_on: Mapping[str, int] = field(default_factory=dict)
@@ -136,6 +143,11 @@ class Group:
         """The ranks that it should have and lacks."""
         ranks = {member.rank for member in self.staying}
         return tuple(rank for rank in range(self.size) if rank not in ranks)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it had its turn and found no nodes for all its pods."""
+        return self.turn.is_over and self.is_live and not self.is_available
 
     @property
     def is_coming(self) -> bool:
@@ -216,6 +228,9 @@ def _group(
         if phase is Phase.LOST
         else max((ended_at(pod, created_at) for pod in staying), default=created_at),
         lost_at=lost_at,
+        turn=observed.turns.get(name, _ANY_TIME),
+        let_go_at=max(filter(None, (_let_go_at(pod) for pod in staying)), default=None),
+        num_turns=noted_count(notes.get(labels.TURNS, "")),
         num_restarts=noted_count(notes.get(labels.RESTARTS, "")),
         nodes=tuple(dict.fromkeys(pod["spec"]["nodeName"] for pod in staying if "nodeName" in pod["spec"])),
         failed_on=failed_on,
@@ -225,6 +240,10 @@ def _group(
         num_in_flight=reading.num_in_flight if reading else None,
         read_at=reading.read_at if reading else None,
     )
+
+
+def _let_go_at(pod: Manifest) -> datetime | None:
+    return noted_time((pod["metadata"].get("annotations") or {}).get(labels.LET_GO_AT, ""))
 
 
 def _lost_at(node: Node) -> datetime:

@@ -59,7 +59,7 @@ def members_by_group(observed: Observed) -> dict[str, tuple[Member, ...]]:
     found: dict[str, list[Member]] = defaultdict(list)
     for pod in observed.pods:
         own = labels_of(pod)
-        rank = _rank(pod)
+        rank = rank_of(pod)
         if rank is not None and own.get(labels.DEPLOYMENT) == name and is_ours(pod, observed.model):
             found[group_name(pod)].append(Member(rank, pod))
     return {group: _in_order(group, members) for group, members in found.items()}
@@ -77,7 +77,8 @@ def is_whole(members: Sequence[Member], size: int) -> bool:
     )
 
 
-def _rank(pod: Manifest) -> int | None:
+def rank_of(pod: Manifest) -> int | None:
+    """Return a pod's place in its group; None when its role and rank do not go together."""
     own = labels_of(pod)
     rank = noted_count(own.get(labels.RANK, ""))
     role = labels.WORKER if rank else labels.LEADER

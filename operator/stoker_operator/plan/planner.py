@@ -66,16 +66,18 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         *_shared(wanted, observed, _headcount(wanted, all_groups, leaves)),
     ]
     steps = [
-        *completions(_staying(all_groups, decision), known),
+        *completions(_staying(all_groups, decision), known, now),
         *starts(model.name, observed, target, decision.starts),
         *leaves,
-        *(remove(group, _REMOVED[group.phase]) for group in decision.removals),
+        *(remove(group, "NoRoom" if group.is_over else _REMOVED[group.phase]) for group in decision.removals),
         *emptied,
     ]
     waits = [drain_waits] if drain_waits is not None else []
     if decision.wait_until is not None:
         waits.append(max(0.0, (decision.wait_until - now).total_seconds()))
     waits += [wait_s for group in all_groups if (wait_s := _until_lost(group, now)) > 0]
+    changes = (group.turn.changes_at for group in all_groups)
+    waits += [(at - now).total_seconds() for at in changes if at is not None and at > now]
     stuck_at = deadline_at(all_groups, wanted)
     if stuck_at is not None and stuck_at > now:
         waits.append((stuck_at - now).total_seconds())

@@ -1,14 +1,16 @@
 """How groups come to be: under which name, of which pods, and when those may go to nodes.
 
 The pods of a group of several are made behind a gate that keeps them from nodes, so a group that a pass left
-unfinished can be made whole: none of its pods has run. Once it is, all of them are let go. From then on a pod
-that is missing is a failure of the group, because nobody can say what the others have agreed on with it.
+unfinished can be made whole: none of its pods has run. Once it is, and its turn has come (see turns), all of
+them are let go. From then on a pod that is missing is a failure of the group, because nobody can say what the
+others have agreed on with it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from stoker_operator.api import labels
@@ -36,20 +38,27 @@ def starts(name: str, observed: Observed, target: Target, begun: Iterable[Start]
     free = _free_names(f"{name}-{target.revision}", observed)
     for past, group in zip(begun, free, strict=False):
         pods = _pods(target.shape, range(target.shape.size), group, target.revision, past)
-        yield start(group, pods, "Replaced" if past.num_restarts else "Wanted")
+        yield start(group, pods, "Replaced" if past.num_restarts or past.num_turns else "Wanted")
 
 
-def completions(all_groups: Sequence[Group], known: Revisions) -> Iterator[Step]:
-    """Return what makes groups whole that may still be, and what lets those go that are."""
+def completions(all_groups: Sequence[Group], known: Revisions, now: datetime) -> Iterator[Step]:
+    """Return what makes groups whole that may still be, and what lets those go that are.
+
+    One of which a pod was let go already is let go whatever its turn: it may hold something.
+    """
     for group in all_groups:
         if group.phase is not Phase.GATED:
             continue
         shape = known.shape(group.revision)
         if group.missing and shape is not None:
-            past = Start(group.num_restarts, tuple(group.failed_on.items()), group.avoids)
+            past = Start(
+                group.num_restarts, tuple(group.failed_on.items()), group.avoids, num_turns=group.num_turns
+            )
             yield complete(group, _pods(shape, group.missing, group.name, group.revision, past))
-        elif not group.missing and any(found.is_held_back for found in group.staying):
-            yield admit(group)
+            continue
+        may_go = group.turn.has_come or not group.is_held_back
+        if may_go and not group.missing and any(found.is_held_back for found in group.staying):
+            yield admit(group, now)
 
 
 def _free_names(prefix: str, observed: Observed) -> Iterator[str]:
@@ -71,6 +80,7 @@ def _placed(manifest: Manifest, past: Start) -> dict[str, Any]:
     notes = {
         labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in past.failed_on),
         labels.AVOIDS: ",".join(past.avoid),
+        labels.TURNS: str(past.num_turns or ""),
     }
     annotations = {
         **manifest["metadata"]["annotations"],

@@ -86,9 +86,9 @@ def complete(group: Group, manifests: Iterable[Manifest]) -> Step:
     return Step(Move.COMPLETE, group.name, "GroupIncomplete", creations)
 
 
-def admit(group: Group) -> Step:
+def admit(group: Group, now: datetime) -> Step:
     """Let the pods of a group go to nodes: those that our gate still keeps back."""
-    patches = (_ungate(member) for member in group.staying if member.is_held_back)
+    patches = (_ungate(member, now) for member in group.staying if member.is_held_back)
     return Step(Move.ADMIT, group.name, "GroupComplete", tuple(patches))
 
 
@@ -107,13 +107,18 @@ def remove(group: Group, reason: str) -> Step:
     return Step(Move.REMOVE, group.name, reason, tuple(deletions))
 
 
-def _ungate(member: Member) -> Patch:
+def _ungate(member: Member, now: datetime) -> Patch:
     gates = [gate for gate in member.pod["spec"]["schedulingGates"] if gate["name"] != labels.GROUP_GATE]
-    body = {"metadata": {}, "spec": {"schedulingGates": gates}}
+    notes = {labels.LET_GO_AT: _written(now)}
+    body = {"metadata": {"annotations": notes}, "spec": {"schedulingGates": gates}}
     return Patch("Pod", member.name, member.uid, body, Purpose.ADMIT, "GroupComplete")
 
 
 def _stop_serving(now: datetime) -> dict[str, Any]:
+    notes = {labels.DRAINING_SINCE: _written(now)}
+    return {"metadata": {"labels": {labels.SERVING: "false"}, "annotations": notes}}
+
+
+def _written(now: datetime) -> str:
     # To the millisecond: a second cut off here would be one less to settle.
-    since = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"metadata": {"labels": {labels.SERVING: "false"}, "annotations": {labels.DRAINING_SINCE: since}}}
+    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

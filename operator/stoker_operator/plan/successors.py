@@ -10,6 +10,8 @@ HEALTHY_AFTER_S.
   that are lost now, and off those that leave where no taint would do it; of the last MAX_AVOIDED nodes, so
   that nobody runs out of nodes for good.
 - One that has found no other node within STRANDED_AFTER_S is replaced by one that may go anywhere.
+- One of several pods that did not find nodes for all of them while it was its turn (see turns) is replaced at
+  once by one that waits behind its gate, and so holds nothing.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ class Start:
         num_restarts: failures in a row that its predecessors had.
         failed_on: on which nodes, with how many each, the last one last.
         avoid: nodes that it must not go to.
+        num_turns: of its predecessors in a row that found no nodes for all their pods.
     """
 
     num_restarts: int = 0
     failed_on: tuple[tuple[str, int], ...] = ()
     avoid: tuple[str, ...] = ()
+    num_turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +93,14 @@ def succession(
     # One that was lost before it answered has nothing that anybody could wait for.
     removals = [group for group in due[:count] if group.phase is not Phase.LOST or group.is_new]
     removals += [group for group in (*failed, *stranded) if group.revision != target]
+    # Whoever had its turn makes room, with a successor or without.
+    removals += [group for group in stranded if group.is_over and group not in removals]
     return Succession(tuple(starts), tuple(removals), replace_at(waiting[0]) if waiting else None)
 
 
 def replace_at(group: Group) -> datetime:
     """Return when a group's successor may start: at once, then 10 s, 20 s, 40 s … 300 s later."""
-    if group.phase is Phase.STARTING:
+    if group.is_over or group.phase is Phase.STARTING:
         return group.created_at  # it is only stranded
     count = failures_in_a_row(group) - 1
     if count <= 0:
@@ -111,13 +117,14 @@ def failures_in_a_row(group: Group) -> int:
 def stranded_at(group: Group) -> datetime | None:
     """Return when a group will have looked for a node beside those it is kept off for long enough."""
     is_looking = group.phase is Phase.STARTING and group.avoids and not group.is_scheduled
-    return group.created_at + timedelta(seconds=STRANDED_AFTER_S) if is_looking else None
+    since = group.let_go_at or group.created_at
+    return since + timedelta(seconds=STRANDED_AFTER_S) if is_looking else None
 
 
 def is_stranded(group: Group, now: datetime) -> bool:
-    """Whether a group found no node beside those that it is kept off."""
+    """Whether a group found no node beside those that it is kept off, or not enough while it was its turn."""
     at = stranded_at(group)
-    return at is not None and at <= now
+    return group.is_over or (at is not None and at <= now)
 
 
 def _was_healthy(group: Group) -> bool:
@@ -141,8 +148,9 @@ def _nodes_to_avoid(all_groups: Iterable[Group]) -> tuple[str, ...]:
 
 def _after(group: Group, closed: tuple[str, ...]) -> Start:
     """Return the successor of a group."""
-    if group.phase is Phase.STARTING:
-        return Start(group.num_restarts, tuple(group.failed_on.items()))
+    if group.is_over or group.phase is Phase.STARTING:
+        num_turns = group.num_turns + group.is_over
+        return Start(group.num_restarts, tuple(group.failed_on.items()), num_turns=num_turns)
     past = {} if _was_healthy(group) else dict(group.failed_on)
     # One that crashed again and again had all its chances there.
     num_failures = FAILURES_PER_NODE if group.is_crash_looping else 1
