@@ -16,7 +16,7 @@ from typing import Any
 from fakeapi.admission import Denied, Hook, Review
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
 from fakeapi.fields import FieldConflict, apply, merge, own, without
-from fakeapi.kinds import Target, matches, resolve
+from fakeapi.kinds import Target, are_gates_removed, matches, resolve
 from fakeapi.managed import manager as managed_by
 from fakeapi.storage import Change, Storage
 from virtual_time import pass_time
@@ -285,7 +285,8 @@ class FakeApi:
             after = {name: value for name, value in after.items() if name != "status"}
             if "status" in live:
                 after["status"] = live["status"]
-        if target.kind.spec_is_immutable and after.get("spec") != live.get("spec"):
+        is_changed = target.kind.spec_is_immutable and after.get("spec") != live.get("spec")
+        if is_changed and not are_gates_removed(live["spec"], after["spec"]):
             raise Refused(422, "Invalid", "spec: Forbidden: pod updates may not change fields")
         return after
 

@@ -91,6 +91,10 @@ def default(kind: Kind, obj: Object, serial: int) -> None:
     """Fill in what a real API server fills in on create; changes ``obj``."""
     if kind.table == "pods":
         obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
+        if obj["spec"].get("schedulingGates"):
+            text = "Scheduling is blocked due to non-empty scheduling gates"
+            gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": text}
+            obj["status"]["conditions"] = [gated]
         obj["spec"].setdefault("restartPolicy", "Always")
         obj["spec"].setdefault("terminationGracePeriodSeconds", 30)
     elif kind.table == "services":
@@ -106,6 +110,15 @@ def default(kind: Kind, obj: Object, serial: int) -> None:
         obj["status"] = {"observedGeneration": -1}
     elif kind.table == "poddisruptionbudgets":
         obj.setdefault("status", {"disruptionsAllowed": 0})
+
+
+def are_gates_removed(before: Object, after: Object) -> bool:
+    """Whether all that differs in a pod's spec is that scheduling gates are gone, which is allowed."""
+    held, left = before.get("schedulingGates") or [], after.get("schedulingGates") or []
+    return all(gate in held for gate in left) and {**before, "schedulingGates": left} == {
+        **after,
+        "schedulingGates": left,
+    }
 
 
 def matches(obj: Object, selector: str) -> bool:

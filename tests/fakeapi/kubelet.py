@@ -87,7 +87,7 @@ class Kubelet:
             return
         if "deletionTimestamp" in pod["metadata"]:
             delete(self.api, "pods", name, namespace, grace_s=0)
-        elif status["phase"] in ("Succeeded", "Failed"):
+        elif status["phase"] in ("Succeeded", "Failed") or pod["spec"].get("schedulingGates"):
             return
         elif not pod["spec"].get("nodeName"):
             self.scheduler.place(pod)

@@ -43,7 +43,10 @@ class Scheduler:
         before = pod["status"].get("conditions") or []
         condition["lastTransitionTime"] = self.api.storage.now()
         if before and before[0]["status"] == condition["status"]:
-            condition["lastTransitionTime"] = before[0]["lastTransitionTime"]
+            # The API server says of a gated pod that it isn't scheduled, but not since when.
+            condition["lastTransitionTime"] = (
+                before[0].get("lastTransitionTime") or condition["lastTransitionTime"]
+            )
         identity = {key: pod["metadata"][key] for key in ("name", "namespace")}
         news: Object = {"metadata": identity, "status": {"conditions": [condition]}}
         put(self.api, "pods", news if name is None else {**news, "spec": {"nodeName": name}}, "scheduler")

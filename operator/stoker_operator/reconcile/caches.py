@@ -25,6 +25,7 @@ from stoker_operator.observed import Observed, Reading
 from stoker_operator.plan.pods import is_evicted
 from stoker_operator.reconcile.nodes import KnownNodes, trim_node
 from stoker_operator.reconcile.trim import trim_model, trim_pod
+from stoker_operator.reconcile.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Caches:
     ) -> None:
         self._changed = changed
         self._nodes = KnownNodes(clock, drains_cordoned)
+        self.turns = Turns(clock, self._staying_uid, changed)
         # What passes depend on of each ModelDeployment, as it was last seen.
         self._essences: dict[Key, Essence] = {}
         # Objects without our label that hold a name we need: no watch covers them.
@@ -106,6 +108,7 @@ class Caches:
             revisions=tuple(self.stores[CONTROLLER_REVISIONS].indexed(key)),
             nodes=self._nodes.of(map(_node_name, pods), self._node_reflector.is_current),
             readings=readings or {},
+            turns=self.turns.of(key),
         )
 
     def in_the_way(self, key: Key) -> list[tuple[str, str]]:
@@ -159,6 +162,12 @@ class Caches:
         else:
             return
         self._changed(key)
+        self.turns.tell(key[0])
+
+    def _staying_uid(self, key: Key) -> str | None:
+        """Uid of a ModelDeployment; None when it is gone or on its way out, and its pods with it."""
+        found = self._essences.get(key)
+        return None if found is None or found.is_deleting else found.uid
 
     def _child_changed(self, child: Object) -> None:
         for key in _owner_keys(child):
@@ -166,6 +175,8 @@ class Caches:
 
     def _pod_changed(self, pod: Object) -> None:
         self._child_changed(pod)
+        metadata = pod["metadata"]
+        self.turns.see(pod, lambda: self.stores[PODS].get(metadata["namespace"], metadata["name"]))
         if is_evicted(pod) and self._nodes.note_eviction(_node_name(pod)):
             self._wake_pods_on(_node_name(pod))
 

@@ -14,7 +14,7 @@ from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, desired, held, wanted_replicas
 from stoker_operator.observed import Observed
-from stoker_operator.plan import Plan, groups, plan, plan_deletion
+from stoker_operator.plan import Move, Plan, groups, plan, plan_deletion
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.outcome import Outcome
@@ -102,6 +102,12 @@ class Reconciler:
             return None
         if "deletionTimestamp" in model["metadata"]:
             return await self._leave(key, model)
+        try:
+            return await self._pass(key, model)
+        finally:
+            self._caches.turns.done(key)
+
+    async def _pass(self, key: Key, model: Object) -> float | None:
         wanted = self._wanted(key, model)
         looked = await self._actor.look_again(key)
         todo, observed = self._plan(key, model, wanted)
@@ -170,6 +176,7 @@ class Reconciler:
         todo = plan(wanted, observed, self._clock())
         pods = {uid: pod for pod in observed.pods if (uid := pod["metadata"]["uid"]) in todo.draining}
         self._readings.ask(key, pods)
+        self._caches.turns.go(key, frozenset(step.group for step in todo.steps if step.move is Move.ADMIT))
         return todo, observed
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:

@@ -9,6 +9,9 @@ from typing import Any
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest, Node
 from stoker_operator.plan.admitted import IMAGE_VOLUMES_OFF, has_model_volume
+from stoker_operator.plan.groups import Group
+from stoker_operator.plan.members import Member
+from stoker_operator.plan.pods import gates_of
 from stoker_operator.profiles import Cause, EngineProfile
 
 # Causes that time does not heal. They come first and make a ModelDeployment Stalled.
@@ -102,6 +105,23 @@ def pod_state(
     return PodState(name, is_scheduled, is_ready or _is_started(status), cause, num_restarts)
 
 
+def held_back_state(member: Member, group: Group) -> PodState:
+    """Return the state of a pod that our gate keeps from nodes: what its group waits for."""
+    turn = group.turn
+    if turn.ahead:
+        text = (
+            f"group {group.name} goes to nodes after group {turn.ahead}, which does not have all of its own"
+        )
+        cause = Cause("WaitingForTurn", text)
+    elif turn.not_before is not None:
+        again = turn.not_before.strftime("%Y-%m-%dT%H:%M:%SZ")
+        text = f"there were no nodes for all {group.size} pods of group {group.name}: tried again at {again}"
+        cause = Cause("Unschedulable", text)
+    else:
+        cause = Cause("WaitingForTurn", f"group {group.name} goes to nodes when all its pods are there")
+    return PodState(member.name, is_scheduled=False, is_loaded=False, cause=cause)
+
+
 def first_cause(states: Iterable[PodState]) -> Cause | None:
     """Return the cause to show: one that time does not heal before one that is only progress."""
     causes = [state.cause for state in states if state.cause is not None]
@@ -111,6 +131,7 @@ def first_cause(states: Iterable[PodState]) -> Cause | None:
 _URGENCY = {
     "Unschedulable": 1,
     "CreateFailed": 1,
+    "WaitingForTurn": 2,
     "NodeNotReady": 2,
     "PodFailed": 3,
     "NotReady": 4,
@@ -124,7 +145,9 @@ def _cause(pod: Manifest, scheduled: Manifest, profile: EngineProfile, warning: 
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if not has_model_volume(pod):
         return Cause("ImageVolumesOff", f"pod {name} has no volume of its model: {IMAGE_VOLUMES_OFF}")
-    if scheduled.get("status") == "False":
+    # The scheduler has not looked yet at one that was let go a moment ago.
+    is_old_news = scheduled.get("reason") == "SchedulingGated" and not gates_of(pod)
+    if scheduled.get("status") == "False" and not is_old_news:
         return Cause("Unschedulable", f"pod {name}: {scheduled.get('message', 'no node fits')}")
     for container in _containers(status):
         cause = _container_cause(name, container, profile)

@@ -23,7 +23,7 @@ from stoker_operator.plan.groups import Group, groups, node_of
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.successors import failures_in_a_row
 from stoker_operator.profiles import Cause, profile_of_pod
-from stoker_operator.status.causes import PodState, first_cause, pod_state
+from stoker_operator.status.causes import PodState, first_cause, held_back_state, pod_state
 from stoker_operator.status.holders import name_holders
 from stoker_operator.status.promise import promised
 from stoker_operator.status.recorded import unrecorded
@@ -121,17 +121,19 @@ def _has_service(observed: Observed) -> bool:
 def _states(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) -> list[PodState]:
     # Of a pod on its way out it is no news that it is not ready.
     staying = [group for group in all_groups if group.is_serving]
-    owned = [(member.pod, group) for group in staying for member in group.staying]
-    updated = [(pod, group) for pod, group in owned if group.revision == wanted.revision]
+    owned = [(member, group) for group in staying for member in group.staying]
+    updated = [(member, group) for member, group in owned if group.revision == wanted.revision]
     return [
-        pod_state(
-            pod,
-            profile_of_pod(pod),
-            node_of(pod, observed.nodes),
-            observed.warnings.get(pod["metadata"]["uid"]),
+        held_back_state(member, group)
+        if member.is_held_back
+        else pod_state(
+            member.pod,
+            profile_of_pod(member.pod),
+            node_of(member.pod, observed.nodes),
+            observed.warnings.get(member.uid),
             failures_in_a_row(group),
         )
-        for pod, group in updated or owned
+        for member, group in updated or owned
     ]
 
 
@@ -253,6 +255,9 @@ def _scheduled(view: View) -> Aspect:
         if state.cause is not None and state.cause.reason == "Unschedulable":
             return Aspect("Scheduled", "False", state.cause)
     if waiting:
+        turn = next((s.cause for s in waiting if s.cause and s.cause.reason == "WaitingForTurn"), None)
+        if turn is not None:
+            return Aspect("Scheduled", "Unknown", turn)
         return Aspect("Scheduled", "Unknown", Cause("Scheduling", f"{len(waiting)} pods wait for a node"))
     if not view.states:
         return Aspect("Scheduled", "Unknown", Cause("NoPods", "there are no pods"))
