@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
 from stoker_operator.plan import Action, Adopt, Apply, CreatePod, Delete, DeletePod, Record, StopServing
-from stoker_operator.status.transient import DRAIN_UNOBSERVED, REPLICAS_CONTESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Event:
 # What a person may want to do something about.
 _WARNINGS = frozenset({"Unschedulable", "NotReady", "PodFailed"})
 # Conditions whose coming is an Event, and what the operator does meanwhile.
-_TOLD_ONCE = {DRAIN_UNOBSERVED: "DrainPod", REPLICAS_CONTESTED: "Scale"}
+_TOLD_ONCE = {"DrainUnobserved": "DrainPod", "ReplicasContested": "Scale"}
 
 
 def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:
