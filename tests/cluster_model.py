@@ -232,6 +232,9 @@ class ClusterModel:
             else:
                 self._create(action)
                 self._check_surge(wanted, action.manifest)
+        elif isinstance(action, Patch) and action.kind != "Pod":
+            self._note(action, is_lost=is_lost)
+            return
         elif isinstance(action, Patch):
             name = action.name
             self._patch(action, wanted)
@@ -270,6 +273,16 @@ class ClusterModel:
             self.records[name] = stored(dict(action.manifest), name)
         if not is_lost:
             self.cached_records[name] = self.records[name]
+
+    def _note(self, action: Patch, *, is_lost: bool) -> None:
+        held = self.records.get(action.name)
+        if held is None:
+            return
+        notes = {**(held["metadata"].get("annotations") or {}), **action.body["metadata"]["annotations"]}
+        kept = {key: text for key, text in notes.items() if text is not None}
+        self.records[action.name] = {**held, "metadata": {**held["metadata"], "annotations": kept}}
+        if not is_lost:
+            self.cached_records[action.name] = self.records[action.name]
 
     def _create(self, action: Create) -> None:
         self._num_created += 1

@@ -14,13 +14,15 @@ def needed_stages() -> list[str]:
     """The stages that have to be built on this machine for all tests that can run on it.
 
     With kind a cluster takes no compiler but for what is not on PATH. Then the integration tests' control
-    plane is built where there is a Go.
+    plane and what tries the alerts are built where there is a Go.
     """
+    # Last, since it shares what the others compile.
+    alerts = [] if prerequisites.no_build("alerts") else ["alerts"]
     if prerequisites.kind_lacks() is not None:
-        return ["e2e"]
+        return ["e2e", *alerts]
     absent = [stage for name, stage in prerequisites.CLIENTS.items() if shutil.which(name) is None]
     integration = [] if prerequisites.no_build("integration") else ["integration"]
-    return sorted({*absent, *integration})
+    return [*sorted({*absent, *integration}), *alerts]
 
 
 def standing(name: str) -> list[Cluster]:

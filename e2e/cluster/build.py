@@ -106,9 +106,15 @@ def build_command(tools: Sequence[Tool], output: Path) -> list[str]:
         "-trimpath",
         f"-gcflags=all={GCFLAGS}",
         f"-ldflags={ldflags}",
+        tags_of(tools),
         f"-o={output}/",
         *packages_of(tools),
     ]
+
+
+def tags_of(tools: Iterable[Tool]) -> str:
+    """The flag with the build tags of tools that share a module."""
+    return "-tags=" + ",".join(dict.fromkeys(tag for tool in tools for tag in tool.tags))
 
 
 def packages_of(tools: Iterable[Tool]) -> list[str]:
@@ -141,7 +147,7 @@ def run_compiler(tools: Sequence[Tool], output: Path) -> None:
     module, names = tools[0].module, " ".join(tool.name for tool in tools)
     memory = compiler_environment(available_memory(), os.cpu_count() or 1)
     environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", **memory}
-    listing = ["go", "list", "-mod=readonly", "-deps", *packages_of(tools)]
+    listing = ["go", "list", "-mod=readonly", tags_of(tools), "-deps", *packages_of(tools)]
     with step(f"get the sources of {names}"):
         listed = subprocess.run(
             listing, cwd=module, env=environment, capture_output=True, text=True, check=False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("integration", "charts", "registry", "e2e", "kind", "kind-node")
+STAGES = ("integration", "charts", "alerts", "registry", "e2e", "kind", "kind-node")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Tool:
         links: binary name -> further names it is started by.
         stages: the stages that need it, a subset of STAGES.
         key: hash of everything that decides what the build yields, short hexadecimal.
+        tags: build tags, those of all tools of its module at once.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Tool:
     stages: tuple[str, ...]
     key: str
     ldflags: str = ""
+    tags: tuple[str, ...] = ()
     also: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -86,6 +88,7 @@ def load_tools(root: Path = HERE) -> dict[str, Tool]:
             stages=tuple(entry["stages"]),
             key=content_key({**sources, "//recipe": recipe, "//machine": platform.machine().encode()}),
             ldflags=entry.get("ldflags", ""),
+            tags=tuple(entry.get("tags", ())),
             also=entry.get("also", {}),
             links=entry.get("links", {}),
         )

@@ -1,7 +1,8 @@
-"""A tiny model within the cluster's reach: on a stand-in hub, and in a folder of one node.
+"""A tiny model within the cluster's reach: on a stand-in hub, in a bucket, and in a folder of one node.
 
-One pod does both. The model, two layers of random weights, is small enough for a ConfigMap; the pod copies it
-into the node's folder and serves it with tests/hub_builders.py, so that nothing leaves the cluster.
+One pod does all. The model, two layers of random weights, is small enough for a ConfigMap; the pod copies it
+into the node's folder and serves it with tests/hub_builders.py and bucket.py, so that nothing leaves the
+cluster.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ REPOSITORY_ID = "org/tiny"
 TOKEN = "hf_e2e"
 PORT = 8080
 TLS_PORT = 8443
+BUCKET = "models"
+FOLDER = "in-house/tiny"
+KEYS = {"AWS_ACCESS_KEY_ID": "shelf", "AWS_SECRET_ACCESS_KEY": "e2e/secret+key"}
+BUCKET_PORT = 9000
 VOCAB_SIZE = 256  # a token for each byte
 COPY = "mkdir -p /shelf/tiny && cp -L /model/* /shelf/tiny/ && chmod -R a+rX /shelf"
 POD: Object = {
@@ -43,6 +48,7 @@ class Shelf:
         hub_url: of the hub, which wants TOKEN for REPOSITORY_ID.
         tls_url: of the same hub, with a certificate of an authority that nobody knows.
         authority: that one, as PEM.
+        bucket_url: of the server that has BUCKET, and in it FOLDER for who has KEYS.
         node: that has the folder.
         folder: on that node; the model is in `tiny` below it.
     """
@@ -50,6 +56,7 @@ class Shelf:
     hub_url: str
     tls_url: str
     authority: str
+    bucket_url: str
     node: str
     folder: str
 
@@ -62,12 +69,16 @@ class Shelf:
             source: where it finds the model.
             model: further fields of `spec.model`.
         """
+        env = [
+            {"name": "HF_ENDPOINT", "value": self.hub_url},
+            {"name": "AWS_ENDPOINT_URL", "value": self.bucket_url},
+        ]
         return manifests.modeldeployment(
             name,
             namespace,
             model={"source": source, "servedName": name, **model},
             engine={},
-            pod={**POD, "env": [{"name": "HF_ENDPOINT", "value": self.hub_url}]},
+            pod={**POD, "env": env},
             scheduling={"nodeSelector": {"kubernetes.io/hostname": self.node}},
         )
 
@@ -101,9 +112,10 @@ def start(platform: Platform, namespace: str, image: str, work: Path) -> Shelf:
     def is_ready() -> bool:
         return is_true(kube.get("Pod", NAME, namespace), "Ready")
 
-    eventually("the hub answers", is_ready, 60, lambda: kube.get("Pod", NAME, namespace))
+    eventually("the hub and the bucket answer", is_ready, 60, lambda: kube.get("Pod", NAME, namespace))
     pem = authority.cert_pem.bytes().decode()
-    return Shelf(f"http://{host}", f"https://{host}", pem, node, folder)
+    bucket_url = f"http://{host}:{BUCKET_PORT}"
+    return Shelf(f"http://{host}", f"https://{host}", pem, bucket_url, node, folder)
 
 
 def claim(kube: Kube, shelf: Shelf, namespace: str) -> str:
@@ -137,7 +149,12 @@ def claim(kube: Kube, shelf: Shelf, namespace: str) -> str:
 
 
 def _config_maps(namespace: str, work: Path, certificate: str) -> list[Object]:
-    scripts = (Path(__file__).with_name("hub.py"), REPOSITORY / "tests" / "hub_builders.py")
+    here = Path(__file__)
+    scripts = (
+        here.with_name("hub.py"),
+        here.with_name("bucket.py"),
+        REPOSITORY / "tests" / "hub_builders.py",
+    )
     content = {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(work.iterdir())}
     return [
         _config_map(namespace, "model", binaryData=content),
@@ -155,6 +172,7 @@ def _service(namespace: str) -> Object:
     ports = [
         {"name": "http", "port": 80, "targetPort": PORT},
         {"name": "https", "port": 443, "targetPort": TLS_PORT},
+        {"name": "s3", "port": BUCKET_PORT},
     ]
     return {
         "apiVersion": "v1",
@@ -164,32 +182,53 @@ def _service(namespace: str) -> Object:
     }
 
 
+def _servers(image: str) -> list[Object]:
+    """The hub, the same with TLS, and the bucket."""
+    volumes = [{"name": "model", "mountPath": "/model"}, {"name": "scripts", "mountPath": "/scripts"}]
+    hub = ("hub.py", "/model", REPOSITORY_ID, TOKEN)
+    return [
+        _server("hub", image, PORT, (*hub, str(PORT)), volumes),
+        _server(
+            "tls-hub",
+            image,
+            TLS_PORT,
+            (*hub, str(TLS_PORT), "/tls/hub.pem"),
+            [*volumes, {"name": "tls", "mountPath": "/tls"}],
+        ),
+        _server(
+            "bucket",
+            image,
+            BUCKET_PORT,
+            ("bucket.py", "/model", BUCKET, FOLDER, *KEYS.values(), str(BUCKET_PORT)),
+            volumes,
+        ),
+    ]
+
+
+def _server(name: str, image: str, port: int, command: tuple[str, ...], volumes: list[Object]) -> Object:
+    script, *arguments = command
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", f"/scripts/{script}", *arguments],
+        "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
+        "securityContext": RESTRICTED,
+        "volumeMounts": volumes,
+    }
+
+
 def _pod(namespace: str, image: str, node: str, folder: str) -> Object:
-    model = {"name": "model", "mountPath": "/model"}
     copy = {
         "name": "copy",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", COPY],
         "securityContext": {"runAsUser": 0},  # the node's folder belongs to root
-        "volumeMounts": [model, {"name": "shelf", "mountPath": "/shelf"}],
-    }
-    hub: Object = {
-        "name": "hub",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python3", "/scripts/hub.py", "/model", REPOSITORY_ID, TOKEN, str(PORT)],
-        "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
-        "securityContext": RESTRICTED,
-        "volumeMounts": [model, {"name": "scripts", "mountPath": "/scripts"}],
-    }
-    certificate = {"name": "tls", "mountPath": "/tls"}
-    tls_hub = {
-        **hub,
-        "name": "tls-hub",
-        "command": [*hub["command"][:-1], str(TLS_PORT), "/tls/hub.pem"],
-        "readinessProbe": {"tcpSocket": {"port": TLS_PORT}, "periodSeconds": 1},
-        "volumeMounts": [*hub["volumeMounts"], certificate],
+        "volumeMounts": [
+            {"name": "model", "mountPath": "/model"},
+            {"name": "shelf", "mountPath": "/shelf"},
+        ],
     }
     volumes: list[Object] = [
         {"name": "tls", "configMap": {"name": "tls"}},
@@ -207,7 +246,7 @@ def _pod(namespace: str, image: str, node: str, folder: str) -> Object:
             "terminationGracePeriodSeconds": 1,
             "tolerations": [{"operator": "Exists"}],
             "initContainers": [copy],
-            "containers": [hub, tls_hub],
+            "containers": _servers(image),
             "volumes": volumes,
         },
     }

@@ -17,6 +17,23 @@ from stoker_operator.cluster.transport import Credentials
 Hear = Callable[[tuple[str, str], Mapping[str, Any]], None]
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """What kopf compares objects with for its change handlers, of which there are none: nothing.
+
+    It would copy each object anew at each event, of which a start has one for every ModelDeployment.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return nothing of an object."""
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was stored."""
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+
 class EndlessBackoff:
     """Pauses between kopf's retries in seconds, without end: an outage is no reason to restart."""
 
@@ -37,6 +54,9 @@ def settings() -> kopf.OperatorSettings:
     result.networking.request_timeout = 15.0
     result.networking.error_backoffs = EndlessBackoff()
     result.watching.server_timeout = 300
+    result.persistence.diffbase_storage = NoDiffs()
+    # A start has an event for each ModelDeployment, and each of them a task that lives so long.
+    result.queueing.idle_timeout = 0.1
     result.process.ultimate_exiting_timeout = 20.0
     return result
 

@@ -66,6 +66,7 @@ class Elector:
         self._candidate = Candidate(identity=identity, timing=settings)
         self._is_in_term = False
         self._given_back = asyncio.Event()
+        self._has_read = asyncio.Event()  # the Lease, so that it is known from which version to watch it
         self._told: object = None
 
     @property
@@ -158,6 +159,7 @@ class Elector:
             async with asyncio.timeout(election.call_timeout_s(before, sent_at)):
                 if isinstance(step, Read):
                     read = await self._leases.read()
+                    self._has_read.set()
                     self._candidate = election.after_read(before, self._clock(), read, self._rng.random())
                 else:
                     wall = datetime.fromtimestamp(sent_at.wall, UTC)
@@ -185,6 +187,7 @@ class Elector:
 
     async def _watch(self) -> None:
         """Notice at once that the Lease is given back; looking now and then would find it later."""
+        await self._has_read.wait()
         while True:
             lease = self._candidate.lease
             if lease is not None:

@@ -79,14 +79,17 @@ def test_clients_of_kind_are_built_where_there_is_a_go(machine: Machine, program
     assert stage in backends.needed_stages()
 
 
-def test_a_go_beside_kind_builds_the_integration_tests_api_server_and_no_more(machine: Machine) -> None:
+def test_a_go_beside_kind_builds_what_tests_start_without_a_cluster_and_no_more(machine: Machine) -> None:
     machine.go = (1, 26)
-    assert backends.needed_stages() == ["integration"]
+    assert backends.needed_stages() == ["integration", "alerts"]
 
 
 def test_without_kind_all_is_built(machine: Machine) -> None:
     machine.programs.remove("kind")
     assert backends.needed_stages() == ["e2e"]
+    machine.go = (1, 26)
+    machine.programs.remove("docker")
+    assert backends.needed_stages() == ["e2e", "alerts"]
 
 
 @pytest.mark.parametrize(

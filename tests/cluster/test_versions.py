@@ -92,6 +92,8 @@ def test_compiler_may_not_change_the_pins_and_makes_all_binaries_of_a_module_at_
     assert command[-len(packages_of(tools)) :] == packages_of(tools)
     (ldflags,) = [part for part in command if part.startswith("-ldflags=")]
     assert all(tool.ldflags in ldflags for tool in tools)
+    assert "-tags=" in command
+    assert "-tags=remove_all_sd" in build_command([load_tools()["promtool"]], Path("/out"))
 
 
 @pytest.mark.parametrize(

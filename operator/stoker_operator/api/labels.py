@@ -28,6 +28,8 @@ DRAINING_SINCE = f"{GROUP}/draining-since"  # RFC 3339, UTC
 RESTARTED_AT = f"{GROUP}/restarted-at"  # on a ModelDeployment, RFC 3339: a newer one replaces its pods
 RESTARTS = f"{GROUP}/restarts"  # failed predecessors in a row
 FAILED_ON = f"{GROUP}/failed-on"  # nodes that they failed on: "node-a=2,node-b=1"
+FAILURES = f"{GROUP}/failures"  # on the record of a revision: failed groups that nobody follows yet
+SUCCESSOR_OF = f"{GROUP}/successor-of"  # name of the failed group whose place this pod's group takes
 AVOIDS = f"{GROUP}/avoids"  # nodes that this pod must not go to: "node-a,node-b"
 LET_GO_AT = f"{GROUP}/let-go-at"  # RFC 3339, UTC: when our gate was taken from it
 TURNS = f"{GROUP}/turns"  # of predecessors in a row that found no nodes for the whole group

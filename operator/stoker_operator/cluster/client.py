@@ -4,11 +4,12 @@ Every method is one HTTP request and returns the server's copy of the object; no
 the work queue retries whole passes and the informers retry their watches.
 """
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import orjson
 
 from stoker_operator.cluster.errors import ApiUnreachable, from_status
 from stoker_operator.cluster.resources import Resource
@@ -200,7 +201,7 @@ class KubeClient:
         body: Object | None = None,
         content_type: str = JSON,
     ) -> Object:
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else orjson.dumps(body)
         reply = await self._transport.request(method, path, params or {}, data, content_type)
         if reply.code >= 400:
             raise from_status(reply.code, error_body(reply.body), reply.retry_after)
@@ -227,7 +228,7 @@ def _event(line: bytes) -> WatchEvent:
 def _object(body: bytes) -> Object | None:
     """The JSON object that a body is, None when it is anything else."""
     try:
-        value = json.loads(body)
+        value = orjson.loads(body)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

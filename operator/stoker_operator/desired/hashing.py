@@ -6,8 +6,11 @@ import hashlib
 import json
 from typing import Any
 
+# Made once: `json.dumps` makes a new one for each call that is not of its own defaults. What it writes is on
+# record in clusters, so no other library may take its place: escapes and floats differ between them.
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 def json_hash(value: Any, length: int) -> str:
     """Return the first `length` hex digits of the SHA-256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:length]

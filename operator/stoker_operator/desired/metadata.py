@@ -31,8 +31,10 @@ def owner_reference(model: ModelDeployment) -> dict[str, Any]:
 
 def is_owned_by(manifest: Any, uid: str) -> bool:
     """Tell whether an object's controller is the ModelDeployment with this uid."""
-    references = manifest["metadata"].get("ownerReferences", ())
-    return any(reference.get("controller") and reference["uid"] == uid for reference in references)
+    for reference in manifest["metadata"].get("ownerReferences", ()):
+        if reference.get("controller") and reference["uid"] == uid:
+            return True
+    return False
 
 
 def is_left_behind(manifest: Any, model: ModelDeployment) -> bool:

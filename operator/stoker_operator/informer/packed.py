@@ -6,12 +6,13 @@ microseconds, and what one pass reads twice is unpacked once.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -44,7 +45,7 @@ def pack(obj: Object, index_keys: Iterable[Key]) -> Packed:
         uid=metadata.get("uid") or "",
         version=version_of(obj),
         index_keys=tuple(map(_interned, index_keys)),
-        text=json.dumps(obj, separators=(",", ":")).encode(),
+        text=orjson.dumps(obj),
     )
 
 
@@ -75,7 +76,7 @@ class Unpacker:
 
 def unpack(packed: Packed) -> Object:
     """Return the object, which nobody else has."""
-    obj: Object = json.loads(packed.text)
+    obj: Object = orjson.loads(packed.text)
     return obj
 
 

@@ -168,10 +168,11 @@ class Reflector:
             # Items of a list carry neither apiVersion nor kind. A page at a time is held as it came.
             what = {"apiVersion": scope.resource.api_version, "kind": scope.resource.kind}
             objects += [self._store.pack({**what, **item}) for item in page.items]
-            token = page.continue_token
+            listed_at, token = page.resource_version, page.continue_token
+            del page  # it is ten times its text: not two of them at once
             if not token:
                 break
-        version = self._number(page.resource_version)
+        version = self._number(listed_at)
         self._listed_at_s = asyncio.get_running_loop().time()
         self._list_s = self._listed_at_s - started_at
         self.trouble = None
@@ -180,8 +181,8 @@ class Reflector:
             logger.warning("the history of %s went back: a backup was restored", scope)
             self._store.clear(scope.namespace)
         self._newest_version, self._went_back = version, False
-        self._store.replace(objects, page.resource_version, scope.namespace)
-        return page.resource_version
+        self._store.replace(objects, listed_at, scope.namespace)
+        return listed_at
 
     async def _watch(self, version: str) -> None:
         timeout_s = int(self._watch_timeout_s * (1.0 - 0.2 * self._rng.random()))

@@ -44,6 +44,7 @@ class Purpose(Enum):
     """What a patch is for; the value is what a log says."""
 
     ADMIT = "let go to a node"  # the group is whole, and it is its turn
+    NOTE = "note failures on"  # of groups that are taken away before somebody follows them
     DRAIN = "stop serving from"  # the pod leaves its Service but goes on answering
 
 

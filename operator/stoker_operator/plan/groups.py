@@ -94,6 +94,7 @@ class Group:
         nodes: of its pods.
         failed_on: failures of its predecessors in a row, by node, the last one last.
         avoids: nodes that it must not go to.
+        successor_of: the failed group of several whose place it took.
         draining_since: when it stopped serving; None when nobody wrote that down.
         grace_s: how long it may take to finish its requests.
         num_in_flight: requests not fully answered; None when unknown.
@@ -123,6 +124,7 @@ class Group:
     nodes: tuple[str, ...] = ()
     failed_on: Mapping[str, int] = field(default_factory=dict)
     avoids: tuple[str, ...] = ()
+    successor_of: str = ""
     draining_since: datetime | None = None
     grace_s: float = 0.0
     num_in_flight: int | None = None
@@ -235,6 +237,7 @@ def _group(
         nodes=tuple(dict.fromkeys(pod["spec"]["nodeName"] for pod in staying if "nodeName" in pod["spec"])),
         failed_on=failed_on,
         avoids=avoided_by(first.pod),
+        successor_of=notes.get(labels.SUCCESSOR_OF, ""),
         draining_since=noted_time(notes.get(labels.DRAINING_SINCE, "")),
         grace_s=first.pod["spec"].get("terminationGracePeriodSeconds", 0),
         num_in_flight=reading.num_in_flight if reading else None,

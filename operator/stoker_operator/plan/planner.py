@@ -13,12 +13,13 @@ from stoker_operator.desired import Wanted, record
 from stoker_operator.desired.children import Headcount
 from stoker_operator.desired.metadata import is_left_behind, owner_reference
 from stoker_operator.observed import Manifest, Observed
-from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch, Purpose
 from stoker_operator.plan.deletion import plan_deletion
 from stoker_operator.plan.drains import finished
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group, Phase, groups
 from stoker_operator.plan.ownership import is_orphan, is_ours
+from stoker_operator.plan.pasts import noted_pasts, pasts_text
 from stoker_operator.plan.progress import deadline_at
 from stoker_operator.plan.revisions import Revisions, Target, revisions
 from stoker_operator.plan.rollout import Decision, Limits, decide
@@ -55,7 +56,8 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
         is_held=target.is_held,
         can_start=target.shape is not None,
     )
-    decision = decide(all_groups, target.revision, limits, now)
+    on_record = known.records.get(target.revision)
+    decision = decide(all_groups, target.revision, limits, now, noted_pasts(on_record))
     draining = [group for group in all_groups if group.phase is Phase.DRAINING]
     emptied, drain_waits = finished(draining, model.spec.service.drain_seconds, now)
     leaving = [*decision.stops, *((group, "LabelChanged") for group in draining if not group.draining_since)]
@@ -63,11 +65,12 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     shared: list[Action] = [
         *_adoptions(wanted, observed),
         *_records(known, target, observed),
+        *_notes(on_record, decision),
         *_shared(wanted, observed, _headcount(wanted, all_groups, leaves)),
     ]
     steps = [
         *completions(_staying(all_groups, decision), known, now),
-        *starts(model.name, observed, target, decision.starts),
+        *starts(model.name, observed, target, decision.starts, decision.noted),
         *leaves,
         *(remove(group, "NoRoom" if group.is_over else _REMOVED[group.phase]) for group in decision.removals),
         *emptied,
@@ -85,6 +88,15 @@ def plan(wanted: Wanted, observed: Observed, now: datetime) -> Plan:
     leaders = (group.leader for group in draining if group.is_reachable)
     uids = frozenset(leader.uid for leader in leaders if leader is not None and leader.is_staying)
     return Plan(tuple(shared), tuple(steps), min(waits, default=None), uids, tuple(all_groups))
+
+
+def _notes(on_record: Manifest | None, decision: Decision) -> Iterator[Patch]:
+    """Have the record tell what the successors of groups that are gone are to know."""
+    if on_record is None or noted_pasts(on_record) == decision.noted:
+        return
+    metadata, text = on_record["metadata"], pasts_text(decision.noted)
+    body = {"metadata": {"annotations": {labels.FAILURES: text or None}}}
+    yield Patch(record.KIND, metadata["name"], metadata["uid"], body, Purpose.NOTE, "GroupFailed")
 
 
 def _until_lost(group: Group, now: datetime) -> float:

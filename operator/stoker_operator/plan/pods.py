@@ -63,7 +63,7 @@ def labels_of(pod: Manifest) -> Mapping[str, str]:
 def avoided_by(pod: Manifest) -> tuple[str, ...]:
     """Return the nodes that we keep a pod off."""
     text = (pod["metadata"].get("annotations") or {}).get(labels.AVOIDS, "")
-    return tuple(filter(None, text.split(",")))
+    return tuple(filter(None, text.split(","))) if text else ()
 
 
 def parse_time(text: str) -> datetime:
@@ -78,12 +78,16 @@ def noted_count(text: str) -> int:
 
 def noted_counts(text: str) -> dict[str, int]:
     """Read "name=count,name=count"; what is none is left out."""
+    if not text:
+        return {}
     pairs = (item.partition("=") for item in text.split(","))
     return {name: noted_count(count) for name, _, count in pairs if name and noted_count(count)}
 
 
 def noted_time(text: str) -> datetime | None:
     """Read a time with a zone; None for what is none."""
+    if not text:
+        return None  # as of nearly every pod, and an exception costs more than all else here
     try:
         time = parse_time(text)
     except ValueError:
@@ -99,10 +103,10 @@ def has_ended(pod: Manifest) -> bool:
 
 def was_started(pod: Manifest) -> bool:
     """Whether a pod's engine answered since its container started."""
-    return any(
-        status["name"] == labels.ENGINE_CONTAINER and bool(status.get("started"))
-        for status in pod.get("status", {}).get("containerStatuses", ())
-    )
+    for status in pod.get("status", {}).get("containerStatuses", ()):
+        if status["name"] == labels.ENGINE_CONTAINER and status.get("started"):
+            return True
+    return False
 
 
 def _was_ready(pod: Manifest) -> bool:
@@ -147,5 +151,8 @@ def condition_times(pod: Manifest, status: str) -> list[datetime]:
 
 
 def _condition(pod: Manifest, kind: str) -> Manifest:
-    conditions = pod.get("status", {}).get("conditions", ())
-    return next((condition for condition in conditions if condition["type"] == kind), {})
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == kind:
+            found: Manifest = condition
+            return found
+    return {}

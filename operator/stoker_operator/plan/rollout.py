@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.pasts import Past
 from stoker_operator.plan.successors import Start, is_stranded, stranded_at, succession
 
 
@@ -51,15 +52,21 @@ class Decision:
         removals: failed and stranded groups whose successor starts now or is not wanted, and lost ones that
             are replaced.
         wait_until: when time alone may let the next group be replaced; None when none waits.
+        noted: the pasts of failed groups that are to stand on the target's record.
+        given_up: those of them that nobody follows any more.
     """
 
     starts: tuple[Start, ...]
     stops: tuple[tuple[Group, str], ...]
     removals: tuple[Group, ...]
     wait_until: datetime | None
+    noted: tuple[Past, ...] = ()
+    given_up: tuple[Past, ...] = ()
 
 
-def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: datetime) -> Decision:
+def decide(
+    all_groups: Sequence[Group], target: str, limits: Limits, now: datetime, noted: Sequence[Past] = ()
+) -> Decision:
     """Decide what to start and stop.
 
     Args:
@@ -67,6 +74,7 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
         target: revision that new groups get.
         limits: see Limits.
         now: the time.
+        noted: pasts of failed groups on the target's record.
     """
     live = [group for group in all_groups if group.is_live and not is_stranded(group, now)]
     staying = [group for group in live if not group.is_leaving]
@@ -78,8 +86,11 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
     ]
     room = max(0, limits.num_wanted + limits.max_surge - len(live)) if limits.can_start else 0
     num_missing = max(0, limits.num_wanted - len(current))
-    follow = succession(all_groups, target, num_missing, room, now)
+    follow = succession(all_groups, target, num_missing, room, now, noted)
     removals = list(follow.removals)
+    if not limits.can_start:
+        # Nobody can follow them, so nobody needs what they know.
+        removals += [group for group in all_groups if group.phase is Phase.FAILED and group.size > 1]
     if sum(group.is_available for group in live) >= limits.num_wanted:
         removals += [group for group in all_groups if group.phase is Phase.LOST]
     if limits.is_held:
@@ -92,7 +103,7 @@ def decide(all_groups: Sequence[Group], target: str, limits: Limits, now: dateti
     stops = surplus + useless + _outdated(current, may_go, limits)
     waits = [follow.wait_until, *(stranded_at(group) for group in live)]
     wait_until = min((at for at in waits if at is not None), default=None)
-    return Decision(follow.starts, tuple(stops), tuple(removals), wait_until)
+    return Decision(follow.starts, tuple(stops), tuple(removals), wait_until, follow.noted, follow.given_up)
 
 
 def _most_held(staying: list[Group], limits: Limits) -> int:

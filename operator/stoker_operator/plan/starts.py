@@ -19,12 +19,15 @@ from stoker_operator.desired.shape import GroupShape, member
 from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.groups import Group, Phase
 from stoker_operator.plan.members import group_name
+from stoker_operator.plan.pasts import Past, counts_text
 from stoker_operator.plan.revisions import Revisions, Target
 from stoker_operator.plan.steps import Step, admit, complete, start
 from stoker_operator.plan.successors import Start
 
 
-def starts(name: str, observed: Observed, target: Target, begun: Iterable[Start]) -> Iterator[Step]:
+def starts(
+    name: str, observed: Observed, target: Target, begun: Iterable[Start], noted: Iterable[Past]
+) -> Iterator[Step]:
     """Return the groups to start.
 
     Args:
@@ -32,10 +35,11 @@ def starts(name: str, observed: Observed, target: Target, begun: Iterable[Start]
         observed: whose pods have names that are taken.
         target: what the groups are made of.
         begun: one for each.
+        noted: of groups that are gone; their names say which they were.
     """
     if target.shape is None:
         return
-    free = _free_names(f"{name}-{target.revision}", observed)
+    free = _free_names(f"{name}-{target.revision}", observed, noted)
     for past, group in zip(begun, free, strict=False):
         pods = _pods(target.shape, range(target.shape.size), group, target.revision, past)
         yield start(group, pods, "Replaced" if past.num_restarts or past.num_turns else "Wanted")
@@ -52,7 +56,11 @@ def completions(all_groups: Sequence[Group], known: Revisions, now: datetime) ->
         shape = known.shape(group.revision)
         if group.missing and shape is not None:
             past = Start(
-                group.num_restarts, tuple(group.failed_on.items()), group.avoids, num_turns=group.num_turns
+                group.num_restarts,
+                tuple(group.failed_on.items()),
+                group.avoids,
+                group.successor_of,
+                group.num_turns,
             )
             yield complete(group, _pods(shape, group.missing, group.name, group.revision, past))
             continue
@@ -61,9 +69,10 @@ def completions(all_groups: Sequence[Group], known: Revisions, now: datetime) ->
             yield admit(group, now)
 
 
-def _free_names(prefix: str, observed: Observed) -> Iterator[str]:
-    """Return the names, lowest first, that no group has and no pod begins with."""
+def _free_names(prefix: str, observed: Observed, noted: Iterable[Past]) -> Iterator[str]:
+    """Return the names, lowest first, that no group has or had, and no pod begins with."""
     taken = {group_name(pod) for pod in observed.pods} | {pod["metadata"]["name"] for pod in observed.pods}
+    taken |= {past.group for past in noted}
     taken |= {name.rpartition("-")[0] for name in taken}
     return (name for ordinal in itertools.count() if (name := f"{prefix}-{ordinal}") not in taken)
 
@@ -78,7 +87,8 @@ def _pods(
 def _placed(manifest: Manifest, past: Start) -> dict[str, Any]:
     """Keep a pod off the nodes that it should avoid, and note in it why."""
     notes = {
-        labels.FAILED_ON: ",".join(f"{node}={count}" for node, count in past.failed_on),
+        labels.FAILED_ON: counts_text(past.failed_on),
+        labels.SUCCESSOR_OF: past.successor_of,
         labels.AVOIDS: ",".join(past.avoid),
         labels.TURNS: str(past.num_turns or ""),
     }

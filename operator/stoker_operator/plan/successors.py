@@ -1,14 +1,16 @@
 """Who follows a group that failed or got lost: when, where not, and with which past.
 
 What is known of a group's past stands in annotations of its successor, since its pods are gone by then: how
-many failed in a row, and on which nodes. The past ends with a group that answered and lived for
-HEALTHY_AFTER_S.
+many failed in a row, and on which nodes; of groups of several meanwhile on the record (see `pasts`). The past
+ends with a group that answered and lived for HEALTHY_AFTER_S.
 
 - The first failure is replaced at once, the next after 10 s, 20 s, 40 s … 300 s. So are lost groups: one
   whose successor is lost as well has most likely no better place.
 - After FAILURES_PER_NODE failures on one node a successor is kept off it, and always off the nodes of groups
   that are lost now, and off those that leave where no taint would do it; of the last MAX_AVOIDED nodes, so
   that nobody runs out of nodes for good.
+- A group of several that failed MAX_IN_A_ROW times is given up: it would take its accelerators from others
+  for ever. A single pod never is.
 - One that has found no other node within STRANDED_AFTER_S is replaced by one that may go anywhere.
 - One of several pods that did not find nodes for all of them while it was its turn (see turns) is replaced at
   once by one that waits behind its gate, and so holds nothing.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from stoker_operator.plan.groups import Group, Phase
+from stoker_operator.plan.pasts import MAX_NOTED, Past
 from stoker_operator.plan.pods import tolerates_everything
 
 FIRST_BACKOFF_S = 10.0
@@ -30,6 +33,7 @@ FAILURES_PER_NODE = 2
 MAX_AVOIDED = 3
 MAX_REMEMBERED = 5
 STRANDED_AFTER_S = 60.0
+MAX_IN_A_ROW = 10  # failures; with the back-off between them they take more than twenty minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,14 @@ class Start:
         num_restarts: failures in a row that its predecessors had.
         failed_on: on which nodes, with how many each, the last one last.
         avoid: nodes that it must not go to.
+        successor_of: the failed group of several whose place it takes.
         num_turns: of its predecessors in a row that found no nodes for all their pods.
     """
 
     num_restarts: int = 0
     failed_on: tuple[tuple[str, int], ...] = ()
     avoid: tuple[str, ...] = ()
+    successor_of: str = ""
     num_turns: int = 0
 
 
@@ -55,17 +61,27 @@ class Succession:
 
     Args:
         starts: groups to start.
-        removals: failed and stranded groups whose successor starts now or is not wanted.
+        removals: failed and stranded groups whose successor starts now or is not wanted, and those whose past
+            is noted.
         wait_until: when the next one may be replaced; None when none waits.
+        noted: the pasts that are to stand on the record.
+        given_up: those of them that nobody follows any more.
     """
 
     starts: tuple[Start, ...] = ()
     removals: tuple[Group, ...] = ()
     wait_until: datetime | None = None
+    noted: tuple[Past, ...] = ()
+    given_up: tuple[Past, ...] = ()
 
 
 def succession(
-    all_groups: Sequence[Group], target: str, num_missing: int, room: int, now: datetime
+    all_groups: Sequence[Group],
+    target: str,
+    num_missing: int,
+    room: int,
+    now: datetime,
+    noted: Sequence[Past] = (),
 ) -> Succession:
     """Pair the groups to start with the groups that they replace.
 
@@ -75,43 +91,89 @@ def succession(
         num_missing: groups that are wanted and not there.
         room: how many may be started at most.
         now: the time.
+        noted: pasts on the target's record.
     """
     failed = [group for group in all_groups if group.phase is Phase.FAILED]
     stranded = [group for group in all_groups if is_stranded(group, now)]
     if not num_missing:
         return Succession(removals=(*failed, *stranded))
-    same = [group for group in (*stranded, *failed) if group.revision == target]
-    same += _unreplaced(all_groups, target, num_missing - len(same))
-    due = [group for group in same if replace_at(group) <= now]
-    waiting = sorted((group for group in same if replace_at(group) > now), key=replace_at)
-    # Groups that wait for their back-off keep their place; what is left may start.
-    count = max(0, min(num_missing - len(waiting), room))
+    followed = {group.successor_of for group in all_groups if group.revision == target}
+    noted = _of_missing(all_groups, followed, noted, now)
+    told = followed | {past.group for past in noted}
+    on_record = [group for group in failed if group.size > 1 and group.revision == target]
+    unnoted = [group for group in on_record if group.name not in told]
+    given_up = tuple(past for past in noted if is_given_up(past))[:num_missing]
+    same = [group for group in (*stranded, *failed) if group.revision == target and group not in on_record]
+    same += _unreplaced(all_groups, target, num_missing - len(same) - len(noted) - len(unnoted))
+    turns = [_Turn(_past(group), group) for group in same]
+    turns += [_Turn(past) for past in noted if past not in given_up]
+    due = [turn for turn in turns if turn.at <= now]
+    waiting = sorted((turn for turn in turns if turn.at > now), key=lambda turn: turn.at)
+    # Groups that wait for their back-off keep their place, and so do those given up; what is left may start.
+    num_kept = len(waiting) + len(given_up) + len(unnoted)
+    count = max(0, min(num_missing - num_kept, room))
     closed = _nodes_to_avoid(all_groups)
-    starts = [_after(group, closed) for group in due[:count]]
+    starts = [_after(turn, closed) for turn in due[:count]]
     starts += [Start(avoid=closed)] * (count - len(starts))
     # Without room the due ones stay: they hold the count of failures.
     # One that was lost before it answered has nothing that anybody could wait for.
-    removals = [group for group in due[:count] if group.phase is not Phase.LOST or group.is_new]
+    replaced = [turn.group for turn in due[:count] if turn.group is not None]
+    removals = [group for group in replaced if group.phase is not Phase.LOST or group.is_new]
     removals += [group for group in (*failed, *stranded) if group.revision != target]
+    removals += [group for group in on_record if group.name in told]
     # Whoever had its turn makes room, with a successor or without.
     removals += [group for group in stranded if group.is_over and group not in removals]
-    return Succession(tuple(starts), tuple(removals), replace_at(waiting[0]) if waiting else None)
+    wait_until = waiting[0].at if waiting else None
+    pasts = (*noted, *(_past(group, now) for group in unnoted))
+    return Succession(tuple(starts), tuple(removals), wait_until, pasts[-MAX_NOTED:], given_up)
 
 
-def replace_at(group: Group) -> datetime:
-    """Return when a group's successor may start: at once, then 10 s, 20 s, 40 s … 300 s later."""
-    if group.is_over or group.phase is Phase.STARTING:
-        return group.created_at  # it is only stranded
-    count = failures_in_a_row(group) - 1
-    if count <= 0:
-        return group.failed_at
-    doubled_s = FIRST_BACKOFF_S * 2.0 ** min(count - 1, 30)
-    return group.failed_at + timedelta(seconds=min(doubled_s, MAX_BACKOFF_S))
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A failed or stranded group whose successor may start; None when only its past is left."""
+
+    past: Past
+    group: Group | None = None
+
+    @property
+    def at(self) -> datetime:
+        """When that is: at once, then 10 s, 20 s, 40 s … 300 s after the failure."""
+        if self.group is not None and _has_not_failed(self.group):
+            return self.group.created_at  # it is only stranded
+        count = self.past.num_failures - 1
+        if count <= 0:
+            return self.past.failed_at
+        doubled_s = FIRST_BACKOFF_S * 2.0 ** min(count - 1, 30)
+        return self.past.failed_at + timedelta(seconds=min(doubled_s, MAX_BACKOFF_S))
+
+
+def is_given_up(past: Past) -> bool:
+    """Whether nobody follows a group of several any more."""
+    return past.num_failures >= MAX_IN_A_ROW
 
 
 def failures_in_a_row(group: Group) -> int:
     """Return how many groups failed up to and with this one."""
     return 1 if _was_healthy(group) else group.num_restarts + 1
+
+
+def _of_missing(
+    all_groups: Sequence[Group], followed: set[str], noted: Sequence[Past], now: datetime
+) -> tuple[Past, ...]:
+    """Leave out the pasts whose group has a successor, or is itself back."""
+    back = {group.name for group in all_groups if group.is_live and not is_stranded(group, now)}
+    return tuple(past for past in noted if past.group not in followed | back)
+
+
+def _past(group: Group, now: datetime | None = None) -> Past:
+    """Return what a successor is to know; of a group that failed just now, whatever its pods tell."""
+    past = {} if _was_healthy(group) else dict(group.failed_on)
+    # One that crashed again and again had all its chances there.
+    num_failures = FAILURES_PER_NODE if group.is_crash_looping else 1
+    for node in group.nodes:
+        past[node] = past.pop(node, 0) + num_failures
+    failed_on = tuple(past.items())[-MAX_REMEMBERED:]
+    return Past(group.name, failures_in_a_row(group), failed_on, now or group.failed_at)
 
 
 def stranded_at(group: Group) -> datetime | None:
@@ -125,6 +187,11 @@ def is_stranded(group: Group, now: datetime) -> bool:
     """Whether a group found no node beside those that it is kept off, or not enough while it was its turn."""
     at = stranded_at(group)
     return group.is_over or (at is not None and at <= now)
+
+
+def _has_not_failed(group: Group) -> bool:
+    """Tell of a group that is to be replaced whether it is only stranded."""
+    return group.is_over or group.phase is Phase.STARTING
 
 
 def _was_healthy(group: Group) -> bool:
@@ -146,19 +213,20 @@ def _nodes_to_avoid(all_groups: Iterable[Group]) -> tuple[str, ...]:
     return _last([node for group in (*leaving, *lost) for node in group.nodes], MAX_AVOIDED)
 
 
-def _after(group: Group, closed: tuple[str, ...]) -> Start:
+def _after(turn: _Turn, closed: tuple[str, ...]) -> Start:
     """Return the successor of a group."""
-    if group.is_over or group.phase is Phase.STARTING:
+    group, past = turn.group, turn.past
+    if group is not None and _has_not_failed(group):
         num_turns = group.num_turns + group.is_over
-        return Start(group.num_restarts, tuple(group.failed_on.items()), num_turns=num_turns)
-    past = {} if _was_healthy(group) else dict(group.failed_on)
-    # One that crashed again and again had all its chances there.
-    num_failures = FAILURES_PER_NODE if group.is_crash_looping else 1
-    for node in group.nodes:
-        past[node] = past.pop(node, 0) + num_failures
-    failed_on = tuple(past.items())[-MAX_REMEMBERED:]
-    bad = [node for node, count in failed_on if count >= FAILURES_PER_NODE]
-    return Start(failures_in_a_row(group), failed_on, _last([*bad, *closed], MAX_AVOIDED))
+        return Start(
+            group.num_restarts,
+            tuple(group.failed_on.items()),
+            successor_of=group.successor_of,
+            num_turns=num_turns,
+        )
+    bad = [node for node, count in past.failed_on if count >= FAILURES_PER_NODE]
+    avoided = _last([*bad, *closed], MAX_AVOIDED)
+    return Start(past.num_failures, past.failed_on, avoided, "" if group else past.group)
 
 
 def _last(names: list[str], most: int) -> tuple[str, ...]:

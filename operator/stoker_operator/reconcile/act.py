@@ -56,6 +56,8 @@ class Actor:
         After a refusal or a failure no more of that kind is tried in this pass; after one that may concern
         every call, no answer or a busy server or a cache that is behind, nothing more is.
         """
+        if not actions:
+            return Outcome()
         run = Run()
         for kind, group in itertools.groupby(actions, kind_of):
             due = [action for action in group if not self._pace.wait_s(key, action)]

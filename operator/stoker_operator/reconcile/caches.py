@@ -1,11 +1,14 @@
 """The caches behind reconcile passes: which kinds are followed, and what one ModelDeployment sees of them."""
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+
+import orjson
 
 from stoker_operator.api.labels import DEPLOYMENT
 from stoker_operator.api.managers import Contest, contest
@@ -18,7 +21,6 @@ from stoker_operator.cluster.resources import (
     SERVICES,
     Resource,
 )
-from stoker_operator.desired.hashing import json_hash
 from stoker_operator.informer.reflector import Reflector, Scope, Source, WatchObserver
 from stoker_operator.informer.store import Store
 from stoker_operator.observed import Observed, Reading
@@ -31,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Key = tuple[str, str]
-
-_DIGITS = 32  # of the hashes that tell two states from each other
 
 SHARED = (SERVICES, PDBS)
 CHILDREN = (PODS, *SHARED, CONTROLLER_REVISIONS)
@@ -213,8 +213,8 @@ class Essence:
     uid: str
     generation: int
     is_deleting: bool
-    notes: str
-    status: str
+    notes: bytes
+    status: bytes
     contest: Contest | None
 
 
@@ -225,14 +225,20 @@ def essence(model: Mapping[str, Any]) -> Essence:
         uid=metadata.get("uid") or "",
         generation=metadata.get("generation") or 0,
         is_deleting="deletionTimestamp" in metadata,
-        notes=json_hash([metadata.get("labels") or {}, metadata.get("annotations") or {}], _DIGITS),
+        notes=_digest([metadata.get("labels") or {}, metadata.get("annotations") or {}]),
         status=_status_hash(model),
         contest=contest(model),
     )
 
 
-def _status_hash(model: Mapping[str, Any]) -> str:
-    return json_hash(model.get("status") or {}, _DIGITS)
+def _status_hash(model: Mapping[str, Any]) -> bytes:
+    return _digest(model.get("status") or {})
+
+
+def _digest(value: Any) -> bytes:
+    """Return a hash of a JSON value, which this process alone compares with others of its own."""
+    text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _scopes(namespaces: tuple[str, ...]) -> list[Scope]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from stoker_operator.api.labels import APPLIED_HASH, REVISION
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch, Purpose
 from stoker_operator.retry import Backoff
 from stoker_operator.status import Change
 
@@ -242,8 +242,10 @@ def _identity(action: Action) -> tuple[Hashable, str]:
             return ("create", kind), manifest["metadata"]["labels"][REVISION]
         case Apply(kind=kind, name=name, manifest=manifest):
             return (kind, name), manifest["metadata"]["annotations"][APPLIED_HASH]
-        case Patch(uid=uid, purpose=purpose):
-            return (purpose, uid), ""
+        case Patch(uid=uid, purpose=Purpose.DRAIN as purpose):
+            return (purpose, uid), ""  # with another time, it is the same drain
+        case Patch(uid=uid, purpose=purpose, body=body):
+            return (purpose, uid), repr(body)
         case Delete(uid=uid):
             return ("delete", uid), ""
         case Adopt(uid=uid):

@@ -128,7 +128,8 @@ class Reconciler:
         memory.num_unread = memory.num_unread + 1 if looked.error else 0
         if memory.num_unread >= NEWS_AFTER_TRIES or outcome.trouble_s >= NEWS_AFTER_S:
             after = replace(after, refusals=outcome.refusals, failure=outcome.failure)
-        after = replace(after, warnings=warnings)
+        if warnings:
+            after = replace(after, warnings=warnings)
         told = status(wanted, after, self._config, self._clock(), todo.groups if is_same else None)
         report = await self._reporter.report(key, model, told, outcome.done)
         if looked.error is not None:

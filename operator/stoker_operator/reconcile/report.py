@@ -65,12 +65,12 @@ class Reporter:
 
     async def _status(self, key: Key, model: Object, told: Object) -> tuple[Report, bool]:
         """Write the status; returns also whether it is what is stored now."""
-        said = words(told)
         last: ApiError | ApiUnreachable | None = None
         for _ in range(MAX_TRIES):
             kind = change(model.get("status") or {}, told)
             if kind is Change.NONE:
                 return Report(), True
+            said = words(told)
             wait_s = self._pace.status_wait_s(key, kind, said)
             if wait_s:
                 return Report(wait_s), False
@@ -103,7 +103,7 @@ class Reporter:
                 return Report(), True
         # Not a failed pass: others write faster than we can, and there will be a calmer moment.
         assert last is not None
-        return Report(self._failed(key, said, last, AFTER_CONFLICTS_S).wait_s), False
+        return Report(self._failed(key, words(told), last, AFTER_CONFLICTS_S).wait_s), False
 
     def _failed(
         self, key: Key, said: str, error: ApiError | ApiUnreachable, at_least_s: float = 0.0

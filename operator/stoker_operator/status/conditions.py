@@ -26,7 +26,7 @@ from stoker_operator.profiles import Cause, profile_of_pod
 from stoker_operator.status.causes import PodState, first_cause, held_back_state, pod_state
 from stoker_operator.status.holders import name_holders
 from stoker_operator.status.promise import promised
-from stoker_operator.status.recorded import unrecorded
+from stoker_operator.status.recorded import given_up, unrecorded
 from stoker_operator.status.transient import transient
 from stoker_operator.status.view import Aspect, View
 
@@ -69,6 +69,7 @@ def status(
         has_service=_has_service(observed),
         misrouted=_misrouted(wanted, observed),
         failure=_failure(observed),
+        given_up=given_up(wanted, observed),
         is_late=late_at is not None and late_at <= now,
     )
     blocked = _blocked(wanted, observed) or unrecorded(wanted, observed, all_groups)
@@ -202,7 +203,7 @@ def _why_not_ready(view: View) -> Cause:
         return Cause("ChangedByAdmission", f"{counts}: {text}")
     if view.model.spec.rollout.paused and not view.updated and view.live:
         return _paused(counts)
-    cause = first_cause(view.states)
+    cause = view.given_up or first_cause(view.states)
     if cause is not None:
         return Cause(cause.reason, f"{counts}: {cause.message}")
     if view.model.spec.rollout.paused and others:
@@ -226,7 +227,8 @@ def _progress(view: View, blocked: Cause | None) -> list[Aspect]:
     num_wanted = view.scale.num_wanted
     stalled = blocked
     if stalled is None and view.num_answering < num_wanted:
-        stalled = first_cause(state for state in view.states if state.is_stalled) or _late(view)
+        stalled = view.given_up or first_cause(state for state in view.states if state.is_stalled)
+        stalled = stalled or _late(view)
     none = Cause("AsExpected", "nothing stands in the way")
     is_settled = view.is_complete and len(view.live) == num_wanted and not view.num_leftover
     if stalled is not None:

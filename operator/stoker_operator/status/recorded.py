@@ -10,7 +10,9 @@ from stoker_operator.desired.record import recorded_shape
 from stoker_operator.observed import Observed
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group
+from stoker_operator.plan.pasts import noted_pasts
 from stoker_operator.plan.revisions import revisions
+from stoker_operator.plan.successors import is_given_up
 from stoker_operator.profiles import Cause
 
 _MAX_PATHS = 3
@@ -32,6 +34,23 @@ def unrecorded(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) 
         "spec.rollout.paused is false"
     )
     return Cause("RevisionUnrecorded", text)
+
+
+def given_up(wanted: Wanted, observed: Observed) -> Cause | None:
+    """Return which groups of the wanted revision nobody replaces any more."""
+    stored = revisions(wanted, observed).records.get(wanted.revision)
+    lost = [past for past in noted_pasts(stored) if is_given_up(past)]
+    if not lost:
+        return None
+    last = lost[-1]
+    where = ", ".join(node for node, _ in last.failed_on)
+    others = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+    text = (
+        f"group {last.group}{others} failed {last.num_failures} times in a row, on {where or 'no node'}, and "
+        "nothing follows it any more: correct the spec, or annotate the ModelDeployment with "
+        f"{labels.RESTARTED_AT} to try again"
+    )
+    return Cause("RestartBudgetExhausted", text)
 
 
 def outdated(wanted: Wanted, observed: Observed) -> Cause | None:

@@ -13,7 +13,9 @@ SLOW_S = 60.0
 
 def longest_creating(observed: Observed) -> Manifest | None:
     """Return the pod that has waited longest for its containers to be created, if any does."""
-    waiting = [pod for pod in replica_pods(observed) if _is_creating(pod)]
+    if not any(map(_is_creating, observed.pods)):
+        return None  # as nearly always
+    waiting = filter(_is_creating, replica_pods(observed))
     return min(waiting, key=creating_since, default=None)
 
 
@@ -29,11 +31,12 @@ def creating_since(pod: Manifest) -> datetime:
 
 def _is_creating(pod: Manifest) -> bool:
     status = pod.get("status", {})
+    if status.get("phase") != "Pending" or "nodeName" not in pod["spec"]:
+        return False
     states = [
         container.get("state", {})
         for kind in ("initContainerStatuses", "containerStatuses")
         for container in status.get(kind, ())
     ]
     has_begun = any("running" in state or "terminated" in state for state in states)
-    is_placed = "nodeName" in pod["spec"] and status.get("phase") == "Pending"
-    return is_placed and not has_begun and not is_terminating(pod)
+    return not has_begun and not is_terminating(pod)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from stoker_operator.api import labels
 from stoker_operator.observed import Manifest
 from stoker_operator.plan import Action, Adopt, Apply, Create, Delete, Patch, Purpose
-from stoker_operator.status.transient import DRAIN_UNOBSERVED, REPLICAS_CONTESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Event:
 _WARNINGS = frozenset({"Unschedulable", "NotReady", "PodFailed"})
 _BAD_ENDS = frozenset({"Failed", "NodeNotReady", "DrainDeadline"})
 # Conditions whose coming is an Event, and what the operator does meanwhile.
-_TOLD_ONCE = {DRAIN_UNOBSERVED: "DrainPod", REPLICAS_CONTESTED: "Scale"}
+_TOLD_ONCE = {"DrainUnobserved": "DrainPod", "ReplicasContested": "Scale"}
 
 
 def events(before: Manifest, after: Manifest, actions: Iterable[Action]) -> list[Event]:

@@ -13,11 +13,8 @@ from stoker_operator.status.drains import unobserved
 from stoker_operator.status.recorded import outdated
 from stoker_operator.status.view import Aspect
 
-DRAIN_UNOBSERVED = "DrainUnobserved"
-DEFAULTS_OUTDATED = "DefaultsOutdated"
-REPLICAS_CONTESTED = "ReplicasContested"
 # Their types, which are their reasons, too.
-TRANSIENT = frozenset({DRAIN_UNOBSERVED, DEFAULTS_OUTDATED, REPLICAS_CONTESTED})
+TRANSIENT = frozenset({"DrainUnobserved", "DefaultsOutdated", "ReplicasContested"})
 
 
 def transient(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) -> list[Aspect]:
@@ -35,4 +32,4 @@ def contested(model: Manifest) -> Cause | None:
         f"{found.scaler} sets spec.replicas through /scale, and the manifest that {found.applier} applies "
         "has it, too, so each apply takes back what was scaled: leave spec.replicas out of the manifest"
     )
-    return Cause(REPLICAS_CONTESTED, text)
+    return Cause("ReplicasContested", text)

@@ -35,6 +35,7 @@ class View:
     has_service: bool
     misrouted: tuple[str, ...]  # where the Service differs, so that requests do not reach our pods
     failure: Cause | None  # the call that keeps failing
+    given_up: Cause | None  # groups that nobody replaces any more
     is_late: bool  # the rollout has not got on within its deadline
 
     @property

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from operator_builders import (
+    CONFIG,
     NOW,
     ago,
     make_observed,
@@ -24,8 +27,10 @@ from stoker_operator.desired import Wanted
 from stoker_operator.desired.children import BUDGET, Headcount
 from stoker_operator.desired.shape import member
 from stoker_operator.observed import Node, Observed
-from stoker_operator.plan import Create, Delete, Move, Patch, Plan, groups, plan
+from stoker_operator.plan import Create, Delete, Move, Patch, Plan, Purpose, groups, plan
 from stoker_operator.plan.groups import Phase
+from stoker_operator.plan.successors import MAX_IN_A_ROW
+from stoker_operator.status import status
 
 Object = dict[str, Any]
 
@@ -63,6 +68,18 @@ def seen(wanted: Wanted, *pods: Object, **fields: Any) -> Observed:
 def phase(*pods: Object, **fields: Any) -> Phase:
     (group,) = groups(seen(WANTED, *pods, **fields), NOW)
     return group.phase
+
+
+def noted(observed: Observed, now: datetime = NOW, wanted: Wanted = WANTED) -> Observed:
+    """The observation after a plan that only notes failures on the record."""
+    todo = plan(wanted, observed, now)
+    assert not todo.steps
+    (note,) = (action for action in todo.shared if isinstance(action, Patch))
+    assert note.purpose is Purpose.NOTE
+    (record,) = observed.revisions
+    notes = {**(record["metadata"].get("annotations") or {}), **note.body["metadata"]["annotations"]}
+    record = {**record, "metadata": {**record["metadata"], "annotations": notes}}
+    return replace(observed, revisions=(record,))
 
 
 def moves(todo: Plan) -> list[tuple[Move, str, str, int]]:
@@ -126,7 +143,7 @@ def test_a_pod_that_is_missing_after_one_was_let_go_fails_the_group() -> None:
     pods = pods_of(is_gated=True)
     pods[0]["spec"]["schedulingGates"] = []
     assert phase(*pods[:2]) is Phase.FAILED
-    assert moves(plan(WANTED, seen(WANTED, *pods[:2]), NOW)) == [
+    assert moves(plan(WANTED, noted(seen(WANTED, *pods[:2])), NOW)) == [
         (Move.START, "1", "Replaced", SIZE),
         (Move.REMOVE, "0", "Failed", 2),
     ]
@@ -146,7 +163,7 @@ def test_what_happens_to_one_pod_happens_to_its_group(rank: int, how: str) -> No
     num_left = SIZE - (how != "ended")
     observed = seen(wanted, *hurt, *other)
     assert [group.phase for group in groups(observed, NOW)] == [Phase.FAILED, Phase.ANSWERING]
-    todo = plan(wanted, observed, NOW)
+    todo = plan(wanted, noted(observed, wanted=wanted), NOW)
     assert moves(todo) == [(Move.START, "2", "Replaced", SIZE), (Move.REMOVE, "0", "Failed", num_left)]
     assert all(isinstance(action, Delete) for action in todo.steps[1].actions)
 
@@ -224,3 +241,100 @@ def test_a_record_holds_the_whole_shape() -> None:
     assert made["size"] == SIZE
     assert made["workerTemplate"]["spec"] == made["template"]["spec"]
     assert "size" not in make_record(make_wanted())["data"], "records of single pods stay as they were"
+
+
+def failed_again(num_restarts: int, ordinal: int = 0, created_at: datetime = NOW) -> list[Object]:
+    """A group whose second pod ended, after so many others in a row."""
+    pods = pods_of(WANTED, ordinal, is_ready=False, num_restarts=num_restarts, created_at=created_at)
+    pods[1]["status"]["phase"] = "Failed"
+    return pods
+
+
+def test_a_failed_group_holds_nothing_while_its_successor_waits() -> None:
+    observed = noted(seen(WANTED, *failed_again(num_restarts=2)))
+    todo = plan(WANTED, observed, NOW)
+    assert moves(todo) == [(Move.REMOVE, "0", "Failed", SIZE)]
+    gone = replace(observed, pods=())
+    waiting = plan(WANTED, gone, NOW + timedelta(seconds=19))
+    assert (waiting.actions, waiting.requeue_after_s) == ((), 1.0)
+    (step,) = plan(WANTED, gone, NOW + timedelta(seconds=20)).steps
+    assert (step.move, step.group) == (Move.START, f"smol-{WANTED.revision}-1"), "the name tells who it was"
+    for action in step.actions:
+        assert isinstance(action, Create)
+        notes = action.manifest["metadata"]["annotations"]
+        assert notes[labels.RESTARTS] == "3"
+        assert notes[labels.FAILED_ON] == "node-a=1"
+        assert notes[labels.SUCCESSOR_OF] == f"smol-{WANTED.revision}-0"
+
+
+def test_a_past_is_forgotten_once_somebody_follows() -> None:
+    observed = replace(noted(seen(WANTED, *failed_again(0))), pods=())
+    successor = pods_of(WANTED, 1, is_gated=True)
+    for pod in successor:
+        pod["metadata"]["annotations"][labels.SUCCESSOR_OF] = f"smol-{WANTED.revision}-0"
+    begun = replace(observed, pods=tuple(successor[:1]))
+    todo = plan(WANTED, begun, NOW)
+    assert moves(todo) == [(Move.COMPLETE, "1", "GroupIncomplete", 2)], "nobody starts it twice"
+    (note,) = todo.shared
+    assert isinstance(note, Patch)
+    assert note.body == {"metadata": {"annotations": {labels.FAILURES: None}}}
+    made = [action.manifest for action in todo.steps[0].actions if isinstance(action, Create)]
+    assert {pod["metadata"]["annotations"][labels.SUCCESSOR_OF] for pod in made} == {
+        f"smol-{WANTED.revision}-0"
+    }
+
+
+def test_a_past_is_forgotten_when_nobody_is_missed() -> None:
+    observed = replace(noted(seen(WANTED, *failed_again(0))), pods=())
+    none = with_size(make_wanted(replicas=0), SIZE)
+    notes = [action for action in plan(none, observed, NOW).shared if isinstance(action, Patch)]
+    assert [note.body["metadata"]["annotations"] for note in notes] == [{labels.FAILURES: None}]
+
+
+def test_a_group_that_keeps_failing_is_given_up_and_says_so() -> None:
+    tired = replace(noted(seen(WANTED, *failed_again(MAX_IN_A_ROW - 1))), pods=())
+    todo = plan(WANTED, tired, NOW + timedelta(days=1))
+    assert (todo.actions, todo.requeue_after_s) == ((), None)
+    told = {entry["type"]: entry for entry in status(WANTED, tired, CONFIG, NOW)["conditions"]}
+    assert told["Stalled"]["status"] == "True"
+    assert told["Stalled"]["reason"] == "RestartBudgetExhausted"
+    assert f"smol-{WANTED.revision}-0 failed 10 times in a row" in told["Stalled"]["message"]
+    assert labels.RESTARTED_AT in told["Stalled"]["message"]
+    two = with_size(make_wanted(replicas=2), SIZE)
+    (step,) = plan(two, tired, NOW).steps
+    assert (step.move, step.reason) == (Move.START, "Wanted"), "others are not kept from starting"
+
+
+def test_two_that_fail_at_once_are_noted_at_once() -> None:
+    two = with_size(make_wanted(replicas=2), SIZE)
+    observed = noted(seen(two, *failed_again(0), *failed_again(1, 1)), wanted=two)
+    assert moves(plan(two, observed, NOW)) == [
+        (Move.START, "2", "Replaced", SIZE),
+        (Move.REMOVE, "0", "Failed", SIZE),
+        (Move.REMOVE, "1", "Failed", SIZE),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "nonsense", "[1]", '[{"group":"g"}]', '[{"group":"g","failures":1,"failedAt":"x"}]'],
+)
+def test_what_is_no_note_counts_as_none(text: str) -> None:
+    observed = seen(WANTED)
+    (record,) = observed.revisions
+    record = {**record, "metadata": {**record["metadata"], "annotations": {labels.FAILURES: text}}}
+    todo = plan(WANTED, replace(observed, revisions=(record,)), NOW)
+    assert moves(todo) == [(Move.START, "0", "Wanted", SIZE)]
+
+
+def test_what_is_left_of_a_group_that_somebody_follows_goes() -> None:
+    successor = pods_of(WANTED, 1)
+    for pod in successor:
+        pod["metadata"]["annotations"][labels.SUCCESSOR_OF] = f"smol-{WANTED.revision}-0"
+    two = with_size(make_wanted(replicas=3), SIZE)
+    observed = seen(two, *failed_again(0)[1:], *successor)
+    assert moves(plan(two, observed, NOW)) == [
+        (Move.START, "2", "Wanted", SIZE),
+        (Move.START, "3", "Wanted", SIZE),
+        (Move.REMOVE, "0", "Failed", 2),
+    ]

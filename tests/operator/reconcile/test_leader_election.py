@@ -19,6 +19,7 @@ from stoker_operator.cluster.resources import PODS
 
 CRASH_WITHIN_S = 10.0
 STOP_WITHIN_S = 1.0
+AT_ONCE_S = 0.2
 
 
 def play(scenario: Callable[[Replicas], Awaitable[None]], num: int = 2) -> Replicas:
@@ -97,6 +98,20 @@ def test_one_that_stops_in_the_middle_of_a_rollout_hands_over_within_a_second() 
         assert max(world.num_pods) <= 4
         assert min(world.num_serving[world.num_serving.index(3) :]) >= 3
         assert world.lease()["leaseTransitions"] == 1
+
+    play(scenario)
+
+
+def test_one_that_stops_hands_over_at_once_to_one_that_has_only_just_come() -> None:
+    async def scenario(world: Replicas) -> None:
+        leader = await world.led()
+        follower = other_than(world, leader)
+        num_starts = follower.num_starts
+        follower.kill()
+        await until(lambda: follower.num_starts > num_starts and follower.elector, step_s=0.01)
+        await until(lambda: follower.elector and follower.elector.lease, step_s=0.01)
+        leader.stop()
+        assert await seconds_until(lambda: follower.is_leading) <= AT_ONCE_S
 
     play(scenario)
 
