@@ -115,8 +115,9 @@ class Entrant:
 def ticket(pod: Manifest) -> Ticket | None:
     """Return what a line needs to know of a pod; None when it is a group by itself, or of none."""
     own, metadata = labels_of(pod), pod["metadata"]
-    size, rank = noted_count(own.get(labels.GROUP_SIZE, "")), rank_of(pod)
-    if size < 2 or rank is None:
+    size = noted_count(own.get(labels.GROUP_SIZE, ""))
+    rank = rank_of(pod) if size > 1 else None
+    if rank is None:
         return None
     notes, gates = metadata.get("annotations") or {}, gates_of(pod)
     owners = (found["uid"] for found in metadata.get("ownerReferences") or () if found.get("controller"))
