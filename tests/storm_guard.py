@@ -66,6 +66,10 @@ class Guard:
     def __post_init__(self) -> None:
         self._limits: list[Limits] = []
         self._seen: dict[str, Seen] = {}
+        for change in self.world.api.storage.standing():
+            self._note(change)
+        for seen in self._seen.values():
+            seen.changed_s = float("-inf")  # long ago
         self.world.api.admission.append(self._review)
         self.world.api.storage.on_change(self._note)
 
@@ -81,6 +85,12 @@ class Guard:
                 self._note_pod(pod)
 
     def _note_limits(self, change: Change) -> None:
+        if (
+            change.before is not None
+            and change.type != "DELETED"
+            and _asked(change.before) == _asked(change.obj)
+        ):
+            return  # a status
         is_there = change.type != "DELETED" and "deletionTimestamp" not in change.obj["metadata"]
         wanted, surge, unavailable = 0, 0, 0
         if is_there:
@@ -191,6 +201,11 @@ def _now() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return 0.0  # a world that is being built
+
+
+def _asked(model: Object) -> tuple[int, Any]:
+    """What a user may change of a ModelDeployment."""
+    return model["metadata"]["generation"], model["metadata"].get("deletionTimestamp")
 
 
 def _labels(obj: Object) -> dict[str, str]:

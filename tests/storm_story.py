@@ -46,6 +46,7 @@ class Story:
         grace_s: of its pods.
         steps: what happens, in order.
         end: replicas in the end.
+        is_edited: whether the user edits the model in the end even where it works.
     """
 
     seed: int
@@ -56,6 +57,7 @@ class Story:
     grace_s: int
     steps: tuple[Step, ...]
     end: int
+    is_edited: bool
 
     def __str__(self) -> str:
         surge, unavailable = self.limits
@@ -64,7 +66,7 @@ class Story:
             f"STOKER_SEED={self.seed}: {self.replicas} replicas, surge {surge}, unavailable {unavailable}, "
             f"grace {self.grace_s} s, {self.num_nodes} nodes with {room}",
             *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
-            f"healed; {self.end} replicas of a model that works",
+            f"healed; {self.end} replicas of {'another' if self.is_edited else 'a'} model that works",
         ]
         return "\n".join(lines)
 
@@ -86,6 +88,7 @@ def tell(seed: int) -> Story:
         grace_s=rng.choice((15, 30)),
         steps=tuple(steps),
         end=rng.randint(1, most),
+        is_edited=rng.random() < 0.3,
     )
 
 

@@ -11,6 +11,7 @@ from fakeapi.faults import Call, Fault
 from fakeapi.kubelet import is_serving
 from operator_world import NAME, Object, World
 from storm_guard import Guard
+from storm_start import add_node, spec_of, start_of
 from storm_story import BROKEN, Story
 
 from stoker_operator.api import labels
@@ -28,7 +29,8 @@ class Troubles:
 
     def __init__(self, story: Story) -> None:
         self.story = story
-        self.world = World()
+        self.world = World(start_of(story))
+        self._limit(*story.limits)
         # Stories kill the operator more often than once a minute, and its pace is a memory of the process;
         # they move pods to and fro as often, and the status has to follow.
         self.world.is_stormy = True
@@ -37,8 +39,6 @@ class Troubles:
         self.world.kubelet.is_broken = self._is_broken
         self._crashing: set[str] = set()
         self._hidden: set[str] = set()
-        for number in range(story.num_nodes):
-            self._add_node(f"node-{number}")
 
     # What the kubelets are told.
 
@@ -85,14 +85,11 @@ class Troubles:
 
     def _recreate(self, length: int) -> None:
         self.world.delete()
-        surge, unavailable = self.story.limits
+        story = self.story
         self.world.apply(
-            replicas=self.story.replicas,
-            engine={"maxModelLen": length},
-            accelerator={"perPod": 1 if self.story.slots else 0},
-            rollout={"maxSurge": surge, "maxUnavailable": unavailable},
-            pod={"terminationGracePeriodSeconds": self.story.grace_s},
+            **spec_of(story.replicas, story.slots, story.grace_s), engine={"maxModelLen": length}
         )
+        self._limit(*story.limits)
 
     # The API server and its watches.
 
@@ -157,10 +154,6 @@ class Troubles:
 
     # Nodes.
 
-    def _add_node(self, name: str) -> None:
-        room = {"nvidia.com/gpu": str(self.story.slots)} if self.story.slots else None
-        self.world.kubelet.add_node(name, allocatable=room, taints=[])
-
     def _cordon(self, name: str) -> Undo:
         return self._changed_node(name, unschedulable=True)
 
@@ -171,7 +164,7 @@ class Troubles:
 
     def _recover(self, name: str) -> None:
         self.world.kubelet.nodes.recover(name)
-        self._add_node(name)
+        add_node(self.world.kubelet, name, self.story.slots)
 
     def _lose_node(self, name: str) -> Undo:
         if get(self.world.api, "nodes", name, "") is not None:

@@ -64,7 +64,7 @@ class Kubelet:
         self._drained: set[str] = set()
         self.nodes = Nodes(api)
         self.scheduler = Scheduler(api)
-        self._addresses = itertools.count(1)
+        self._addresses = itertools.count(1 + len(everything(api, "pods")))  # of a copied world
 
     def add_node(self, name: str, unschedulable: bool = False, ready: bool = True, **more: Any) -> None:
         """Create a node, or change it; see ``Nodes.add``."""

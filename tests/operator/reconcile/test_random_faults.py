@@ -123,8 +123,7 @@ def test_the_guard_sees_what_no_operator_may_do(breach: Breach, complaint: str) 
 
     async def scenario() -> None:
         async with storm.world.running():
-            await storm.begin()
-            await pass_time(60.0)
+            await pass_time(30.0)
             storm.world.stop()
             await breach(storm)
 
