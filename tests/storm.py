@@ -7,8 +7,9 @@ import asyncio
 from fakeapi.client import delete, everything, get
 from fakeapi.kubelet import is_serving
 from operator_world import CONFIG, NAME, Object
+from storm_engines import Undo
 from storm_story import BROKEN, Step, Story
-from storm_troubles import Troubles, Undo
+from storm_troubles import Troubles
 from virtual_time import pass_time, run_virtual, until
 
 from stoker_operator.api import labels, parse
@@ -57,7 +58,7 @@ class Storm(Troubles):
         """Nobody disturbs any more."""
         for undo in self._undone:
             undo()
-        self.guard.busy.clear()
+        self.guard.calm()
         for pod in self.world.pods():
             if pod["metadata"]["uid"] in self._hidden and labels.DEPLOYMENT not in _labels(pod):
                 delete(self.world.api, "pods", pod["metadata"]["name"])

@@ -1,4 +1,4 @@
-"""How stories of random trouble begin: a ModelDeployment that answers, brought there once for all its kind."""
+"""How stories of random trouble begin: a ModelDeployment that answers, brought there once for its kind."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Pace:
             return _left_s(record.due_s, now)
         kind = kind_of(action)
         is_tried_again = any(
-            # New pods follow an edit, and a person who corrects something need not wait; children follow pods.
+            # Pods follow an edit, and a person who corrects something need not wait; children follow pods.
             other.kind == kind and (name != identity or other.what == what or isinstance(action, Apply))
             for name, other in history.records.items()
             if other.trouble is not None or other.count > 1
