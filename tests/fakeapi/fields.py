@@ -40,20 +40,26 @@ class FieldConflict(Exception):
     """Another manager set one of the fields to something else."""
 
 
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every leaf of a manifest with its path; an empty dict or list is a leaf."""
+def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
+    """Every leaf of a manifest by its path; an empty dict or list is a leaf."""
+    found: dict[Path, Any] = {}
+    _collect(value, path, found)
+    return found
+
+
+def _collect(value: Any, path: Path, found: dict[Path, Any]) -> None:
     if path in _IDENTITY:
         return
     if isinstance(value, dict) and (value or not path):
         for key, item in value.items():
-            yield from leaves(item, (*path, key))
+            _collect(item, (*path, key), found)
         return
     merge_key = _merge_key(path, value)
-    if merge_key is not None:
-        for item in value:
-            yield from leaves(item, (*path, (merge_key, item[merge_key])))
+    if merge_key is None:
+        found[path] = value
         return
-    yield path, value
+    for item in value:
+        _collect(item, (*path, (merge_key, item[merge_key])), found)
 
 
 def apply(
@@ -64,7 +70,7 @@ def apply(
     Raises:
         FieldConflict: without force, when another manager holds a different value.
     """
-    wanted = dict(leaves(config))
+    wanted = leaves(config)
     changed = {path for path, value in wanted.items() if _at(live, path) != value}
     for path in changed:
         others = owners.get(path, set()) - {manager}
@@ -140,8 +146,8 @@ class Owners(Mapping[Path, set[str]]):
 
     def _change(self, owners: dict[Path, set[str]]) -> None:
         for path, old, new in _differences(self.before, self.after, ()):
-            have = {} if old is _ABSENT else dict(leaves(old, path))
-            now = {} if new is _ABSENT else dict(leaves(new, path))
+            have = {} if old is _ABSENT else leaves(old, path)
+            now = {} if new is _ABSENT else leaves(new, path)
             for gone in have.keys() - now.keys():
                 owners.pop(gone, None)
             for leaf, value in now.items():
