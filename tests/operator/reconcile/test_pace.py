@@ -1,12 +1,14 @@
 """How often the same kind of write may be tried, whatever it says."""
 
 from stoker_operator.api.labels import APPLIED_HASH, REVISION
-from stoker_operator.observed import Refusal
+from stoker_operator.observed import Failure, Refusal
 from stoker_operator.plan.actions import Apply, CreatePod
-from stoker_operator.reconcile.pace import MAX_FRUITLESS, Pace
+from stoker_operator.reconcile.pace import MAX_FRUITLESS, MAX_IN_SUM, MINUTE_S, Pace
+from stoker_operator.status import Change
 
 KEY = ("default", "m")
 NO = Refusal("it", "no")
+BUSY = Failure("it", "500")
 
 
 def budget(content: int) -> Apply:
@@ -36,3 +38,19 @@ def test_what_a_user_corrects_is_tried_at_once_however_often_it_was_refused_befo
         pace.failed(KEY, pod("one"), NO)
     assert pace.wait_s(KEY, pod("one")) > 0
     assert pace.wait_s(KEY, pod("other")) == 0
+
+
+def test_pods_and_a_status_that_fail_at_once_share_a_minute() -> None:
+    now_s, times_s = 0.0, []
+    pace = Pace(lambda: now_s)
+    for step in range(6000):
+        now_s = step / 50
+        if not pace.wait_s(KEY, pod("one")):
+            pace.failed(KEY, pod("one"), BUSY)
+            times_s.append(now_s)
+        if not pace.status_wait_s(KEY, Change.PROGRESS, f"words {step}"):
+            assert pace.status_failed(KEY, f"words {step}", BUSY) > 0
+            times_s.append(now_s)
+    assert len(times_s) > MAX_IN_SUM
+    for last_s in times_s:
+        assert sum(last_s - MINUTE_S < at_s <= last_s for at_s in times_s) <= MAX_IN_SUM
