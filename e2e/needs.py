@@ -45,7 +45,7 @@ NEEDS = (
     Need("make test-fast", NONE, 8, 300, 4, 4),
     Need("make demo", KIND, 18, 60, 16, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
-    Need("make test", ANY, 60, 2520, 26, 8),
+    Need("make test", ANY, 48, 1740, 26, 8),
     Need("make test-long", ANY, 75, 3600, 26, 8),
     Need("make test-kind", ENGINE, 40, 1200, 24, 8),
 )
