@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CHART = REPOSITORY / "charts" / "stoker"
 CRD = REPOSITORY / "crds" / "modeldeployments.yaml"
 KUBERNETES = "1.37"
+# The chart has the CRD, of which the loader in Python takes a quarter of a second.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PAGES = tuple(sorted(path for pattern in ("*.md", "docs/**/*.md") for path in REPOSITORY.glob(pattern)))
 # What a block of the chart's values begins with.
 VALUES = "# values.yaml\n"
@@ -147,7 +150,7 @@ def check(manifest: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
 
 def documents(text: str) -> Iterator[dict[str, Any]]:
     """Yield the objects of a YAML stream, lists unfolded."""
-    for document in yaml.safe_load_all(text):
+    for document in yaml.load_all(text, LOADER):
         if document:
             yield document
 
@@ -195,6 +198,12 @@ def render(program: str, settings: tuple[str, ...], *options: str, chart: str = 
     if done.returncode:
         raise ClusterError(f"helm template {' '.join(settings)}: {done.stderr.strip()}")
     return done.stdout
+
+
+@cache
+def rendered_by_default(program: str) -> str:
+    """Return the chart's manifests without any value set."""
+    return render(program, ())
 
 
 def documentation(program: str) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ NEEDS = (
     Need("make test-fast", NONE, 8, 300, 4, 4),
     Need("make demo", KIND, 18, 60, 16, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
-    Need("make test", ANY, 62, 2580, 26, 8),
+    Need("make test", ANY, 50, 1800, 26, 8),
     Need("make test-long", ANY, 76, 3600, 26, 8),
     Need("make test-kind", ENGINE, 41, 1260, 24, 8),
 )

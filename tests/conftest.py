@@ -1,10 +1,13 @@
-"""What all tests share: how hard hypothesis tries, and where Triton's kernels run."""
+"""What all tests share: how hard hypothesis tries, where kernels run, how many threads PyTorch has."""
 
 import os
 import re
 
 import pytest
 from hypothesis import settings
+
+# Processes of tests run side by side. Two threads in each would wait for each other, busily, for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # `make test` is thorough, `make test-fast` gives --hypothesis-profile=fast.
 # On CI the examples are the same each time, so that a run fails for what was changed and nothing else.

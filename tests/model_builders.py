@@ -391,27 +391,29 @@ def k_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int
 
 @dataclass
 class Reference:
-    """What `transformers` generates greedily, token by token without a cache, remembered per prompt."""
+    """What `transformers` generates greedily, a whole output at once and without a cache, remembered."""
 
     model: transformers.PreTrainedModel
-    _known: dict[tuple[int, ...], tuple[int, float]] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], tuple[list[int], list[float]]] = field(default_factory=dict)
 
-    def next_token(self, token_ids: tuple[int, ...]) -> tuple[int, float]:
-        """The most likely next token and how far its logit is above the second."""
+    def choices(self, prompt: tuple[int, ...], output: tuple[int, ...]) -> tuple[list[int], list[float]]:
+        """The most likely token at each place of an output, given those before, and its lead in logits."""
+        token_ids = (*prompt, *output[:-1])
         if token_ids not in self._known:
             with torch.inference_mode():
-                logits = self.model(torch.tensor([token_ids])).logits[0, -1]
-            top = logits.topk(2)
-            self._known[token_ids] = (int(top.indices[0]), float(top.values[0] - top.values[1]))
-        return self._known[token_ids]
+                top = self.model(torch.tensor([token_ids])).logits[0].topk(2)
+            leads = top.values[:, 0] - top.values[:, 1]
+            self._known[token_ids] = (top.indices[:, 0].tolist(), leads.tolist())
+        tokens, gaps = self._known[token_ids]
+        return tokens[len(prompt) - 1 :], gaps[len(prompt) - 1 :]
 
     def num_near_ties(self, prompt: list[int], output: list[int]) -> int:
         """Check an output; 1 if it leaves the reference at a near tie, which ends the comparison, else 0.
 
         Raises AssertionError where it leaves the reference and no near tie excuses that.
         """
-        for index, token_id in enumerate(output):
-            wanted, gap = self.next_token((*prompt, *output[:index]))
+        choices = self.choices(tuple(prompt), tuple(output))
+        for index, (token_id, wanted, gap) in enumerate(zip(output, *choices, strict=True)):
             if token_id != wanted:
                 assert gap < NEAR_TIE, (
                     f"token {index} is {token_id}, wanted {wanted} with a gap of {gap}: {output}"

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_builders import make_engine
-from server_builders import make_assets
-from server_engine import DEADLINE_S, make_server_config
+from server_engine import DEADLINE_S, make_server_config, shared_text_room
 
 from stoker_runtime.engine.connection import Connection
 from stoker_runtime.engine.engine import Engine
@@ -20,7 +19,6 @@ from stoker_runtime.engine.loop import run_loop
 from stoker_runtime.errors import EngineDead
 from stoker_runtime.messages import EngineReady
 from stoker_runtime.server.client import EngineClient
-from stoker_runtime.server.prompt import TextRoom
 from stoker_runtime.server.serving import Serving
 
 
@@ -51,7 +49,7 @@ async def real_stack(model: Path, **sizes: int) -> AsyncIterator[RealStack]:
         async with asyncio.timeout(DEADLINE_S):
             await client.is_ready.wait()
         serving = Serving(make_server_config(), client, max_running=sizes.get("max_num_seqs", 8))
-        serving.text = TextRoom(make_assets())
+        serving.text = shared_text_room()
         try:
             yield RealStack(serving, engine)
         finally:

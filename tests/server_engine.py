@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import httpx2
@@ -284,6 +285,19 @@ async def connected_client(engine: FakeEngine) -> tuple[EngineClient, list[async
     return client, tasks
 
 
+@cache
+def shared_text_room() -> TextRoom:
+    """The text side of make_assets(). The process of its chat template takes a fifth of a second to start."""
+    return TextRoom(make_assets())
+
+
+def end_templates(room: TextRoom) -> None:
+    """End the processes of a room that is not shared; FastAPI remembers routes, and they it, for good."""
+    for worker in (room._short, room._long):
+        if worker.template is not None:
+            worker.template.close()
+
+
 @asynccontextmanager
 async def running_stack(
     engine: FakeEngine | None = None,
@@ -292,17 +306,19 @@ async def running_stack(
 ) -> AsyncIterator[Stack]:
     """Run a server over a fake engine, with a client that calls it without a network."""
     engine = engine or FakeEngine()
-    assets = assets or make_assets()
+    text = shared_text_room() if assets is None else TextRoom(assets)
     config = config or make_server_config()
     client, tasks = await connected_client(engine)
     serving = Serving(config, client, engine.max_running)
-    serving.text = TextRoom(assets)
+    serving.text = text
     app = create_app(serving)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=True)
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://stoker") as http:
-            yield Stack(app, serving, engine, http, assets)
+            yield Stack(app, serving, engine, http, text.assets)
     finally:
+        if assets is not None:
+            await asyncio.to_thread(end_templates, text)
         client.shutdown()
         for task in tasks:
             task.cancel()

@@ -217,6 +217,7 @@ def kube_path(model: Model) -> str:
     return path("ModelDeployment", model.namespace, model.name)
 
 
+@pytest.mark.long  # tests/operator/reconcile/test_namespaces.py has it on a fake API
 def test_a_second_namespace_may_use_the_same_name(example: Model, kube: Kube, clients: ClientPod) -> None:
     before = uids(example.pods())
     with temporary_namespace(kube, "e2e-other") as other:

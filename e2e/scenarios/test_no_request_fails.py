@@ -68,7 +68,7 @@ class Amounts:
 
 
 # What all changes once take anyway, and the bar.
-ONCE = Amounts(500, 150, 12, short_clients=4, rolls=2, busy_rolls=1, bounds_rolls=False)
+ONCE = Amounts(500, 150, 12, short_clients=4, rolls=1, busy_rolls=1, bounds_rolls=False)
 BAR = Amounts(10_000, 3000, 50, short_clients=12, rolls=3, busy_rolls=3, bounds_rolls=True)
 AMOUNTS = (
     pytest.param(ONCE, id="once"),

@@ -59,6 +59,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         flags = ["--model", str(smollm2_path()), "--served-model-name", "smollm2", "--host", "127.0.0.1"]
         limits = ["--port", "0", "--max-model-len", "2048", "--shutdown-delay-s", "0", "--dtype", "float32"]
+        limits += ["--num-threads", "1"]  # the clients need the other core, and two wait for each other
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stoker_runtime", "serve", *flags, *limits],
             env={**os.environ, "STOKER_TERMINATION_LOG": str(folder / "termination.json")},

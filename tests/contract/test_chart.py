@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from check_manifests import RENDERINGS, documents, helm, render
+from check_manifests import RENDERINGS, documents, helm, render, rendered_by_default
 from cluster.api import ClusterError
 from stoker_operator.__main__ import main
 from stoker_operator.api import labels, parse
@@ -128,7 +128,7 @@ def test_an_upgrade_overlaps_only_where_a_lease_decides_who_writes() -> None:
     # Whose spec is the operators' alone: what an upgrade wrote there would be a claim.
     assert set(elected["Lease"]) == {"apiVersion", "kind", "metadata"}
     lease = elected["Lease"]["metadata"]
-    variables = operator_variables(render(helm(), ()))
+    variables = operator_variables(rendered_by_default(helm()))
     assert variables["STOKER_LEADER_ELECT_NAME"] == lease["name"]
     assert variables["STOKER_LEADER_ELECT_NAMESPACE"] == lease["namespace"]
     rules = elected["Role"]["rules"]
@@ -278,7 +278,9 @@ def test_a_policy_lets_the_operator_and_named_clients_in() -> None:
     assert [one["metadata"]["namespace"] for one in (first, second)] == ["team-a", "team-b"]
     operators, clients = first["spec"]["ingress"]
     (peer,) = operators["from"]
-    (deployment,) = [found for found in documents(render(helm(), ())) if found["kind"] == "Deployment"]
+    (deployment,) = [
+        found for found in documents(rendered_by_default(helm())) if found["kind"] == "Deployment"
+    ]
     pod = deployment["spec"]["template"]["metadata"]["labels"]
     assert peer["podSelector"]["matchLabels"].items() <= pod.items()
     assert clients["from"] == [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}]
@@ -288,7 +290,9 @@ def test_a_policy_lets_the_operator_and_named_clients_in() -> None:
 def test_a_policy_without_clients_lets_everybody_in() -> None:
     (policy,) = policies("networkPolicy.namespaces={team-a}")
     assert "from" not in policy["spec"]["ingress"][1]
-    assert [found for found in documents(render(helm(), ())) if found["kind"] == "NetworkPolicy"] == []
+    assert [
+        found for found in documents(rendered_by_default(helm())) if found["kind"] == "NetworkPolicy"
+    ] == []
 
 
 @pytest.mark.parametrize("file", ["podmonitors.yaml", "servicemonitors.yaml"])

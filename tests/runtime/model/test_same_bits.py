@@ -229,12 +229,12 @@ def test_a_seed_gives_the_same_text_cold_from_the_prefix_cache_and_in_a_batch(sm
         return outputs_of(smollm2, wanted)[wanted.request_id]
 
     cold = []
-    for seed in range(3):
+    for seed in range(2):
         cold.append(answer(seed, f"cold {seed}"))
         assert answer(seed, f"cold {seed}") == cold[-1]
         assert answer(seed, f"salt {seed}") == cold[-1]
     assert smollm2.scheduler.stats().prefix_hits > 0
-    batch = [request(seed, salt) for seed in range(3) for salt in ("cold 0", "new")]
+    batch = [request(seed, salt) for seed in range(2) for salt in ("cold 0", "new")]
     together = outputs_of(smollm2, *batch)
     for index, wanted in enumerate(batch):
         assert together[wanted.request_id] == cold[index // 2]

@@ -138,26 +138,27 @@ def greedy_requests() -> list[AddRequest]:
     return [make_request(prompt, max_tokens=NUM_TOKENS, ignore_eos=True) for prompt in prompts()]
 
 
-# Every eighth prompt, a part that takes half a minute, and the rest. In a batch all of them are tried below.
-@pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 8))])
+# Every sixteenth prompt, a part that takes some seconds, and the rest. In a batch all of them are tried.
+@pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 16))])
 def test_each_alone(first: int) -> None:
     engine = make_engine(num_tokens_of_kv=8192, budget=96)
-    for request in greedy_requests()[first::8]:
+    for request in greedy_requests()[first::16]:
         assert_greedy(run_to_end(engine, {0: [request]}), [request])
 
 
 def test_in_one_batch_and_again_with_prefix_hits() -> None:
     engine = make_engine(num_tokens_of_kv=8192, budget=96)
-    for _ in range(2):
-        requests = greedy_requests()
+    for every in (1, 4):
+        requests = greedy_requests()[::every]
         outputs = run_to_end(engine, {i // 2: requests[i : i + 2] for i in range(0, len(requests), 2)})
         assert_greedy(outputs, requests)
     assert engine.step().stats.prefix_hits > 0
 
 
-def test_under_preemption_and_with_small_chunks() -> None:
-    engine = make_engine(num_tokens_of_kv=1536, budget=40)
-    requests = greedy_requests()
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_under_preemption_and_with_small_chunks(every: int) -> None:
+    engine = make_engine(num_tokens_of_kv=1536 // every, budget=40)
+    requests = greedy_requests()[::every]
     outputs = run_to_end(engine, {0: requests})
     assert engine.step().stats.num_preemptions > 0
     assert_greedy(outputs, requests)

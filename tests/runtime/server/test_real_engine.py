@@ -32,6 +32,10 @@ async def server(
         "0",
     ]
     limits = ["--max-model-len", "1024", "--shutdown-delay-s", "0", "--dtype", "float32"]
+    limits += [
+        "--num-threads",
+        "1",
+    ]  # two would wait for each other whenever something else runs beside the tests
     command = ["-m", "stoker_runtime", "serve", *flags, *limits]
     async with running_process(command, tmp_path_factory.mktemp("runtime")) as running:
         await running[0].until_logged("ready")

@@ -129,7 +129,7 @@ def test_llama3_frequency_divisors_in_a_gguf_file_are_applied(tmp_path: Path) ->
 
 
 def plain_token(model: Any, token_ids: list[int]) -> int:
-    return Reference(model).next_token(tuple(token_ids))[0]
+    return Reference(model).choices(tuple(token_ids), (0,))[0][0]
 
 
 def test_sharded_directory_equals_the_single_file(tmp_path: Path) -> None:

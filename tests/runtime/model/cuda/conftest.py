@@ -21,6 +21,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter() -> None:
+    """No kernel waits for what the interpreter looks up again at each call."""
+    if "TRITON_INTERPRET" in os.environ:
+        from quick_interpreter import hurry  # not above: Triton looks at the variable when it is imported
+
+        hurry()
+
+
 @pytest.fixture(autouse=True)
 def quiet_overflow() -> Iterator[None]:
     """The sigmoid of a large negative number is 1 / (1 + inf), of which numpy warns."""

@@ -79,6 +79,15 @@ def assert_a_mix_equals_the_reference(engine: Engine, family: str, max_tokens: i
 def test_a_mix_equals_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
     engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
     record(engine, 8)
+    assert_a_mix_equals_the_reference(engine, family, max_tokens=1, count=3)
+
+
+@pytest.mark.parametrize(
+    "family", [FEW[0], *(pytest.param(name, marks=pytest.mark.long) for name in FEW[1:])]
+)
+def test_a_larger_mix_equals_the_reference(family: str, make_cuda_engine: MakeEngine) -> None:
+    engine = make_cuda_engine(family, num_blocks=32, block_size=8, budget=24)
+    record(engine, 8)
     assert_a_mix_equals_the_reference(engine, family, max_tokens=2)
 
 
@@ -149,7 +158,7 @@ def test_recorded_steps_equal_others(
         if is_recorded:
             record(engine, 4)  # 3 requests run in a recording of 4
         monkeypatch.setattr(CudaDecoder, "__call__", spy)
-        requests = [make_request(prompt, max_tokens=4) for prompt in prompts(3, 20)]
+        requests = [make_request(prompt, max_tokens=2) for prompt in prompts(3, 20)]
         run_to_end(engine, {0: requests})
         monkeypatch.setattr(CudaDecoder, "__call__", plain)
     assert len(found[True]) == len(found[False])
@@ -187,7 +196,7 @@ def test_recordings_are_for_one_cache_and_for_decodes_that_fit(make_cuda_engine:
     assert replayed == [1]
 
 
-@pytest.mark.parametrize("max_recorded", [0, 4])
+@pytest.mark.parametrize("max_recorded", [pytest.param(0, marks=pytest.mark.long), 4])
 def test_steps_in_flight_give_the_same_tokens(make_cuda_engine: MakeEngine, max_recorded: int) -> None:
     """Greedy and drawn, with top_k and top_p, stop tokens, log-probabilities and a penalty."""
     drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 9}

@@ -110,14 +110,14 @@ def test_rows_that_are_not_finite_fail_alone(device: torch.device) -> None:
 
 
 def test_what_is_kept_is_drawn_as_often_as_it_is_likely(device: torch.device) -> None:
-    count = 300
+    count = 100
     logits = torch.full((count, 4100), -3.0)
     logits[:, [7, 4098]] = torch.tensor([math.log(0.6), math.log(0.3)])
     requests = [scheduled(index, temperature=1.0, top_k=2) for index in range(count)]
     picked = CudaPicker().pick(logits.to(device), requests).tolist()
     assert set(picked) == {7, 4098}
-    # 200 on average, with a deviation of 8
-    assert 170 <= picked.count(7) <= 230
+    # 67 on average, with a deviation of 5
+    assert 50 <= picked.count(7) <= 84
 
 
 def test_of_equal_logits_the_first_is_the_most_likely(device: torch.device) -> None:

@@ -25,8 +25,8 @@ from stoker_runtime.model.kv_cache import KVCache
 
 BLOCK_SIZE, NUM_BLOCKS = 8, 96
 MAX_SEQS, MAX_TOKENS = 6, 24  # recordings of 1, 2, 4 and 6 decodes, and of 16 and 24 tokens with chunks
-FEW = ("llama3", "gemma2", "mixtral")
-OTHERS = ("qwen3-window", "olmo2", "qwen3-moe", "gemma3", "granite", "smollm3", "phi3")
+FEW = ("llama3", "mixtral")
+OTHERS = ("gemma2", "qwen3-window", "olmo2", "qwen3-moe", "gemma3", "granite", "smollm3", "phi3")
 
 # Requests of each step: tokens before, tokens computed, how many of those are a draft (-1: none is sampled).
 STEPS = {
@@ -188,7 +188,7 @@ def make_recorded_engine(
     return make
 
 
-@pytest.mark.parametrize("scheduling", ["off", "auto"])
+@pytest.mark.parametrize("scheduling", [pytest.param("off", marks=pytest.mark.long), "auto"])
 @pytest.mark.parametrize("family", ["llama", pytest.param("mixtral", marks=pytest.mark.long)])
 def test_prefix_hits_and_preemptions_in_recorded_steps_equal_the_reference(
     family: str, scheduling: str, make_recorded_engine: Callable[..., tuple[Engine, list[Room]]]
