@@ -204,12 +204,18 @@ def _group(
     lost_at = min((_lost_at(node) for node in silent if node.lost_since), default=None)
     is_lost = bool(silent) and (lost_at is None or lost_at <= now)
     failed_on = noted_counts(notes.get(labels.FAILED_ON, ""))
-    is_led = first.rank == 0
-    is_crashing = is_led and is_crash_looping(
+    is_led, is_ready = first.rank == 0, is_pod_ready(first.pod)
+    is_serving = is_led and _is_serving(first.pod)
+    # Most pods are ready, and of those the rest need not be looked at.
+    is_crashing = (is_led and not is_ready) and is_crash_looping(
         first.pod, sum(failed_on.values()), not_ready_since(first.pod), now
     )
-    is_held_back = all(member.is_held_back and member.is_staying for member in members)
-    phase = _phase(members, size, is_lost, is_crashing)
+    is_held_back = size > 1 and all(member.is_held_back and member.is_staying for member in members)
+    phase = (
+        _end(members, staying, is_held_back, is_serving)
+        or (None if is_whole(members, size) else Phase.FAILED)
+        or _life(members, is_lost, is_ready, is_crashing)
+    )
     reading = observed.readings.get(first.uid) if is_led else None
     return Group(
         name=name,
@@ -217,21 +223,19 @@ def _group(
         size=size,
         phase=phase,
         members=members,
-        has_answered=is_led and (is_pod_ready(first.pod) or was_started(first.pod)),
-        is_new=is_new(first.pod),
+        has_answered=is_led and (is_ready or was_started(first.pod)),
+        is_new=not is_ready and is_new(first.pod),
         is_crash_looping=is_crashing,
         is_scheduled=all("nodeName" in pod["spec"] for pod in staying),
-        is_serving=is_led and _is_serving(first.pod),
+        is_serving=is_serving,
         is_reachable=not silent,
         is_leaving=any(node.is_leaving for node in nodes),
         is_held_back=is_held_back,
         created_at=created_at,
-        failed_at=max(lost_at or created_at, created_at)
-        if phase is Phase.LOST
-        else max((ended_at(pod, created_at) for pod in staying), default=created_at),
+        failed_at=_failed_at(phase, staying, created_at, lost_at),
         lost_at=lost_at,
         turn=observed.turns.get(name, _ANY_TIME),
-        let_go_at=max(filter(None, (_let_go_at(pod) for pod in staying)), default=None),
+        let_go_at=None if size == 1 else max(filter(None, map(_let_go_at, staying)), default=None),
         num_turns=noted_count(notes.get(labels.TURNS, "")),
         num_restarts=noted_count(notes.get(labels.RESTARTS, "")),
         nodes=tuple(dict.fromkeys(pod["spec"]["nodeName"] for pod in staying if "nodeName" in pod["spec"])),
@@ -254,30 +258,42 @@ def _lost_at(node: Node) -> datetime:
     return node.lost_since + timedelta(seconds=LOST_AFTER_S)
 
 
-def _phase(members: tuple[Member, ...], size: int, is_lost: bool, is_crashing: bool) -> Phase:
-    leader, staying = members[0].pod, [member.pod for member in members if member.is_staying]
-    is_complete = is_whole(members, size)
+def _failed_at(
+    phase: Phase, staying: list[Manifest], created_at: datetime, lost_at: datetime | None
+) -> datetime:
+    if phase is Phase.ANSWERING:
+        return created_at
+    if phase is Phase.LOST:
+        return max(lost_at or created_at, created_at)
+    return max((ended_at(pod, created_at) for pod in staying), default=created_at)
+
+
+def _end(
+    members: tuple[Member, ...], staying: list[Manifest], is_held_back: bool, is_serving: bool
+) -> Phase | None:
+    """Return where a group is that has begun to end, or that has not begun; None of others."""
     if not staying:
         return Phase.TERMINATING
     if any(has_ended(pod) or not has_model_volume(pod) for pod in staying):
         return Phase.FAILED
-    if all(member.is_held_back and member.is_staying for member in members):
+    if is_held_back:
         return Phase.GATED
     if members[0].rank != 0:
         return Phase.FAILED
-    if not _is_serving(leader):
-        return Phase.DRAINING
-    if not is_complete:
-        return Phase.FAILED
+    return None if is_serving else Phase.DRAINING
+
+
+def _life(members: tuple[Member, ...], is_lost: bool, is_ready: bool, is_crashing: bool) -> Phase:
+    """Return where a whole group is that serves."""
     if is_lost:
         return Phase.LOST
-    if any(gates_of(pod) for pod in staying):
+    if any(gates_of(member.pod) for member in members):
         return Phase.GATED
-    if is_pod_ready(leader) and all(is_running(member.pod) for member in members if member.rank):
+    if is_ready and all(is_running(member.pod) for member in members if member.rank):
         return Phase.ANSWERING
     if is_crashing:
         return Phase.FAILED
-    return Phase.STARTING if is_new(leader) else Phase.SILENT
+    return Phase.STARTING if is_new(members[0].pod) else Phase.SILENT
 
 
 def _is_serving(pod: Manifest) -> bool:

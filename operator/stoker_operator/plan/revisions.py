@@ -43,6 +43,7 @@ class Revisions:
 
     wanted: Wanted
     records: Mapping[str, Manifest]
+    shapes: Mapping[str, GroupShape]
     doubles: tuple[Manifest, ...]
 
     @property
@@ -85,8 +86,7 @@ class Revisions:
 
     def shape(self, revision: str) -> GroupShape | None:
         """Return the shape of a revision's groups; None when it has no record."""
-        stored = self.records.get(revision)
-        return None if stored is None else recorded_shape(self.wanted.model, stored)
+        return self.shapes.get(revision)
 
     def _target(self, revision: str, *, is_held: bool) -> Target:
         return Target(revision, self.shape(revision), is_held)
@@ -95,17 +95,18 @@ class Revisions:
 def revisions(wanted: Wanted, observed: Observed) -> Revisions:
     """Return what is on record of a ModelDeployment: of two records of one revision, the older."""
     found: dict[str, Manifest] = {}
+    shapes: dict[str, GroupShape] = {}
     doubles = []
     for stored in sorted(observed.revisions, key=_place):
         revision = labels_of(stored).get(labels.REVISION, "")
-        is_usable = revision and recorded_shape(wanted.model, stored) is not None
-        if is_terminating(stored) or not is_ours(stored, observed.model) or not is_usable:
+        shape = recorded_shape(wanted.model, stored) if revision else None
+        if shape is None or is_terminating(stored) or not is_ours(stored, observed.model):
             continue
         if revision in found:
             doubles.append(stored)
         else:
-            found[revision] = stored
-    return Revisions(wanted, found, tuple(doubles))
+            found[revision], shapes[revision] = stored, shape
+    return Revisions(wanted, found, shapes, tuple(doubles))
 
 
 def _place(stored: Manifest) -> tuple[int, str]:

@@ -112,8 +112,8 @@ def _most_held(staying: list[Group], limits: Limits) -> int:
 
 
 def _surplus(staying: list[Group], most: int) -> list[tuple[Group, str]]:
-    count = max(0, len(staying) - most)
-    return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]]
+    count = len(staying) - most
+    return [(group, "ScaleDown") for group in sorted(staying, key=_cost)[:count]] if count > 0 else []
 
 
 def _is_useless(group: Group, target: str, limits: Limits) -> bool:
@@ -131,6 +131,8 @@ def _outdated(current: list[Group], may_go: list[Group], limits: Limits) -> list
       `may_go` do. So a group that does not answer now, and may in a moment, is no free gift to a revision
       that never gets ready.
     """
+    if not may_go:
+        return []
     must_answer = max(0, limits.num_wanted - limits.max_unavailable)
     kept = sorted(current, key=_cost, reverse=True)[: limits.num_wanted]
     num_kept_answering = sum(group.is_available for group in kept)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.record import recorded_shape
 from stoker_operator.observed import Observed
 from stoker_operator.plan.drift import drift
 from stoker_operator.plan.groups import Group
@@ -38,6 +37,8 @@ def unrecorded(wanted: Wanted, observed: Observed, all_groups: Sequence[Group]) 
 
 def given_up(wanted: Wanted, observed: Observed) -> Cause | None:
     """Return which groups of the wanted revision nobody replaces any more."""
+    if not any(labels.FAILURES in (held["metadata"].get("annotations") or ()) for held in observed.revisions):
+        return None
     stored = revisions(wanted, observed).records.get(wanted.revision)
     lost = [past for past in noted_pasts(stored) if is_given_up(past)]
     if not lost:
@@ -58,12 +59,11 @@ def outdated(wanted: Wanted, observed: Observed) -> Cause | None:
 
     Its record is an earlier operator's, or one with other settings: another runtime image, another mirror.
     """
-    stored = revisions(wanted, observed).records.get(wanted.revision)
-    if stored is None or wanted.shape is None:
+    known = revisions(wanted, observed)
+    shape = known.shape(wanted.revision)
+    if shape is None or wanted.shape is None or shape == wanted.shape:
         return None
-    shape = recorded_shape(wanted.model, stored)
-    if shape is None or shape == wanted.shape:
-        return None
+    stored = known.records[wanted.revision]
     paths = [
         path
         for rank in range(min(wanted.shape.size, 2))
