@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from group_builders import pods_of
@@ -30,7 +31,7 @@ class Kept:
         self.woken.clear()
         for pods in groups:
             for pod in pods:
-                self.turns.see(pod, lambda pod=pod: pod)
+                self.turns.see(pod, partial(dict, pod))
         return sorted(set(self.woken))
 
     def ahead(self, name: str) -> str:
