@@ -8,8 +8,9 @@ from fakeapi.client import delete, everything, get
 from fakeapi.kubelet import is_serving
 from operator_builders import wanted_of
 from operator_world import CONFIG, NAME, Object
-from storm_story import Step, Story
-from storm_troubles import Troubles, Undo
+from storm_engines import Undo
+from storm_story import BROKEN, Step, Story
+from storm_troubles import Troubles
 from virtual_time import pass_time, run_virtual, until
 
 from stoker_operator.api import labels
@@ -36,7 +37,6 @@ class Storm(Troubles):
         async with self.world.running(kubelet=False):
             kubelet = asyncio.create_task(self.world.kubelet.run(KUBELET_S))
             try:
-                await self.begin()
                 for step in self.story.steps:
                     await self._do(step)
                 self._heal()
@@ -44,16 +44,6 @@ class Storm(Troubles):
                 assert not kubelet.done(), kubelet.exception()
             finally:
                 kubelet.cancel()
-
-    async def begin(self) -> None:
-        surge, unavailable = self.story.limits
-        self.world.apply(
-            replicas=self.story.replicas,
-            accelerator={"perPod": 1 if self.story.slots else 0},
-            rollout={"maxSurge": surge, "maxUnavailable": unavailable},
-            pod={"terminationGracePeriodSeconds": self.story.grace_s},
-        )
-        await self.world.ready()
 
     async def _do(self, step: Step) -> None:
         undo = getattr(self, f"_{step.kind}")(*step.args)
@@ -68,7 +58,7 @@ class Storm(Troubles):
         """Nobody disturbs any more."""
         for undo in self._undone:
             undo()
-        self.guard.busy.clear()
+        self.guard.calm()
         for pod in self.world.pods():
             if pod["metadata"]["uid"] in self._hidden and labels.DEPLOYMENT not in _labels(pod):
                 delete(self.world.api, "pods", pod["metadata"]["name"])
@@ -79,8 +69,8 @@ class Storm(Troubles):
         if not self.story.slots:
             rollout = {"paused": False}
         self.revive()
-        engine = {"maxModelLen": LAST}
-        self.world.apply(replicas=self.story.end, suspend=False, engine=engine, rollout=rollout)
+        engine = {"engine": {"maxModelLen": LAST}} if self.story.is_edited or self._is_wrong() else {}
+        self.world.apply(replicas=self.story.end, suspend=False, rollout=rollout, **engine)
         try:
             await until(self._is_as_wanted, SETTLE_S, step_s=2.0)
         except AssertionError as error:
@@ -94,18 +84,23 @@ class Storm(Troubles):
         assert self._is_as_wanted(), f"it was settled once: {self._picture()}"
         self._check()
 
+    def _is_wrong(self) -> bool:
+        model = get(self.world.api, "modeldeployments", NAME)
+        return model is not None and (model["spec"].get("engine") or {}).get("maxModelLen") == BROKEN
+
     def _check(self) -> None:
         assert not self.guard.problems, "; ".join(self.guard.problems)
 
     def _is_as_wanted(self) -> bool:
         api, model = self.world.api, get(self.world.api, "modeldeployments", NAME)
         assert model is not None
+        if not self.world.is_ready():
+            return False
         wanted = wanted_of(model, CONFIG)
         pods = everything(api, "pods")
         fits = [is_serving(pod) and _labels(pod).get(labels.REVISION) == wanted.revision for pod in pods]
         return (
-            self.world.is_ready()
-            and fits == [True] * self.story.end
+            fits == [True] * self.story.end
             and len(everything(api, "services")) == 1
             and len(everything(api, "poddisruptionbudgets")) == (wanted.child(BUDGET) is not None)
             and [_labels(record).get(labels.REVISION) for record in everything(api, "controllerrevisions")]

@@ -7,7 +7,7 @@ last STALE_S seconds: of the spec as it was then, by pods that answered then. Al
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,12 +18,14 @@ from fakeapi.storage import Change
 from operator_world import NAME, World
 
 from stoker_operator.api import labels, parse
+from stoker_operator.api.spec import Service
 from stoker_operator.desired import scale_of, wanted_replicas
 from stoker_operator.plan.groups import LOST_AFTER_S
 from stoker_operator.plan.successors import STRANDED_AFTER_S
 
 Object = dict[str, Any]
 
+SETTLED_S = Service().drain_seconds  # after which all nodes know that a pod serves no more
 STALE_S = 10.0  # longest that watches and their repair leave the operator behind
 
 
@@ -34,6 +36,29 @@ class Limits:
     since_s: float
     least: int
     most: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """The requests of one pod.
+
+    Args:
+        since_s: when the first came.
+        step_s: after how long their number changes.
+        counts: requests in flight, one after another; the last number stays.
+    """
+
+    since_s: float
+    step_s: float
+    counts: tuple[int, ...]
+
+    def least(self, begin_s: float, end_s: float) -> int:
+        """The smallest number between two moments."""
+        first, last = self._index(begin_s), self._index(end_s)
+        return min(self.counts[first : last + 1])
+
+    def _index(self, at_s: float) -> int:
+        return max(0, min(int((at_s - self.since_s) / self.step_s), len(self.counts) - 1))
 
 
 @dataclass
@@ -54,21 +79,52 @@ class Guard:
 
     Args:
         world: where it lives.
-        busy: requests that pods, by uid, have to finish.
+        busy: requests of pods, by uid.
+        load: requests that each pod gets from the moment on in which it serves.
 
     Attributes:
         problems: what did not hold.
     """
 
     world: World
-    busy: dict[str, int] = field(default_factory=dict)
+    busy: dict[str, Load] = field(default_factory=dict)
+    load: Load | None = None
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._limits: list[Limits] = []
         self._seen: dict[str, Seen] = {}
+        for change in self.world.api.storage.standing():
+            self._note(change)
+        for seen in self._seen.values():
+            seen.changed_s = float("-inf")  # long ago
         self.world.api.admission.append(self._review)
         self.world.api.storage.on_change(self._note)
+
+    # Requests.
+
+    def send(self, uid: str) -> None:
+        """A pod gets its requests from now on."""
+        if self.load is not None:
+            self.busy[uid] = replace(self.load, since_s=_now())
+
+    def calm(self) -> None:
+        """Nobody sends requests any more, and all are answered."""
+        self.load = None
+        self.busy.clear()
+
+    def in_flight(self, uid: str) -> int:
+        """Requests that a pod has; none come once it serves no more and all nodes know."""
+        load, stopped_s, now = self.busy.get(uid), self._seen[uid].stopped_s, _now()
+        if load is None:
+            return 0
+        # The operator goes by the moment in which it decided so, a bit earlier than this.
+        return load.least(now if stopped_s is None else min(now, stopped_s + SETTLED_S - 0.1), now)
+
+    def check_told(self, pod: Object) -> None:
+        """A pod is told to drain: from then on it is not ready."""
+        if _labels(pod).get(labels.SERVING) == "true":
+            self._complain(f"{pod['metadata']['name']} is told to drain while it serves")
 
     # The world moves.
 
@@ -82,6 +138,12 @@ class Guard:
                 self._note_pod(pod)
 
     def _note_limits(self, change: Change) -> None:
+        if (
+            change.before is not None
+            and change.type != "DELETED"
+            and _asked(change.before) == _asked(change.obj)
+        ):
+            return  # a status
         is_there = change.type != "DELETED" and "deletionTimestamp" not in change.obj["metadata"]
         wanted, surge, unavailable = 0, 0, 0
         if is_there:
@@ -101,6 +163,8 @@ class Guard:
         is_available = is_up and is_serving(pod) and not _is_over(pod) and self._is_ours(pod)
         if is_available != seen.is_available:
             seen.is_available, seen.changed_s = is_available, _now()
+            if is_available and pod["metadata"]["uid"] not in self.busy:
+                self.send(pod["metadata"]["uid"])
         if _labels(pod).get(labels.SERVING) != "true" and seen.stopped_s is None:
             seen.stopped_s = _now()
         if not self._is_ours(pod):
@@ -180,7 +244,7 @@ class Guard:
         drained_s = 0.0 if seen.stopped_s is None else now - seen.stopped_s
         is_late = drained_s >= pod["spec"]["terminationGracePeriodSeconds"] - 1.0  # times are whole seconds
         is_lost = now - seen.down_s <= STALE_S
-        num_busy = self.busy.get(uid, 0)
+        num_busy = self.in_flight(uid)
         if num_busy and not is_late and not is_lost and _is_started(pod):
             self._complain(f"{name} is deleted after {drained_s:.1f} s with {num_busy} requests in flight")
 
@@ -193,6 +257,11 @@ def _now() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return 0.0  # a world that is being built
+
+
+def _asked(model: Object) -> tuple[int, Any]:
+    """What a user may change of a ModelDeployment."""
+    return model["metadata"]["generation"], model["metadata"].get("deletionTimestamp")
 
 
 def _labels(obj: Object) -> dict[str, str]:

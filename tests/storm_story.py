@@ -9,6 +9,17 @@ from fakeapi.faults import Fault
 GOOD, BROKEN = (512, 1024, 2048), 4096  # lengths of models that answer, and of one that never does
 LIMITS = ((1, 0), (0, 1), (1, 1), (2, 0))
 GAPS_S = (0.05, 0.5, 3.0, 10.0, 40.0)
+SILENCES = ("Connection refused", "no answer within 1 s", "it answers with status 503")
+NONSENSE = (
+    b"",
+    b"\xff",
+    b"null",
+    b"[0]",
+    b"{}",
+    b'{"in_flight": -1}',
+    b'{"in_flight": false}',
+    b'{"in_flight": "0"}',
+)
 PULLS = ("karpenter.sh/disrupted", "ToBeDeletedByClusterAutoscaler", "stoker.dev/drain")
 
 
@@ -46,6 +57,7 @@ class Story:
         grace_s: of its pods.
         steps: what happens, in order.
         end: replicas in the end.
+        is_edited: whether the user edits the model in the end even where it works.
     """
 
     seed: int
@@ -56,6 +68,7 @@ class Story:
     grace_s: int
     steps: tuple[Step, ...]
     end: int
+    is_edited: bool
 
     def __str__(self) -> str:
         surge, unavailable = self.limits
@@ -64,7 +77,7 @@ class Story:
             f"STOKER_SEED={self.seed}: {self.replicas} replicas, surge {surge}, unavailable {unavailable}, "
             f"grace {self.grace_s} s, {self.num_nodes} nodes with {room}",
             *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
-            f"healed; {self.end} replicas of a model that works",
+            f"healed; {self.end} replicas of {'another' if self.is_edited else 'a'} model that works",
         ]
         return "\n".join(lines)
 
@@ -75,8 +88,10 @@ def tell(seed: int) -> Story:
     num_nodes, slots = rng.randint(2, 3), rng.choice((0, 0, 1))
     most = num_nodes * slots or 3
     steps = [_step(rng, num_nodes, most) for _ in range(rng.randint(5, 12))]
-    if rng.random() < 0.3:
-        steps[0] = Step("keep_busy", (rng.randint(1, 5),), 0.5, stays=True)
+    if rng.random() < 0.5:
+        steps[0] = Step(*_busy(rng), 0.5, stays=True)
+        if rng.random() < 0.5:
+            steps[1] = Step(*_manners(rng), 0.5, stays=True)
     return Story(
         seed=seed,
         replicas=rng.randint(1, most),
@@ -86,11 +101,14 @@ def tell(seed: int) -> Story:
         grace_s=rng.choice((15, 30)),
         steps=tuple(steps),
         end=rng.randint(1, most),
+        is_edited=rng.random() < 0.3,
     )
 
 
 def _step(rng: random.Random, num_nodes: int, most: int) -> Step:
-    kind, args = rng.choice((_user, _api, _admission, _node, _pod, _foreign, _operator))(rng, num_nodes, most)
+    kind, args = rng.choice((_user, _engine, _api, _admission, _node, _pod, _foreign, _operator))(
+        rng, num_nodes, most
+    )
     return Step(kind, args, rng.choice(GAPS_S), rng.random() < 0.25)
 
 
@@ -109,9 +127,30 @@ def _user(rng: random.Random, num_nodes: int, most: int) -> Told:
             ("suspend", ()),
             ("restart", ()),
             ("recreate", (rng.choice(GOOD),)),
-            ("keep_busy", (rng.randint(1, 5),)),
         )
     )
+
+
+def _engine(rng: random.Random, num_nodes: int, most: int) -> Told:
+    del num_nodes, most
+    return rng.choice((_busy, _manners))(rng)
+
+
+def _manners(rng: random.Random) -> Told:
+    pick = rng.choice((None, rng.randrange(6)))
+    return rng.choice(
+        (
+            ("answer_late", (rng.choice((0.3, 1.0)),)),
+            ("answer_nothing", (pick, rng.choice(SILENCES))),
+            ("answer_nonsense", (pick, rng.choice(NONSENSE))),
+            ("age", (pick,)),
+        )
+    )
+
+
+def _busy(rng: random.Random) -> Told:
+    counts = (rng.choice((0, 1, 1, 2, 3)) for _ in range(rng.randint(1, 5)))
+    return "keep_busy", (rng.choice((1.0, 8.0, 25.0)), *counts)
 
 
 def _api(rng: random.Random, num_nodes: int, most: int) -> Told:

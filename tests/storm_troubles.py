@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fakeapi import admission
 from fakeapi.client import delete, everything, get, put
 from fakeapi.faults import Call, Fault
-from fakeapi.kubelet import is_serving
-from operator_world import NAME, Object, World
-from storm_guard import Guard
-from storm_story import BROKEN, Story
+from operator_world import NAME, Object
+from storm_engines import Engines, Undo
+from storm_start import add_node, spec_of
+from storm_story import Story
 
 from stoker_operator.api import labels
 
 METADATA = {"name": NAME, "namespace": "default"}
-Undo = Callable[[], object]
 
 
-class Troubles:
+class Troubles(Engines):
     """A world in which a story happens. A method of a step returns what takes its effect back, if anything.
 
     Args:
@@ -27,32 +25,8 @@ class Troubles:
     """
 
     def __init__(self, story: Story) -> None:
-        self.story = story
-        self.world = World()
-        # Stories kill the operator more often than once a minute, and its pace is a memory of the process;
-        # they move pods to and fro as often, and the status has to follow.
-        self.world.is_stormy = True
-        self.guard = Guard(self.world)
-        self.world.kubelet.in_flight = self._in_flight
-        self.world.kubelet.is_broken = self._is_broken
-        self._crashing: set[str] = set()
+        super().__init__(story)
         self._hidden: set[str] = set()
-        for number in range(story.num_nodes):
-            self._add_node(f"node-{number}")
-
-    # What the kubelets are told.
-
-    def _in_flight(self, name: str) -> int:
-        pod = get(self.world.api, "pods", name)
-        return 0 if pod is None else self.guard.busy.get(pod["metadata"]["uid"], 0)
-
-    def _is_broken(self, pod: Object) -> bool:
-        is_wrong = f"--max-model-len={BROKEN}" in pod["spec"]["containers"][0]["args"]
-        return is_wrong or pod["metadata"]["uid"] in self._crashing
-
-    def _picked(self, pick: int) -> Object | None:
-        pods = self.world.pods()
-        return pods[pick % len(pods)] if pods else None
 
     # Users.
 
@@ -85,14 +59,11 @@ class Troubles:
 
     def _recreate(self, length: int) -> None:
         self.world.delete()
-        surge, unavailable = self.story.limits
+        story = self.story
         self.world.apply(
-            replicas=self.story.replicas,
-            engine={"maxModelLen": length},
-            accelerator={"perPod": 1 if self.story.slots else 0},
-            rollout={"maxSurge": surge, "maxUnavailable": unavailable},
-            pod={"terminationGracePeriodSeconds": self.story.grace_s},
+            **spec_of(story.replicas, story.slots, story.grace_s), engine={"maxModelLen": length}
         )
+        self._limit(*story.limits)
 
     # The API server and its watches.
 
@@ -157,10 +128,6 @@ class Troubles:
 
     # Nodes.
 
-    def _add_node(self, name: str) -> None:
-        room = {"nvidia.com/gpu": str(self.story.slots)} if self.story.slots else None
-        self.world.kubelet.add_node(name, allocatable=room, taints=[])
-
     def _cordon(self, name: str) -> Undo:
         return self._changed_node(name, unschedulable=True)
 
@@ -171,7 +138,7 @@ class Troubles:
 
     def _recover(self, name: str) -> None:
         self.world.kubelet.nodes.recover(name)
-        self._add_node(name)
+        add_node(self.world.kubelet, name, self.story.slots)
 
     def _lose_node(self, name: str) -> Undo:
         if get(self.world.api, "nodes", name, "") is not None:
@@ -198,17 +165,17 @@ class Troubles:
     # Pods.
 
     def _delete_pod(self, pick: int) -> None:
-        pod = self._picked(pick)
+        pod = self.picked(pick)
         if pod is not None:
             delete(self.world.api, "pods", pod["metadata"]["name"])
 
     def _fail_pod(self, pick: int) -> None:
-        pod = self._picked(pick)
+        pod = self.picked(pick)
         if pod is not None and pod["spec"].get("nodeName"):
             self.world.kubelet.fail(pod["metadata"]["name"])
 
     def _evict_pod(self, pick: int) -> None:
-        pod = self._picked(pick)
+        pod = self.picked(pick)
         if pod is not None:
             self._evict(pod)
 
@@ -219,23 +186,9 @@ class Troubles:
         put(self.world.api, "pods", {"metadata": metadata, "status": {"conditions": conditions}}, "eviction")
         delete(self.world.api, "pods", metadata["name"])
 
-    def _crash_pod(self, pick: int) -> Undo | None:
-        pod = self._picked(pick)
-        if pod is None:
-            return None
-        uid = pod["metadata"]["uid"]
-        self._crashing.add(uid)
-        return lambda: self._crashing.discard(uid)
-
-    def _keep_busy(self, count: int) -> Undo:
-        """Requests that are being answered by those that serve."""
-        uids = [pod["metadata"]["uid"] for pod in self.world.pods() if is_serving(pod)]
-        self.guard.busy |= dict.fromkeys(uids, count)
-        return lambda: [self.guard.busy.pop(uid, None) for uid in uids]
-
     def _hide_pod(self, pick: int, key: str) -> None:
         """Somebody takes a pod out of sight, to look at it in peace."""
-        pod = self._picked(pick)
+        pod = self.picked(pick)
         if pod is None:
             return
         self._hidden.add(pod["metadata"]["uid"])

@@ -1,6 +1,6 @@
 """How long to wait before the next try: shared by the queue, the informers and the API client; pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,31 @@ class Backoff:
         """
         full = min(self.first_s * self.factor ** min(num_failures - 1, 30), self.max_s)
         return full * (1.0 - self.jitter * random_unit)
+
+
+@dataclass(frozen=True)
+class TokenBucket:
+    """Bounds how often something happens: ``size`` times at once, then once each ``refill_s``.
+
+    Args:
+        size: tokens at most.
+        refill_s: seconds in which one comes back.
+        at_s: when the tokens were counted last.
+        left: tokens then; less than none after more was taken than there was.
+    """
+
+    size: int
+    refill_s: float
+    at_s: float
+    left: float = 0.0
+
+    def tokens(self, now_s: float) -> float:
+        """Tokens by now; a clock that was set back brings none and takes none."""
+        return min(self.left + max(now_s - self.at_s, 0.0) / self.refill_s, self.size)
+
+    def taken(self, now_s: float) -> "TokenBucket":
+        """The bucket after one was taken."""
+        return replace(self, at_s=now_s, left=self.tokens(now_s) - 1.0)
 
 
 class RetryLater(Exception):

@@ -170,7 +170,7 @@ async def first_reading(
     """Return what a pod says the first time it is asked."""
     is_read = asyncio.Event()
     readings = Readings(
-        reader, lambda: datetime.now(UTC), lambda key: is_read.set(), profile_of=lambda _: profile
+        reader, lambda: datetime.now(UTC), lambda *_: is_read.set(), profile_of=lambda _: profile
     )
     readings.ask(("n", "m"), {"x": pod})
     task = asyncio.create_task(readings.run())

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fakeapi.core import FakeApi
-from fakeapi.fields import merge, own
+from fakeapi.fields import Owners, merge
 from fakeapi.kinds import KINDS
 
 Object = dict[str, Any]
@@ -19,7 +19,7 @@ def put(api: FakeApi, plural: str, obj: Object, manager: str = "user") -> Object
     stored = api.storage.get(plural, key)
     if stored is None:
         full = {"apiVersion": kind.api_version, "kind": kind.kind, **merge({}, obj)}
-        created = api.storage.insert(kind, full, own({}, {}, full, manager))
+        created = api.storage.insert(kind, full, Owners({}, {}, full, manager))
         if "status" not in obj:
             return created
         stored = api.storage.get(plural, key)
@@ -28,7 +28,7 @@ def put(api: FakeApi, plural: str, obj: Object, manager: str = "user") -> Object
     if set(obj) == {"metadata", "status"}:
         # A kubelet's news, the bulk of all changes: its fields have no other owner.
         return api.storage.update(kind, after, stored.owners)
-    return api.storage.update(kind, after, own(stored.owners, stored.obj, after, manager))
+    return api.storage.update(kind, after, Owners(stored.owners, stored.obj, after, manager))
 
 
 def get(api: FakeApi, plural: str, name: str, namespace: str = "default") -> Object | None:

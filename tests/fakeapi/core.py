@@ -15,7 +15,7 @@ from typing import Any
 
 from fakeapi.admission import Denied, Hook, Review
 from fakeapi.faults import AFTER, CRASHES, REFUSALS, Call, Fault, Injector, no_fault
-from fakeapi.fields import FieldConflict, apply, merge, own, without
+from fakeapi.fields import FieldConflict, Owners, apply, merge, without
 from fakeapi.kinds import Target, are_gates_removed, matches, resolve
 from fakeapi.managed import manager as managed_by
 from fakeapi.storage import Change, Storage
@@ -25,6 +25,8 @@ from stoker_operator.cluster.client import APPLY_PATCH, Reply
 from stoker_operator.cluster.errors import ApiUnreachable
 
 Object = dict[str, Any]
+
+MAX_TEXTS = 256
 
 
 class Refused(Exception):
@@ -82,7 +84,8 @@ class FakeApi:
         self._bookmark_s = bookmark_s
         self._pages: dict[str, tuple[str, list[Object]]] = {}
         self._tokens = itertools.count(1)
-        self._changed: set[asyncio.Event] = set()
+        self._watches: dict[asyncio.Event, str] = {}  # those that wait, and for which table
+        self._texts: dict[int, tuple[Object, str]] = {}
         self._watch_epoch = 0
         self.storage.on_change(self._wake)
 
@@ -164,7 +167,7 @@ class FakeApi:
             obj = self._dispatch(method, target, params, json.loads(body) if body else {}, content_type)
         except Refused as refused:
             return Reply(refused.code, json.dumps(_status(refused)).encode())
-        return Reply(201 if method == "POST" else 200, json.dumps(obj).encode())
+        return Reply(201 if method == "POST" else 200, self._text(obj).encode())
 
     def _dispatch(
         self, method: str, target: Target, params: Mapping[str, str], body: Object, content_type: str
@@ -232,7 +235,7 @@ class FakeApi:
         if target.kind.table == "pods" and not (body.get("spec") or {}).get("containers"):
             raise Refused(422, "Invalid", "spec.containers: Required value")
         obj = {**body, "metadata": metadata, "apiVersion": target.kind.api_version, "kind": target.kind.kind}
-        owners = own({}, {}, obj, manager)
+        owners = Owners({}, {}, obj, manager)
         return self.storage.insert(target.kind, self._admit("CREATE", target, obj), owners)
 
     def _admit(self, operation: str, target: Target, obj: Object) -> Object:
@@ -269,7 +272,7 @@ class FakeApi:
         stored = self.storage.get(target.kind.table, (target.namespace or "", target.name or ""))
         assert stored is not None
         after = self._changed_by(target, live, merge(live, body))
-        owners = own(stored.owners, live, after, params.get("fieldManager", "unknown"))
+        owners = Owners(stored.owners, live, after, params.get("fieldManager", "unknown"))
         return self.storage.update(target.kind, after, owners)
 
     def _changed_by(self, target: Target, live: Object, after: Object) -> Object:
@@ -298,7 +301,7 @@ class FakeApi:
             assert stored is not None
             after = {**live, "spec": spec}
             who = managed_by(params.get("fieldManager", "unknown"), "update", "scale")
-            live = self.storage.update(target.kind, after, own(stored.owners, live, after, who))
+            live = self.storage.update(target.kind, after, Owners(stored.owners, live, after, who))
         status = live.get("status") or {}
         return {
             "apiVersion": "autoscaling/v1",
@@ -326,7 +329,7 @@ class FakeApi:
         version, selector = int(params.get("resourceVersion") or 0), params.get("labelSelector", "")
         ends_at = loop.time() + float(params.get("timeoutSeconds") or 3600)
         epoch, wakeup = self._watch_epoch, asyncio.Event()
-        self._changed.add(wakeup)
+        self._watches[wakeup] = target.kind.table
         try:
             while epoch == self._watch_epoch and loop.time() < ends_at:
                 if version < self.storage.oldest_version:
@@ -336,7 +339,7 @@ class FakeApi:
                     return
                 wakeup.clear()
                 for change in self._since(version):
-                    line = _event(change, target, selector)
+                    line = self._event(change, target, selector)
                     version = change.version
                     if line is not None:
                         if self.watch_lag_s:
@@ -352,16 +355,39 @@ class FakeApi:
                         version = self.storage.version
                         yield _line("BOOKMARK", _bookmark(target, version))
         finally:
-            self._changed.discard(wakeup)
+            del self._watches[wakeup]
 
     def _since(self, version: int) -> list[Change]:
         history = self.storage.history
         # Every version is one line of history.
         return history[max(0, version + 1 - history[0].version) :] if history else []
 
-    def _wake(self, _: Change | None) -> None:
-        for event in self._changed:
-            event.set()
+    def _wake(self, change: Change | None) -> None:
+        for event, table in self._watches.items():
+            if change is None or change.plural == table:
+                event.set()
+
+    def _event(self, change: Change, target: Target, selector: str) -> bytes | None:
+        """The line a watcher with this selector gets for a change, if any."""
+        if change.plural != target.kind.table:
+            return None
+        if target.namespace not in (None, change.obj["metadata"].get("namespace")):
+            return None
+        fits = change.type != "DELETED" and matches(change.obj, selector)
+        fitted = change.before is not None and matches(change.before, selector)
+        if not (fits or fitted):
+            return None
+        type_ = "DELETED" if not fits else "MODIFIED" if fitted else "ADDED"
+        return f'{{"type": "{type_}", "object": {self._text(change.obj)}}}\n'.encode()
+
+    def _text(self, obj: Object) -> str:
+        """An object as JSON. Who wrote it and who watches it get the same, so it is made once."""
+        known = self._texts.get(id(obj))
+        if known is None:
+            if len(self._texts) >= MAX_TEXTS:
+                self._texts.clear()
+            known = self._texts[id(obj)] = (obj, json.dumps(obj))  # kept with it, its id is nobody else's
+        return known[1]
 
 
 def _check_identity(target: Target, live: Object, body: Object) -> None:
@@ -372,19 +398,6 @@ def _check_identity(target: Target, live: Object, body: Object) -> None:
     if wanted.get("uid") not in (None, live["metadata"]["uid"]) and target.subresource is None:
         message = f'metadata.uid: Invalid value: "{wanted["uid"]}": field is immutable'
         raise Refused(422, "Invalid", message, "metadata.uid")
-
-
-def _event(change: Change, target: Target, selector: str) -> bytes | None:
-    """The line a watcher with this selector gets for a change, if any."""
-    if change.plural != target.kind.table:
-        return None
-    if target.namespace not in (None, change.obj["metadata"].get("namespace")):
-        return None
-    fits = change.type != "DELETED" and matches(change.obj, selector)
-    fitted = change.before is not None and matches(change.before, selector)
-    if fits:
-        return _line("MODIFIED" if fitted else "ADDED", change.obj)
-    return _line("DELETED", change.obj) if fitted else None
 
 
 def _bookmark(target: Target, version: int) -> Object:

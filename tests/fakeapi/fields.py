@@ -5,7 +5,9 @@ other list is one value. Enough of the real rules for what the operator sends: o
 of what a manager no longer applies, conflicts without force.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 Path = tuple[Any, ...]
@@ -31,53 +33,63 @@ _IDENTITY: frozenset[Path] = frozenset(
     }
 )
 
+_ABSENT = object()
+
 
 class FieldConflict(Exception):
     """Another manager set one of the fields to something else."""
 
 
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every leaf of a manifest with its path; an empty dict or list is a leaf."""
+def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
+    """Every leaf of a manifest by its path; an empty dict or list is a leaf."""
+    found: dict[Path, Any] = {}
+    _collect(value, path, found)
+    return found
+
+
+def _collect(value: Any, path: Path, found: dict[Path, Any]) -> None:
     if path in _IDENTITY:
         return
     if isinstance(value, dict) and (value or not path):
         for key, item in value.items():
-            yield from leaves(item, (*path, key))
+            _collect(item, (*path, key), found)
         return
     merge_key = _merge_key(path, value)
-    if merge_key is not None:
-        for item in value:
-            yield from leaves(item, (*path, (merge_key, item[merge_key])))
+    if merge_key is None:
+        found[path] = value
         return
-    yield path, value
+    for item in value:
+        _collect(item, (*path, (merge_key, item[merge_key])), found)
 
 
 def apply(
-    live: dict[str, Any], config: dict[str, Any], owners: dict[Path, set[str]], manager: str, force: bool
+    live: dict[str, Any], config: dict[str, Any], owners: Mapping[Path, set[str]], manager: str, force: bool
 ) -> tuple[dict[str, Any], dict[Path, set[str]]]:
     """The object and the owners after ``manager`` applied ``config``.
 
     Raises:
         FieldConflict: without force, when another manager holds a different value.
     """
-    wanted = dict(leaves(config))
-    have = dict(leaves(live))
-    for path, value in wanted.items():
+    wanted = leaves(config)
+    changed = {path for path, value in wanted.items() if _at(live, path) != value}
+    for path in changed:
         others = owners.get(path, set()) - {manager}
-        if others and have.get(path) != value and not force:
+        if others and not force:
             raise FieldConflict(f"conflict with {sorted(others)} at {path}")
     result = _copy(live)
     kept: dict[Path, set[str]] = {}
+    is_shrunk = False
     for path, managers in owners.items():
         still = managers - {manager}
         if still:
             kept[path] = still
         elif path not in wanted:
             _remove(result, path)
+            is_shrunk = True  # and something wanted may have gone with it
     for path, value in wanted.items():
-        changed = have.get(path) != value
-        _set(result, path, _copy(value))
-        kept[path] = {manager} if changed else kept.get(path, set()) | {manager}
+        if is_shrunk or path in changed:
+            _set(result, path, _copy(value))
+        kept[path] = {manager} if path in changed else kept.get(path, set()) | {manager}
     return result, kept
 
 
@@ -94,14 +106,78 @@ def merge(live: Any, patch: Any) -> Any:
     return result
 
 
-def own(owners: dict[Path, set[str]], before: Any, after: Any, manager: str) -> dict[Path, set[str]]:
-    """The owners after a plain write: who changed a field owns it alone, a removed field has no owner."""
-    have, now = dict(leaves(before)), dict(leaves(after))
-    result = {path: managers for path, managers in owners.items() if path in now}
-    for path, value in now.items():
-        if path not in have or have[path] != value:
-            result[path] = {manager}
-    return result
+@dataclass(frozen=True, eq=False)
+class Owners(Mapping[Path, set[str]]):
+    """The owners after a plain write: who changed a field owns it alone, a removed field has no owner.
+
+    Only an apply asks for them, and most objects never see one: they are worked out when they are asked for.
+
+    Args:
+        earlier: the owners before it.
+        before: the object before it.
+        after: the object after it.
+        manager: who wrote.
+    """
+
+    earlier: Mapping[Path, set[str]]
+    before: Any
+    after: Any
+    manager: str
+
+    def __getitem__(self, path: Path) -> set[str]:
+        return self._known[path]
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @cached_property
+    def _known(self) -> dict[Path, set[str]]:
+        writes, earlier = [self], self.earlier
+        while isinstance(earlier, Owners):
+            writes.append(earlier)
+            earlier = earlier.earlier
+        result = dict(earlier)
+        for write in reversed(writes):
+            write._change(result)
+        return result
+
+    def _change(self, owners: dict[Path, set[str]]) -> None:
+        for path, old, new in _differences(self.before, self.after, ()):
+            have = {} if old is _ABSENT else leaves(old, path)
+            now = {} if new is _ABSENT else leaves(new, path)
+            for gone in have.keys() - now.keys():
+                owners.pop(gone, None)
+            for leaf, value in now.items():
+                if leaf not in have or have[leaf] != value:
+                    owners[leaf] = {self.manager}
+
+
+def _differences(before: Any, after: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
+    """The smallest parts in which two manifests differ, each with its path; one may be absent."""
+    for key in {**before, **after}:
+        old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        if old is new or old == new:
+            continue
+        if old and new and isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, (*path, key))
+        else:
+            yield (*path, key), old, new
+
+
+def _at(root: Any, path: Path) -> Any:
+    """The value at a path."""
+    node = root
+    for step in path:
+        if isinstance(step, tuple):
+            node = _step(node, step, create=False) if isinstance(node, list) else None
+        else:
+            node = node.get(step, _ABSENT) if isinstance(node, dict) else None
+        if node is None or node is _ABSENT:
+            return node
+    return node
 
 
 def _merge_key(path: Path, value: Any) -> str | None:

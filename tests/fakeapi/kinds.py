@@ -88,23 +88,22 @@ def resolve(path: str) -> Target | None:
 
 
 def default(kind: Kind, obj: Object, serial: int) -> None:
-    """Fill in what a real API server fills in on create; changes ``obj``."""
+    """Fill in what a real API server fills in on create; changes ``obj`` and nothing in it."""
     if kind.table == "pods":
         obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
         if obj["spec"].get("schedulingGates"):
             text = "Scheduling is blocked due to non-empty scheduling gates"
             gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": text}
             obj["status"]["conditions"] = [gated]
-        obj["spec"].setdefault("restartPolicy", "Always")
-        obj["spec"].setdefault("terminationGracePeriodSeconds", 30)
+        obj["spec"] = {"restartPolicy": "Always", "terminationGracePeriodSeconds": 30, **obj["spec"]}
     elif kind.table == "services":
-        spec = obj["spec"]
-        spec.setdefault("type", "ClusterIP")
-        spec.setdefault("sessionAffinity", "None")
-        spec.setdefault("clusterIP", f"10.96.0.{serial % 250 + 1}")
-        for port in spec.get("ports", []):
-            port.setdefault("protocol", "TCP")
-            port.setdefault("targetPort", port["port"])
+        address = f"10.96.0.{serial % 250 + 1}"
+        spec = {"type": "ClusterIP", "sessionAffinity": "None", "clusterIP": address, **obj["spec"]}
+        if "ports" in spec:
+            spec["ports"] = [
+                {"protocol": "TCP", "targetPort": port["port"], **port} for port in spec["ports"]
+            ]
+        obj["spec"] = spec
         obj["status"] = {"loadBalancer": {}}
     elif kind.table == "modeldeployments":
         obj["status"] = {"observedGeneration": -1}

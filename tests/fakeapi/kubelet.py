@@ -38,6 +38,8 @@ class Kubelet:
         answer_s: seconds until it answers, or until the operator gives it up.
         asked_by: name of the task that asked, each time.
         is_older: pods (by name) whose engine cannot be told to drain.
+        on_told: called with each pod that is told to drain.
+        odd_answer: what a pod (by name) says instead of its requests; None when it tells them.
         told: names of the pods that were told to drain, each time. They are not ready from then on.
     """
 
@@ -59,12 +61,14 @@ class Kubelet:
         self.unreachable: Callable[[str], str] = lambda name: ""
         self.is_older: Callable[[str], bool] = lambda name: False
         self.answer_s: Callable[[], float] = lambda: 0.0
+        self.on_told: Callable[[Object], None] = lambda pod: None
+        self.odd_answer: Callable[[str], bytes | None] = lambda name: None
         self.told: list[str] = []
         self.asked_by: list[str] = []
         self._drained: set[str] = set()
         self.nodes = Nodes(api)
         self.scheduler = Scheduler(api)
-        self._addresses = itertools.count(1)
+        self._addresses = itertools.count(1 + len(everything(api, "pods")))  # of a copied world
 
     def add_node(self, name: str, unschedulable: bool = False, ready: bool = True, **more: Any) -> None:
         """Create a node, or change it; see ``Nodes.add``."""
@@ -163,8 +167,10 @@ class Kubelet:
             can_drain = not self.is_older(name) and question.drain_key == pod["metadata"]["uid"]
             if question.drain_url is not None and can_drain:
                 self.told.append(name)
+                self.on_told(pod)
                 self._drained.add(pod["metadata"]["uid"])
-            return PodAnswer(b'{"in_flight": %d}' % self.in_flight(name))
+            body = self.odd_answer(name)
+            return PodAnswer(b'{"in_flight": %d}' % self.in_flight(name) if body is None else body)
         return PodAnswer(None, "Connection refused")
 
     def _run(self, name: str, namespace: str, ready: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from fakeapi.fields import Path
@@ -14,7 +15,7 @@ def manager(name: str, operation: str = "", subresource: str = "") -> str:
     return f"{name} {operation} {subresource}".strip()
 
 
-def managed_fields(owners: dict[Path, set[str]]) -> list[Object]:
+def managed_fields(owners: Mapping[Path, set[str]]) -> list[Object]:
     """One entry for each manager."""
     paths: dict[str, list[Path]] = defaultdict(list)
     for path, managers in owners.items():

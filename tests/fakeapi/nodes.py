@@ -80,8 +80,9 @@ class Nodes:
         for pod in everything(self.api, "pods"):
             node = pod["spec"].get("nodeName")
             if node and node not in names:
-                since = self._missing_since.setdefault(node, self._now())
-                if (self._now() - since).total_seconds() >= GC_AFTER_S:
+                now = self._now()
+                since = self._missing_since.setdefault(node, now)
+                if (now - since).total_seconds() >= GC_AFTER_S:
                     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
                     delete(self.api, "pods", name, namespace, grace_s=0)
         for name in names:

@@ -4,7 +4,7 @@ A stored object is never changed in place: every change stores a new one, so cop
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +22,7 @@ class Stored:
     """One object and who owns its fields."""
 
     obj: Object
-    owners: dict[Path, set[str]] = field(default_factory=dict)
+    owners: Mapping[Path, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class Storage:
         self._tables: dict[str, dict[Key, Stored]] = {kind.table: {} for kind in KINDS}
         self._kinds = {kind.table: kind for kind in KINDS}
         self._listeners: list[Callable[[Change], None]] = []
+        self._collected_version = 0  # what garbage there was then is gone
+
+    def standing(self) -> list[Change]:
+        """What there is, told as a watch from the beginning tells it."""
+        return [
+            Change(self.version, plural, "ADDED", obj, None)
+            for plural in self._tables
+            for obj in self.all(plural)
+        ]
 
     def on_change(self, listener: Callable[[Change], None]) -> None:
         """Call ``listener`` after every change."""
@@ -88,7 +97,7 @@ class Storage:
         for _, stored in sorted(self._tables[plural].items()):
             yield stored.obj
 
-    def insert(self, kind: Kind, obj: Object, owners: dict[Path, set[str]]) -> Object:
+    def insert(self, kind: Kind, obj: Object, owners: Mapping[Path, set[str]]) -> Object:
         obj = _fresh(obj)
         if kind.has_status:
             obj.pop("status", None)
@@ -102,7 +111,7 @@ class Storage:
         self._tables[kind.table][_key(obj)] = Stored(obj, owners)
         return self._log(kind.table, "ADDED", obj, None)
 
-    def update(self, kind: Kind, obj: Object, owners: dict[Path, set[str]]) -> Object:
+    def update(self, kind: Kind, obj: Object, owners: Mapping[Path, set[str]]) -> Object:
         """Store a changed copy; a copy equal to the stored one changes nothing."""
         stored = self._tables[kind.table][_key(obj)]
         before = stored.obj
@@ -158,6 +167,9 @@ class Storage:
 
     def collect_garbage(self) -> int:
         """Delete every object whose owners are all gone; returns how many."""
+        if self._collected_version == self.version:
+            return 0
+        self._collected_version = self.version
         uids = {stored.obj["metadata"]["uid"] for table in self._tables.values() for stored in table.values()}
         num_deleted = 0
         for plural, table in self._tables.items():
@@ -183,7 +195,7 @@ class Storage:
         return obj
 
 
-def _note_managers(kind: Kind, obj: Object, owners: dict[Path, set[str]]) -> None:
+def _note_managers(kind: Kind, obj: Object, owners: Mapping[Path, set[str]]) -> None:
     """Write managedFields where the operator reads them; elsewhere they are only bytes, and many."""
     if kind.table == "modeldeployments":
         obj["metadata"]["managedFields"] = managed_fields(owners)

@@ -18,3 +18,21 @@ def test_each_pod_names_its_profile() -> None:
 @pytest.mark.parametrize("found", [None, {}, {labels.ENGINE_PROFILE: "of-a-later-operator"}], ids=str)
 def test_a_pod_of_another_operator_is_taken_for_ours(found: dict[str, str] | None) -> None:
     assert profile_of_pod({"metadata": {"name": "x", "labels": found}}) is STOKER
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[0]",
+        b"{}",
+        b'{"in_flight": "0"}',
+        b'{"in_flight": -1}',
+        b'{"in_flight": false}',
+    ],
+)
+def test_what_is_no_number_of_requests_does_not_mean_none(said: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - json's own and ours
+        STOKER.read_in_flight(said)

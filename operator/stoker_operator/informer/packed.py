@@ -45,7 +45,8 @@ def pack(obj: Object, index_keys: Iterable[Key]) -> Packed:
         uid=metadata.get("uid") or "",
         version=version_of(obj),
         index_keys=tuple(map(_interned, index_keys)),
-        text=orjson.dumps(obj),
+        # orjson writes into a larger buffer and cuts it: as its own size it takes half the memory.
+        text=bytes(memoryview(orjson.dumps(obj))),
     )
 
 

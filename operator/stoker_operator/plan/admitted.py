@@ -16,16 +16,19 @@ IMAGE_VOLUMES_OFF = (
 )
 
 
+_MODEL_VOLUMES = (MODEL_VOLUME, CACHE_VOLUME)
+
+
 def has_model_volume(pod: Manifest) -> bool:
     """Tell whether a pod of ours has the volume of its model, mounted into the engine's container.
 
     Every pod has further volumes: a copy that shows none leaves them out, and says nothing.
     """
-    volumes = {volume["name"] for volume in pod["spec"].get("volumes") or ()}
+    volumes = pod["spec"].get("volumes")
     if not volumes:
         return True
-    mounts = {mount["name"] for mount in _engine(pod).get("volumeMounts") or ()}
-    return bool({MODEL_VOLUME, CACHE_VOLUME} & volumes & mounts)
+    models = [volume["name"] for volume in volumes if volume["name"] in _MODEL_VOLUMES]
+    return any(mount["name"] in models for mount in _engine(pod).get("volumeMounts") or ())
 
 
 def problem(asked: Manifest, created: Manifest) -> Cause | None:

@@ -27,19 +27,23 @@ def is_crash_looping(
         not_ready_since: when it stopped being ready; None when it never was.
         now: the time.
     """
-    if num_failures >= MAX_FAILURES:
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    if num_failures >= MAX_FAILURES or not any(map(_is_often_restarted, statuses)):
         return False
     if not_ready_since is not None and (now - not_ready_since).total_seconds() < SILENT_FOR_S:
         return False
-    statuses = pod.get("status", {}).get("containerStatuses", ())
     return any(
         status["name"] == labels.ENGINE_CONTAINER and _keeps_crashing(status, profile_of_pod(pod))
         for status in statuses
     )
 
 
+def _is_often_restarted(status: dict[str, Any]) -> bool:
+    return not status.get("started") and status.get("restartCount", 0) >= MAX_CRASHES
+
+
 def _keeps_crashing(status: dict[str, Any], profile: EngineProfile) -> bool:
-    if status.get("started") or status.get("restartCount", 0) < MAX_CRASHES:
+    if not _is_often_restarted(status):
         return False
     ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated")
     if not ended or ended.get("reason") == "OOMKilled":

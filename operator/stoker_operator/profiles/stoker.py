@@ -51,7 +51,7 @@ def read_in_flight(body: bytes) -> int:
     """
     answer = json.loads(body)
     count = answer.get("in_flight") if isinstance(answer, dict) else None
-    if not isinstance(count, int) or count < 0:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise ValueError(f"not an answer of /load: {body[:200]!r}")
     return count
 

@@ -129,9 +129,9 @@ class Controller:
             self.is_leading = False
             self.queue.close()
 
-    def _changed(self, key: Key) -> None:
+    def _changed(self, key: Key, priority: Priority = Priority.HIGH) -> None:
         if self.is_leading:
-            self.queue.add(key)
+            self.queue.add(key, priority)
             return
         self._changed_lately.pop(key, None)
         self._changed_lately[key] = None

@@ -4,7 +4,8 @@ A pass runs whenever something happened, and each pass plans the same write agai
 what was refused, what failed, and what somebody undoes must each have a due time that no event shortens:
 
 - Each write backs off by itself. All creations of pods of one revision count as one write.
-- Over that, the writes of one ModelDeployment that brought nothing about have a limit for each minute.
+- Over that, the writes of one ModelDeployment that brought nothing about have a limit for each minute, those
+  of its status among them.
 - A status whose counts and answers changed is written at once; other words a few times a minute, and so is
   what it said a moment ago; the same words in other digits, such as a refusal's own id, twice a minute.
 
@@ -32,8 +33,9 @@ FAILED = Backoff(first_s=0.05, max_s=30.0, jitter=0.0, factor=4.0)
 UNDONE = Backoff(first_s=0.01, max_s=30.0, jitter=0.0, factor=4.0)
 
 MINUTE_S = 60.0
-# For each ModelDeployment and minute. The sum leaves room for the Events that go with them.
-MAX_FRUITLESS = 7
+# For each ModelDeployment and minute. The sum, failed statuses included, leaves room for the Events that go
+# with them. A status stops sooner: to make a pod is worth more than to say that it cannot be made.
+MAX_FRUITLESS, MAX_IN_SUM, MAX_WITH_STATUS = 7, 10, 8
 MAX_TEXTS = 4
 SAME_WORDS_S = 30.0
 # A row of failures is over when the last of them was so long ago.
@@ -69,6 +71,7 @@ class _History:
 
     records: dict[Hashable, _Record] = field(default_factory=dict)
     fruitless: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FRUITLESS))
+    in_sum: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_IN_SUM))
     texts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_TEXTS))
     said: dict[str, float] = field(default_factory=dict)  # words of statuses, and when they were written
     status: _Record | None = None
@@ -98,11 +101,14 @@ class Pace:
             return _left_s(record.due_s, now)
         kind = kind_of(action)
         is_tried_again = any(
-            other.kind == kind and (name != identity or other.what == what)
+            # Pods follow an edit, and a person who corrects something need not wait; children follow pods.
+            other.kind == kind and (name != identity or other.what == what or isinstance(action, Apply))
             for name, other in history.records.items()
             if other.trouble is not None or other.count > 1
         )
-        return _slot_s(history.fruitless, now) if is_tried_again else 0.0
+        if not is_tried_again:
+            return 0.0
+        return max(_slot_s(history.fruitless, now), _slot_s(history.in_sum, now))
 
     def tried_at_s(self, key: Key, action: Action) -> float:
         """When an action was tried last; of several of a kind, the one that waits longest should be next."""
@@ -131,6 +137,7 @@ class Pace:
         count = last.count + 1 if last is not None and is_undone else 1
         if is_undone:
             history.fruitless.append(now)
+            history.in_sum.append(now)
         due_s = now + UNDONE.delay_s(count, 0.0)
         history.records[identity] = _Record(kind_of(action), what, count, now, due_s, now)
 
@@ -156,6 +163,7 @@ class Pace:
         last = history.records.get(identity)
         history.records[identity] = self._next(kind_of(action), last, what, trouble, at_least_s)
         history.fruitless.extend([self._now()] * num_writes)
+        history.in_sum.extend([self._now()] * num_writes)
 
     def status_wait_s(self, key: Key, change: Change, words: str) -> float:
         """Seconds until a status may be written.
@@ -169,6 +177,8 @@ class Pace:
         last = history.status
         if last is not None and (last.what == words or last.trouble is not None) and _left_s(last.due_s, now):
             return _left_s(last.due_s, now)
+        if last is not None and last.trouble is not None and _slot_s(history.in_sum, now, MAX_WITH_STATUS):
+            return _slot_s(history.in_sum, now, MAX_WITH_STATUS)
         said_s = now - history.said.get(words, -MINUTE_S)
         if change is Change.PROGRESS:
             # Back to what was a moment ago: pods that flap. Once or twice that is news, not for ever.
@@ -193,7 +203,8 @@ class Pace:
         last = history.status
         record = self._next("status", last, words, trouble, at_least_s)
         history.status = record
-        return record.due_s - self._now()
+        history.in_sum.append(self._now())
+        return max(record.due_s - self._now(), _slot_s(history.in_sum, self._now(), MAX_WITH_STATUS))
 
     def _next(
         self, kind: str, last: _Record | None, what: str, trouble: Refusal | Failure, at_least_s: float
@@ -252,10 +263,10 @@ def _identity(action: Action) -> tuple[Hashable, str]:
             return ("adopt", uid), ""
 
 
-def _slot_s(times: deque[float], now: float) -> float:
-    """Seconds until another one fits into a minute."""
-    is_full = len(times) == times.maxlen
-    return _left_s(times[0] + MINUTE_S, now) if is_full else 0.0
+def _slot_s(times: deque[float], now: float, most: int | None = None) -> float:
+    """Seconds until another one fits into a minute of so many, or of as many as are remembered."""
+    most = most or times.maxlen or 1
+    return _left_s(times[-most] + MINUTE_S, now) if len(times) >= most else 0.0
 
 
 def _left_s(due_s: float, now: float) -> float:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from stoker_operator.api import InvalidSpec, parse, salvage
+from stoker_operator.api import InvalidSpec, salvage
 from stoker_operator.cluster.client import KubeClient
 from stoker_operator.cluster.events import EventRecorder
 from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
-from stoker_operator.desired import Wanted, desired, held, wanted_replicas
+from stoker_operator.desired import Wanted, held, wanted_replicas
 from stoker_operator.observed import Observed
 from stoker_operator.plan import Plan, groups, plan, plan_deletion
 from stoker_operator.reconcile.act import Actor
@@ -22,6 +22,7 @@ from stoker_operator.reconcile.pace import FAILED, Pace
 from stoker_operator.reconcile.readings import Readings
 from stoker_operator.reconcile.report import Reporter
 from stoker_operator.reconcile.slow import SlowPods
+from stoker_operator.reconcile.wanted import WantedLately
 from stoker_operator.retry import Backoff, PassFailed
 from stoker_operator.status import status
 
@@ -84,6 +85,7 @@ class Reconciler:
         self._actor = Actor(client, caches, self._pace)
         self._reporter = Reporter(client, caches, recorder, self._pace)
         self._slow_pods = SlowPods(client, clock)
+        self._wanted_lately = WantedLately(config)
         self._memories: dict[Key, _Memory] = {}
 
     async def __call__(self, key: Key) -> float | None:
@@ -152,6 +154,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._caches.forget(key)
+        self._wanted_lately.forget(key)
         self._slow_pods.forget(key)
         self._readings.forget(key)
         self._pace.forget(key)
@@ -160,16 +163,11 @@ class Reconciler:
     def _wanted(self, key: Key, model: Object) -> Wanted:
         """What should exist; for a spec that cannot be served that is what earlier ones left, kept alive."""
         try:
-            parsed = parse(model)
+            return self._wanted_lately(key, model)
         except InvalidSpec as error:
             num_live = sum(group.is_live for group in groups(self._caches.observe(key, model), self._clock()))
             readable = salvage(model)
             return held(readable, error, wanted_replicas(readable, num_live))
-        num_wanted = wanted_replicas(parsed)
-        try:
-            return desired(parsed, self._config, num_wanted)
-        except InvalidSpec as error:
-            return held(parsed, error, num_wanted)
 
     def _plan(self, key: Key, model: Object, wanted: Wanted) -> tuple[Plan, Observed]:
         """Plan with what draining pods said last, and have them told and asked from now on."""

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 from stoker_operator.cluster.inflight import InFlightReader, PodAnswer, Question, pod_addresses, pod_url
+from stoker_operator.lanes import Priority
 from stoker_operator.observed import Manifest, Reading
 from stoker_operator.profiles import EngineProfile, profile_of_pod
 from stoker_operator.reconcile.caches import Key
@@ -55,7 +56,8 @@ class Readings:
     Args:
         reader: calls pods.
         clock: the time.
-        changed: called with the key of a ModelDeployment whose plan a new reading may change.
+        changed: called with the key of a ModelDeployment whose plan or status a new reading may change, and
+            how urgent that is.
         observer: told of every call.
         profile_of: what is known of a pod's engine.
     """
@@ -64,7 +66,7 @@ class Readings:
         self,
         reader: InFlightReader,
         clock: Callable[[], datetime],
-        changed: Callable[[Key], None],
+        changed: Callable[[Key, Priority], None],
         observer: ReadingsObserver | None = None,
         profile_of: Callable[[Manifest], EngineProfile] = profile_of_pod,
     ) -> None:
@@ -178,7 +180,8 @@ class Readings:
         before = self._readings.get(uid)
         self._readings[uid] = reading
         if is_news(before, reading):
-            self._changed(pod.key)
+            # Many fall silent at once, and that is only told: what was applied or has drained goes first.
+            self._changed(pod.key, Priority.LOW if reading.num_in_flight is None else Priority.HIGH)
 
 
 def is_news(before: Reading | None, now: Reading) -> bool:

@@ -64,6 +64,7 @@ def status(
         live,
         updated,
         states,
+        num_answering,
         sum(len(group.members) for group in all_groups) - sum(len(group.staying) for group in live),
         num_promised=promised(observed.model.get("status") or {}, wanted, num_answering),
         has_service=_has_service(observed),
@@ -73,8 +74,9 @@ def status(
         is_late=late_at is not None and late_at <= now,
     )
     blocked = _blocked(wanted, observed) or unrecorded(wanted, observed, all_groups)
+    is_harmless = blocked is not None and view.is_promise_kept and _is_of_more_pods(wanted, observed)
     aspects = [
-        _ready(view, None if view.is_promise_kept and _is_of_more_pods(wanted, observed) else blocked),
+        _ready(view, None if is_harmless else blocked),
         *_progress(view, blocked),
         _scheduled(view),
         _loaded(view),

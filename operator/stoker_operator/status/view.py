@@ -30,6 +30,7 @@ class View:
     live: list[Group]
     updated: list[Group]
     states: list[PodState]  # of the pods whose state is the news: the current revision's, else all
+    num_answering: int  # replicas of the current revision that answer
     num_leftover: int  # pods that should be gone and are not yet
     num_promised: int  # replicas that Ready stands for
     has_service: bool
@@ -37,11 +38,6 @@ class View:
     failure: Cause | None  # the call that keeps failing
     given_up: Cause | None  # groups that nobody replaces any more
     is_late: bool  # the rollout has not got on within its deadline
-
-    @property
-    def num_answering(self) -> int:
-        """Replicas of the current revision that answer."""
-        return sum(group.is_available for group in self.updated)
 
     @property
     def is_complete(self) -> bool:

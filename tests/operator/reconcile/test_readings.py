@@ -15,6 +15,7 @@ from virtual_time import EPOCH, pass_time, run_virtual, until, virtual_now
 
 from stoker_operator.api import labels
 from stoker_operator.cluster.inflight import PodAnswer, Question
+from stoker_operator.lanes import Priority
 from stoker_operator.observed import Reading
 from stoker_operator.reconcile.readings import MAX_AT_ONCE, Readings, is_news
 
@@ -70,10 +71,12 @@ class Bench:
     def __init__(self) -> None:
         self.pods, self.results = Pods(), Results()
         self.woken: list[float] = []
+        self.priorities: list[Priority] = []
         self.readings = Readings(self.pods, virtual_now, self._wake, self.results)
 
-    def _wake(self, key: tuple[str, str]) -> None:
+    def _wake(self, key: tuple[str, str], priority: Priority) -> None:
         assert key == KEY
+        self.priorities.append(priority)
         self.woken.append(round(asyncio.get_running_loop().time(), 3))
 
     def of(self, number: int) -> Reading | None:
@@ -241,6 +244,17 @@ def test_a_busy_pod_wakes_nobody_but_an_empty_one_does() -> None:
         assert bench.woken == [0.0, 11.0, 12.0, 13.0]
 
     drive(scenario)
+
+
+def test_that_pods_are_silent_waits_behind_what_happened() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.pods.answers = lambda uid: PodAnswer(b'{"in_flight": 0}' if uid == "uid-1" else None)
+        bench.readings.ask(KEY, uids(1))
+        await until(lambda: bench.of(1))
+        bench.readings.ask(KEY, uids(1, 2))
+        await until(lambda: bench.of(2))
+
+    assert drive(scenario).priorities == [Priority.HIGH, Priority.LOW]
 
 
 READINGS = st.builds(Reading, st.just(EPOCH), st.sampled_from([None, 0, 1, 2]), st.sampled_from(["", "a"]))

@@ -19,7 +19,7 @@ from virtual_time import pass_time, until
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted, desired
 from stoker_operator.plan.turns import PATIENCE_S, SPREAD_S
-from stoker_operator.reconcile import passes
+from stoker_operator.reconcile import wanted as lately
 
 GPU = "nvidia.com/gpu"
 RELEASED_S = PATIENCE_S + SPREAD_S + 5.0  # with the moment that it takes
@@ -34,7 +34,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         wanted = desired(*args)
         return with_size(wanted, chosen.get(wanted.model.name, 2))
 
-    monkeypatch.setattr(passes, "desired", of_several)
+    monkeypatch.setattr(lately, "desired", of_several)
     return chosen
 
 
