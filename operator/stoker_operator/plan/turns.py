@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from stoker_operator.api import labels
 from stoker_operator.desired.hashing import json_hash
@@ -45,6 +45,8 @@ OVERDUE_S = 30.0  # longer still, and nobody waits for it
 FIRST_BACKOFF_S = 10.0
 # Shorter than the ten minutes after which autoscalers take away a node that came too late and stands empty.
 MAX_BACKOFF_S = 300.0
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 Id = tuple[str, str]  # names of the ModelDeployment and of the group
 
@@ -188,42 +190,41 @@ def turns(
     waiting = [found for found in order if found.let_go_at is None and found.id not in going]
     due = [found for found in waiting if found.due_at <= now]
     under_way = [found for found in order if found.let_go_at is not None or found.id in going]
-    result = {found.id: _under_way(found, due, now) for found in under_way}
+    over_at = {found.id: _over_at(found, due) for found in under_way}
+    result = {found.id: _under_way(found, over_at[found.id], now) for found in under_way}
     result |= {found.id: Turn(not_before=found.due_at, changes_at=found.due_at) for found in waiting}
+    given_up_at = {id_: at + timedelta(seconds=OVERDUE_S) for id_, at in over_at.items() if at is not None}
     # Each stands behind the last one before it that wants the same.
     last: dict[str, tuple[int, Entrant]] = {}
     for place, one in enumerate(under_way):
-        if not _is_given_up(one, now):
+        if given_up_at.get(one.id, _NEVER) > now:
             last |= dict.fromkeys(one.wants, (place, one))
     for place, one in enumerate(due, len(under_way)):
         before = [last[name] for name in one.wants if name in last]
-        result[one.id] = _behind(max(before, key=lambda found: found[0])[1]) if before else Turn()
+        ahead = max(before, key=lambda found: found[0])[1] if before else None
+        result[one.id] = Turn() if ahead is None else Turn(ahead.group, changes_at=given_up_at.get(ahead.id))
         last |= dict.fromkeys(one.wants, (place, one))
     return result
 
 
-def _under_way(one: Entrant, due: Iterable[Entrant], now: datetime) -> Turn:
+def _over_at(one: Entrant, due: Iterable[Entrant]) -> datetime | None:
+    """Return when a group has to make room, None while nothing asks for it."""
+    if one.let_go_at is None:
+        return None
+    ends_at = one.let_go_at + timedelta(seconds=one.patience_s)
+    if one.has_node:
+        return ends_at
+    asked_at = min((other.due_at for other in due if one.wants & other.wants), default=None)
+    return None if asked_at is None else max(ends_at, asked_at)
+
+
+def _under_way(one: Entrant, over_at: datetime | None, now: datetime) -> Turn:
     if one.let_go_at is None:
         return Turn()
     ends_at = one.let_go_at + timedelta(seconds=one.patience_s)
     if ends_at > now:
         return Turn(changes_at=ends_at)
-    return Turn(is_over=one.has_node or any(one.wants & other.wants for other in due))
-
-
-def _behind(ahead: Entrant) -> Turn:
-    return Turn(ahead=ahead.group, changes_at=_given_up_at(ahead))
-
-
-def _is_given_up(one: Entrant, now: datetime) -> bool:
-    at = _given_up_at(one)
-    return at is not None and at <= now
-
-
-def _given_up_at(one: Entrant) -> datetime | None:
-    if one.let_go_at is None:
-        return None
-    return one.let_go_at + timedelta(seconds=one.patience_s + OVERDUE_S)
+    return Turn(is_over=over_at is not None)
 
 
 def _extended(pod: Manifest) -> Iterator[str]:

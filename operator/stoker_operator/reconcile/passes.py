@@ -14,7 +14,7 @@ from stoker_operator.cluster.resources import PODS
 from stoker_operator.config import OperatorConfig
 from stoker_operator.desired import Wanted, held, wanted_replicas
 from stoker_operator.observed import Observed
-from stoker_operator.plan import Move, Plan, groups, plan, plan_deletion
+from stoker_operator.plan import Plan, groups, plan, plan_deletion
 from stoker_operator.reconcile.act import Actor
 from stoker_operator.reconcile.caches import Caches, Key
 from stoker_operator.reconcile.outcome import Outcome
@@ -175,7 +175,7 @@ class Reconciler:
         todo = plan(wanted, observed, self._clock())
         pods = {uid: pod for pod in observed.pods if (uid := pod["metadata"]["uid"]) in todo.draining}
         self._readings.ask(key, pods)
-        self._caches.turns.go(key, frozenset(step.group for step in todo.steps if step.move is Move.ADMIT))
+        self._caches.turns.go(key, observed.turns)
         return todo, observed
 
     def _due(self, key: Key, todo: Plan, outcome: Outcome) -> float | None:

@@ -47,7 +47,7 @@ class Turns:
         if not any(found[0] == name for found in self._entrants.get(namespace, ())):
             return {}
         # By time alone others may stand elsewhere as well, whom nobody else would wake.
-        self.tell(namespace, besides=key)
+        self.tell(namespace)
         return {group: turn for (owner, group), turn in self._told[namespace].items() if owner == name}
 
     def see(self, pod: Object, held: Callable[[], Object | None]) -> None:
@@ -76,24 +76,26 @@ class Turns:
         if any([self._renew(key[0], id_) for id_ in ids]):
             self.tell(key[0])
 
-    def tell(self, namespace: str, besides: Key | None = None) -> None:
-        """Wake the ModelDeployments one of whose groups stands elsewhere than last time, but for one."""
+    def tell(self, namespace: str) -> None:
+        """Wake the ModelDeployments one of whose groups stands elsewhere than last time."""
         before = self._told.get(namespace, {})
         if not before and not self._entrants.get(namespace):
             return
         after = self._told[namespace] = self._turns(namespace)
         for id_ in before.keys() | after.keys():
-            key = (namespace, id_[0])
-            if key != besides and before.get(id_) != after.get(id_):
-                self._changed(key)
+            if before.get(id_) != after.get(id_):
+                self._changed((namespace, id_[0]))
 
-    def go(self, key: Key, groups: frozenset[str]) -> None:
-        """A pass is about to let these groups of a ModelDeployment go, and no other pass may meanwhile."""
+    def go(self, key: Key, standing: Mapping[str, Turn]) -> None:
+        """A pass has planned with these turns: until its end, whoever may go by them counts as on its way."""
+        groups = frozenset(group for group, turn in standing.items() if turn.has_come)
         if groups:
             self._going[key] = groups
+        else:
+            self._going.pop(key, None)
 
     def done(self, key: Key) -> None:
-        """That pass is over. Whoever could not be let go lets others go first from now on."""
+        """That pass is over. Whoever could have gone and did not lets others go first from now on."""
         groups = self._going.pop(key, None)
         if groups is None:
             return

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from group_builders import GPU, pods_of
 from operator_builders import (
     NOW,
     ago,
-    make_model,
     make_observed,
     make_pod,
     make_wanted,
-    shape_of,
     timestamp,
-    wanted_of,
     with_size,
 )
 
 from stoker_operator.api import labels
 from stoker_operator.desired import Wanted
-from stoker_operator.desired.shape import member
 from stoker_operator.observed import Turn
 from stoker_operator.plan import Create, Delete, Move, Patch, Plan, plan
 from stoker_operator.plan.turns import (
@@ -42,37 +38,8 @@ from stoker_operator.plan.turns import (
 
 Object = dict[str, Any]
 GATE = {"name": labels.GROUP_GATE}
-GPU, NPU = "nvidia.com/gpu", "example.com/npu"
+NPU = "example.com/npu"
 ENDED_S = PATIENCE_S + SPREAD_S + 1.0
-
-
-def pods_of(
-    name: str,
-    *,
-    size: int = 2,
-    wants: dict[str, str] | None = None,
-    made_at: datetime = NOW,
-    let_go_at: datetime | None = None,
-    nodes: int = 0,
-    num_turns: int = 0,
-) -> list[Object]:
-    """A group: so many of its pods have a node; all are held back unless they were let go."""
-    wanted = with_size(wanted_of(make_model(name)), size)
-    found = []
-    for rank in range(size):
-        pod = copy.deepcopy(member(shape_of(wanted), rank, f"{name}-0", wanted.revision))
-        pod["metadata"] |= {"uid": f"{name}-{rank}", "creationTimestamp": timestamp(made_at)}
-        pod["spec"]["containers"][0]["resources"] = {"limits": {GPU: "1"} if wants is None else wants}
-        pod["status"] = {"phase": "Pending"}
-        if num_turns:
-            pod["metadata"]["annotations"][labels.TURNS] = str(num_turns)
-        if let_go_at is not None:
-            pod["spec"]["schedulingGates"] = []
-            pod["metadata"]["annotations"][labels.LET_GO_AT] = timestamp(let_go_at)
-        if rank < nodes:
-            pod["spec"]["nodeName"] = "node-a"
-        found.append(pod)
-    return found
 
 
 def stand(
@@ -186,6 +153,13 @@ def test_others_wait_until_it_is_gone_unless_it_does_not_go() -> None:
     assert turn.changes_at is not None
     assert turn.changes_at <= NOW + timedelta(seconds=OVERDUE_S)
     assert stand(pods, next_, now=turn.changes_at)["b"].has_come
+
+
+def test_one_that_waited_long_with_nobody_behind_it_is_asked_before_others_go() -> None:
+    pods, next_ = pods_of("a", let_go_at=ago(3600)), pods_of("b", made_at=NOW)
+    found = stand(pods, next_)
+    assert (found["a"].is_over, found["b"].ahead) == (True, "a-0")
+    assert found["b"].changes_at == NOW + timedelta(seconds=OVERDUE_S)
 
 
 def test_one_that_comes_back_stands_at_the_end_of_the_line_after_a_back_off() -> None:
