@@ -265,7 +265,7 @@ def policies(*settings: str) -> list[dict[str, Any]]:
 def test_policy_is_for_the_port_and_the_pods_that_the_operator_makes() -> None:
     text = (CHART / "templates" / "networkpolicies.yaml").read_text()
     ports = re.findall(r"\{port: (\d+), protocol: TCP\}", text)
-    assert ports == [str(STOKER.port)] * 2
+    assert ports == [str(STOKER.load.port)] * 2
     made = common_labels("m")
     for key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by"):
         assert f"      {key}: {made[key]}\n" in text

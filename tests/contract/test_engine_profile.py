@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +13,17 @@ from typing import Any
 import pytest
 from server_engine import listening, make_server_config, running_stack
 
-from stoker_operator.api import ModelDeployment, parse
+from stoker_operator.api import ModelDeployment, labels, parse
 from stoker_operator.cluster.inflight import HttpInFlightReader
-from stoker_operator.profiles import STOKER, EngineProfile
+from stoker_operator.profiles import STOKER, EngineContainer, EngineProfile, MountedModel, fetch_args
 from stoker_operator.reconcile.readings import Readings
 from stoker_runtime import __main__ as runtime
 from stoker_runtime import termination
 from stoker_runtime.config import QUANTIZATIONS, EngineConfig, ServerConfig
 from stoker_runtime.errors import ConfigError, ModelError
-from stoker_runtime.messages import EngineStats
-from stoker_runtime.server.metrics import Metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+IN_PLACE = MountedModel("/model")
 
 
 def modeldeployment(**spec: Any) -> ModelDeployment:
@@ -37,10 +37,14 @@ def modeldeployment(**spec: Any) -> ModelDeployment:
     )
 
 
-def parsed(arguments: list[str]) -> dict[str, Any]:
+def container(model: ModelDeployment, mounted: MountedModel = IN_PLACE) -> EngineContainer:
+    return STOKER.container(model, mounted)
+
+
+def parsed(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what the runtime's own command line makes of container arguments; unknown flags raise."""
     command = runtime.cli.commands[arguments[0]]
-    context = command.make_context(arguments[0], arguments[1:])
+    context = command.make_context(arguments[0], list(arguments[1:]))
     return context.params
 
 
@@ -73,17 +77,18 @@ FULL_ENGINE = {
     ],
 )
 def test_runtime_takes_the_arguments_of_serving(spec: dict[str, Any]) -> None:
-    options = parsed(STOKER.serve_args(modeldeployment(**spec), "/model"))
+    served = container(modeldeployment(**spec))
+    options = parsed(served.args)
     server, engine = runtime.configs(
         options.pop("model"), options.pop("log_level"), options | {"revision": None}
     )
     assert engine.model == "/model"
     assert server.served_model_names == ("m",)
-    assert server.port == STOKER.port
+    assert server.port == served.ports[labels.HTTP_PORT] == STOKER.load.port
 
 
 def test_engine_fields_reach_the_engine() -> None:
-    arguments = STOKER.serve_args(modeldeployment(engine=FULL_ENGINE, accelerator={"perPod": 0}), "/model")
+    arguments = container(modeldeployment(engine=FULL_ENGINE, accelerator={"perPod": 0})).args
     options = parsed(arguments)
     _, engine = configured(options)
     assert (engine.dtype, engine.device) == ("bfloat16", "cpu")
@@ -96,18 +101,18 @@ def test_engine_fields_reach_the_engine() -> None:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_every_quantization_can_be_asked_for(quantization: str) -> None:
     spec = modeldeployment(engine={"quantization": quantization}, accelerator={"perPod": 0})
-    _, engine = configured(parsed(STOKER.serve_args(spec, "/model")))
+    _, engine = configured(parsed(container(spec).args))
     assert engine.quantization == quantization
 
 
 def test_shutdown_fits_into_the_grace_period() -> None:
     model = modeldeployment(pod={"terminationGracePeriodSeconds": 120})
-    options = parsed(STOKER.serve_args(model, "/model"))
+    options = parsed(container(model).args)
     assert options["shutdown_delay_s"] + options["drain_timeout_s"] < 120
 
 
 def test_runtime_takes_the_arguments_of_fetching() -> None:
-    options = parsed(STOKER.fetch_args(modeldeployment(), "/cache"))
+    options = parsed(fetch_args(modeldeployment(), "/cache"))
     assert options["source"] == "hf://org/name@v1"
     assert options["destination"] == Path("/cache")
 
@@ -129,30 +134,33 @@ def test_configuration_errors_have_the_reason_the_operator_knows() -> None:
     assert termination.reason_of(ConfigError("x")) == "InvalidConfig"
 
 
-def test_metrics_the_operator_names_exist() -> None:
-    text = Metrics("m", EngineStats, lambda: None).render().decode()
-    for name in (STOKER.running_metric, STOKER.waiting_metric):
-        assert f"\n{name}{{" in text
-
-
 def test_in_flight_answer_is_understood() -> None:
-    assert STOKER.read_in_flight(json.dumps({"in_flight": 3, "draining": False}).encode()) == 3
+    assert STOKER.load.read(json.dumps({"in_flight": 3, "draining": False}).encode()) == 3
 
 
-def test_drain_key_is_a_setting_of_the_runtime() -> None:
-    assert STOKER.drain is not None
-    command = runtime.cli.commands["serve"]
-    arguments = STOKER.serve_args(modeldeployment(), "/model")[1:]
+def test_variables_of_the_engine_are_settings_of_the_runtime(tmp_path: Path) -> None:
+    model = modeldeployment()
+    mounted = MountedModel(model.spec.model.source, str(tmp_path))
+    served = container(model, mounted)
+    assert STOKER.load.drain is not None
+    variables = {variable["name"]: variable.get("value", "uid-1") for variable in served.env}
+    assert variables == {
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        STOKER.load.drain.key_variable: "uid-1",
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(STOKER.drain.key_variable, "uid-1")
-        server, _ = configured(dict(command.make_context("serve", arguments).params))
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        server, engine = configured(parsed(served.args))
     assert server.drain_key == "uid-1"
+    assert engine.model == model.spec.model.source
 
 
 async def test_operator_tells_the_runtime_to_drain_and_reads_its_answer() -> None:
     pod = {"metadata": {"uid": "uid-1"}, "status": {"podIP": "127.0.0.1"}}
     async with running_stack(config=make_server_config(drain_key="uid-1")) as stack, listening(stack) as url:
-        profile = replace(STOKER, port=int(url.rpartition(":")[2]))
+        profile = replace(STOKER, load=replace(STOKER.load, port=int(url.rpartition(":")[2])))
         reader = HttpInFlightReader(answer_within_s=10)
         try:
             other = {**pod, "metadata": {"uid": "another pod, which had the address before"}}
@@ -186,6 +194,8 @@ def test_paths_the_operator_probes_exist() -> None:
     from stoker_runtime.server import app as server_app
 
     source = Path(server_app.__file__).read_text()
-    assert STOKER.drain is not None
-    for path in (STOKER.ready_path, STOKER.live_path, STOKER.in_flight_path, STOKER.drain.path):
+    served = container(modeldeployment())
+    assert STOKER.load.drain is not None
+    probes = (served.startup.path, served.readiness.path, served.liveness.path)
+    for path in (*probes, STOKER.load.path, STOKER.load.drain.path):
         assert f'"{path}"' in source

@@ -20,6 +20,10 @@ class ApiModel(BaseModel):
         extra="forbid",
     )
 
+    def manifest(self) -> dict[str, Any]:
+        """Return it as it stands in an object of Kubernetes, without what nobody set."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
 
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """Return the JSON schema extra that holds CEL rules, given as (rule, message) pairs."""

@@ -7,13 +7,13 @@ from typing import Any
 
 from stoker_operator.api import InvalidSpec, ModelDeployment
 from stoker_operator.config import OperatorConfig
+from stoker_operator.profiles import MountedModel
 
 MODEL_DIR = "/model"
 CACHE_DIR = "/cache"
 # Names of the volumes, one of which every pod has.
 MODEL_VOLUME = "model"
 CACHE_VOLUME = "cache"
-
 
 # Variables that a download has from the Secret of its model, each with its key and whether it may be missing.
 _CREDENTIALS = {
@@ -27,23 +27,21 @@ _CREDENTIALS = {
 
 
 @dataclass(frozen=True, slots=True)
-class MountedModel:
-    """A model as the pod sees it.
+class ModelVolume:
+    """How a model gets into the pod.
 
     Args:
-        path: where the engine's container finds it.
+        mounted: the model as the engine's container finds it.
         volume: the volume that holds it.
-        mount: the engine container's mount of it.
-        is_fetched: whether an init container downloads it into the volume first.
+        mount: the containers' mount of it.
     """
 
-    path: str
+    mounted: MountedModel
     volume: dict[str, Any]
     mount: dict[str, Any]
-    is_fetched: bool = False
 
 
-def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedModel:
+def model_volume(model: ModelDeployment, config: OperatorConfig) -> ModelVolume:
     """Return how the model reaches the pod.
 
     Raises:
@@ -55,11 +53,11 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
     mount = {"name": MODEL_VOLUME, "mountPath": MODEL_DIR, "readOnly": True}
     if scheme == "oci":
         volume = {"name": MODEL_VOLUME, "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}
-        return MountedModel(MODEL_DIR, volume, mount)
+        return ModelVolume(MountedModel(MODEL_DIR), volume, mount)
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
         volume = {"name": MODEL_VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        return MountedModel(f"{MODEL_DIR}/{path}".rstrip("/"), volume, mount)
+        return ModelVolume(MountedModel(f"{MODEL_DIR}/{path}".rstrip("/")), volume, mount)
     if scheme == "file":
         if not config.allow_file_sources:
             raise InvalidSpec(
@@ -70,11 +68,11 @@ def mounted_model(model: ModelDeployment, config: OperatorConfig) -> MountedMode
         # A .gguf file is mounted with its folder, so that one kind of volume serves both.
         folder, name = rest.rsplit("/", 1) if rest.endswith(".gguf") else (rest, "")
         volume = {"name": MODEL_VOLUME, "hostPath": {"path": folder or "/", "type": "Directory"}}
-        return MountedModel(f"{MODEL_DIR}/{name}".rstrip("/"), volume, mount)
+        return ModelVolume(MountedModel(f"{MODEL_DIR}/{name}".rstrip("/")), volume, mount)
     raise InvalidSpec("spec.model.source", "must begin with hf://, s3://, pvc://, oci:// or file://")
 
 
-def _fetched(model: ModelDeployment) -> MountedModel:
+def _fetched(model: ModelDeployment) -> ModelVolume:
     cache = model.spec.model.cache
     volume: dict[str, Any] = {"name": CACHE_VOLUME}
     if cache is None:
@@ -82,7 +80,7 @@ def _fetched(model: ModelDeployment) -> MountedModel:
     else:
         volume["persistentVolumeClaim"] = {"claimName": cache.claim_name}
     mount = {"name": CACHE_VOLUME, "mountPath": CACHE_DIR}
-    return MountedModel(model.spec.model.source, volume, mount, is_fetched=True)
+    return ModelVolume(MountedModel(model.spec.model.source, CACHE_DIR), volume, mount)
 
 
 def credentials(model: ModelDeployment) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from stoker_operator.desired.pod import pod_template
 from stoker_operator.desired.revision import POD_SHAPING, revision_of
 from stoker_operator.desired.scale import Scale, scale_of
 from stoker_operator.desired.shape import GroupShape
+from stoker_operator.profiles import profile_of
 
 NOBODY = Headcount()
 
@@ -70,7 +71,7 @@ def desired(model: ModelDeployment, config: OperatorConfig, num_wanted: int) -> 
         model=model,
         scale=scale,
         revision=revision_of(model),
-        shape=GroupShape(pod_template(model, config)),
+        shape=GroupShape(pod_template(model, config, profile_of(model.spec))),
         shared=children(model, scale, NOBODY),
     )
 

@@ -4,10 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from stoker_operator.api import Spec, labels
-from stoker_operator.profiles.profile import Cause, Drain, EngineProfile
+from stoker_operator.profiles.container import TMP, EngineContainer, MountedModel, Probe, Scratch
+from stoker_operator.profiles.fetch import fetch_args
+from stoker_operator.profiles.profile import Cause, Drain, EngineProfile, LoadPage
 from stoker_operator.profiles.stoker import STOKER
 
-__all__ = ["STOKER", "Cause", "Drain", "EngineProfile", "profile_of", "profile_of_pod"]
+__all__ = [
+    "STOKER",
+    "TMP",
+    "Cause",
+    "Drain",
+    "EngineContainer",
+    "EngineProfile",
+    "LoadPage",
+    "MountedModel",
+    "Probe",
+    "Scratch",
+    "fetch_args",
+    "profile_of",
+    "profile_of_pod",
+]
 
 _PROFILES = {profile.name: profile for profile in (STOKER,)}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stoker_operator.api import ModelDeployment
+from stoker_operator.profiles.container import EngineContainer, MountedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +31,35 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadPage:
+    """The page that tells an engine's requests in flight: those that are not fully answered.
+
+    Args:
+        port: container port that it is on.
+        path: of the page.
+        read: reads its body. Raises ValueError when it is not understood.
+        drain: how the engine is told to drain, on the same port; None where it is only asked until nothing
+            is in flight.
+    """
+
+    port: int
+    path: str
+    read: Callable[[bytes], int]
+    drain: Drain | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineProfile:
     """One kind of engine.
 
     Args:
-        name: which.
-        port: container port of its HTTP server.
-        serve_args: container arguments, from the ModelDeployment and the path of its model in the pod.
-        fetch_args: arguments of the init container that downloads a model to a folder.
-        ready_path: answers 200 while requests may come.
-        live_path: answers 200 while the engine works; a pod that stops answering is restarted.
-        in_flight_path: tells how many requests are not fully answered.
-        read_in_flight: reads that answer's body. Raises ValueError when it is not understood.
-        drain: how it is told to drain; None where it is only asked until nothing is in flight.
+        name: which; it stands on each pod and each record of a revision.
+        container: what its container is, from the ModelDeployment and its model in the pod.
+        load: where its requests in flight are read.
         read_termination: reads a container's termination message; None when it says nothing known.
-        running_metric: gauge of the requests in the engine.
-        waiting_metric: gauge of the requests waiting for it.
     """
 
     name: str
-    port: int
-    serve_args: Callable[[ModelDeployment, str], list[str]]
-    fetch_args: Callable[[ModelDeployment, str], list[str]]
-    ready_path: str
-    live_path: str
-    in_flight_path: str
-    read_in_flight: Callable[[bytes], int]
-    drain: Drain | None
+    container: Callable[[ModelDeployment, MountedModel], EngineContainer]
+    load: LoadPage
     read_termination: Callable[[str], Cause | None]
-    running_metric: str
-    waiting_metric: str

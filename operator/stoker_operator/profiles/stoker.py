@@ -1,15 +1,41 @@
-"""Stoker's own engine. Flags, paths and metric names are pinned against the runtime by tests/contract."""
+"""Stoker's own engine. Flags, paths and variables are pinned against the runtime by tests/contract."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from stoker_operator.api import ModelDeployment
-from stoker_operator.profiles.profile import Cause, Drain, EngineProfile
+from stoker_operator.api import ModelDeployment, labels
+from stoker_operator.profiles.container import TMP, EngineContainer, MountedModel, Probe, Scratch
+from stoker_operator.profiles.profile import Cause, Drain, EngineProfile, LoadPage
 
 SHUTDOWN_DELAY_S = 5  # new connections are still answered this long, until every node forgot the pod
 EXIT_MARGIN_S = 5  # what an engine needs to end once nothing is in flight
 PORT = 8000
+USER_ID = 10001  # of the runtime's image, and its group's
+
+SHARED_MEMORY = Scratch("shm", "/dev/shm", medium="Memory")  # noqa: S108  a mount point inside the pod
+DRAIN = Drain(path="/drain", key_variable="STOKER_DRAIN_KEY")
+
+# Loading may take long: weights of hundreds of GB come from a network disk. A day, then the kubelet restarts.
+_STARTUP = Probe("/ready", period_s=1, failure_threshold=86_400, timeout_s=2)
+_READINESS = Probe("/ready", period_s=2, failure_threshold=2, timeout_s=2)
+_LIVENESS = Probe("/health", period_s=10, failure_threshold=3, timeout_s=5)
+
+
+def container(model: ModelDeployment, mounted: MountedModel) -> EngineContainer:
+    """Return what ``stoker-runtime`` needs to serve a model."""
+    return EngineContainer(
+        args=tuple(serve_args(model, mounted.path)),
+        env=(*_offline(mounted), _drain_key()),
+        ports={labels.HTTP_PORT: PORT},
+        startup=_STARTUP,
+        readiness=_READINESS,
+        liveness=_LIVENESS,
+        scratch=(TMP, SHARED_MEMORY),
+        user_id=USER_ID,
+        group_id=USER_ID,
+    )
 
 
 def serve_args(model: ModelDeployment, path: str) -> list[str]:
@@ -36,11 +62,6 @@ def serve_args(model: ModelDeployment, path: str) -> list[str]:
         "--memory-fraction": spec.engine.memory_fraction,
     }
     return args + [f"{flag}={value}" for flag, value in optional.items() if value is not None]
-
-
-def fetch_args(model: ModelDeployment, destination: str) -> list[str]:
-    """Return the arguments of ``stoker-runtime`` that download the model into a folder."""
-    return ["fetch", f"--source={model.spec.model.source}", f"--destination={destination}"]
 
 
 def read_in_flight(body: bytes) -> int:
@@ -71,17 +92,22 @@ def read_termination(message: str) -> Cause | None:
     return None
 
 
+def _offline(mounted: MountedModel) -> list[dict[str, Any]]:
+    """Return what makes a downloaded model be found where it is: nothing may depend on where it came from."""
+    if mounted.cache_dir is None:
+        return []
+    return [{"name": "HF_HOME", "value": mounted.cache_dir}, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+
+
+def _drain_key() -> dict[str, Any]:
+    # A variable and not an argument: an older engine ignores it, and would not start with a new flag.
+    uid = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}}
+    return {"name": DRAIN.key_variable, "valueFrom": uid}
+
+
 STOKER = EngineProfile(
     name="stoker",
-    port=PORT,
-    serve_args=serve_args,
-    fetch_args=fetch_args,
-    ready_path="/ready",
-    live_path="/health",
-    in_flight_path="/load",
-    read_in_flight=read_in_flight,
-    drain=Drain(path="/drain", key_variable="STOKER_DRAIN_KEY"),
+    container=container,
+    load=LoadPage(port=PORT, path="/load", read=read_in_flight, drain=DRAIN),
     read_termination=read_termination,
-    running_metric="vllm:num_requests_running",
-    waiting_metric="vllm:num_requests_waiting",
 )

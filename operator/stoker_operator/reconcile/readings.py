@@ -15,7 +15,7 @@ from typing import Protocol
 from stoker_operator.cluster.inflight import InFlightReader, PodAnswer, Question, pod_addresses, pod_url
 from stoker_operator.lanes import Priority
 from stoker_operator.observed import Manifest, Reading
-from stoker_operator.profiles import EngineProfile, profile_of_pod
+from stoker_operator.profiles import EngineProfile, LoadPage, profile_of_pod
 from stoker_operator.reconcile.caches import Key
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class _Pod:
     Args:
         key: of its ModelDeployment.
         questions: one for each of its addresses.
-        profile: of its engine.
+        load: where its engine tells its requests in flight.
     """
 
     key: Key
     questions: tuple[Question, ...]
-    profile: EngineProfile
+    load: LoadPage
 
 
 class Readings:
@@ -97,8 +97,8 @@ class Readings:
         """
         self._drop(key, self._uids.get(key, frozenset()) - pods.keys())
         for uid, pod in pods.items():
-            profile = self._profile_of(pod)
-            self._pods[uid] = _Pod(key, tuple(questions_to(pod, profile)), profile)
+            load = self._profile_of(pod).load
+            self._pods[uid] = _Pod(key, tuple(questions_to(pod, load)), load)
             if uid not in self._asked:
                 self._new.put_nowait(uid)
         if pods:
@@ -171,7 +171,7 @@ class Readings:
             return None, "it has no address"
         # Where it answers at one of its addresses, nothing is wrong with it at the other.
         answer = next((answer for answer in answers if answer.body is not None), answers[0])
-        return _read_body(answer, pod.profile)
+        return _read_body(answer, pod.load)
 
     def _take(self, uid: str, reading: Reading) -> None:
         pod = self._pods.get(uid)
@@ -193,22 +193,22 @@ def is_news(before: Reading | None, now: Reading) -> bool:
     return before is None or not now.num_in_flight or not before.num_in_flight
 
 
-def questions_to(pod: Manifest, profile: EngineProfile) -> Iterator[Question]:
+def questions_to(pod: Manifest, load: LoadPage) -> Iterator[Question]:
     """Yield how a draining pod is told and asked, for each of its addresses."""
     for address in pod_addresses(pod):
-        load_url = pod_url(address, profile.port, profile.in_flight_path)
-        if profile.drain is None:
+        load_url = pod_url(address, load.port, load.path)
+        if load.drain is None:
             yield Question(load_url)
         else:
-            drain_url = pod_url(address, profile.port, profile.drain.path)
+            drain_url = pod_url(address, load.port, load.drain.path)
             yield Question(load_url, drain_url, pod["metadata"]["uid"])
 
 
-def _read_body(answer: PodAnswer, profile: EngineProfile) -> tuple[int | None, str]:
+def _read_body(answer: PodAnswer, load: LoadPage) -> tuple[int | None, str]:
     if answer.body is None:
         return None, answer.trouble
     try:
-        return profile.read_in_flight(answer.body), ""
+        return load.read(answer.body), ""
     except ValueError as error:
         logger.warning("what a pod said of its requests: %s", error)
         return None, "its answer is not understood"

@@ -25,7 +25,7 @@ def unobserved(observed: Observed, all_groups: Iterable[Group]) -> Cause | None:
         return None
     first = silent[0]
     leader = first.members[0]
-    port = profile_of_pod(leader.pod).port
+    port = profile_of_pod(leader.pod).load.port
     others = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
     return Cause(
         "DrainUnobserved",

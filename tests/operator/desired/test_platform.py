@@ -11,8 +11,8 @@ from operator_builders import CONFIG, make_wanted, service_of, shape_of
 from stoker_operator.api import labels
 from stoker_operator.api.volumes import OWN_PATHS, OWN_VOLUMES
 from stoker_operator.config import OperatorConfig, PodDefaults
-from stoker_operator.desired.pod import USER_ID
 from stoker_operator.plan.drift import drift
+from stoker_operator.profiles.stoker import USER_ID
 
 HUB = {"source": "hf://org/name"}
 ZONE = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
