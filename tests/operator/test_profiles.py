@@ -35,4 +35,4 @@ def test_a_pod_of_another_operator_is_taken_for_ours(found: dict[str, str] | Non
 )
 def test_what_is_no_number_of_requests_does_not_mean_none(said: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's own and ours
-        STOKER.read_in_flight(said)
+        STOKER.load.read(said)

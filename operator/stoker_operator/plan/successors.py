@@ -105,19 +105,19 @@ def succession(
     given_up = tuple(past for past in noted if is_given_up(past))[:num_missing]
     same = [group for group in (*stranded, *failed) if group.revision == target and group not in on_record]
     same += _unreplaced(all_groups, target, num_missing - len(same) - len(noted) - len(unnoted))
-    turns = [_Turn(_past(group), group) for group in same]
-    turns += [_Turn(past) for past in noted if past not in given_up]
-    due = [turn for turn in turns if turn.at <= now]
-    waiting = sorted((turn for turn in turns if turn.at > now), key=lambda turn: turn.at)
+    places = [_Place(_past(group), group) for group in same]
+    places += [_Place(past) for past in noted if past not in given_up]
+    due = [place for place in places if place.at <= now]
+    waiting = sorted((place for place in places if place.at > now), key=lambda place: place.at)
     # Groups that wait for their back-off keep their place, and so do those given up; what is left may start.
     num_kept = len(waiting) + len(given_up) + len(unnoted)
     count = max(0, min(num_missing - num_kept, room))
     closed = _nodes_to_avoid(all_groups)
-    starts = [_after(turn, closed) for turn in due[:count]]
+    starts = [_after(place, closed) for place in due[:count]]
     starts += [Start(avoid=closed)] * (count - len(starts))
     # Without room the due ones stay: they hold the count of failures.
     # One that was lost before it answered has nothing that anybody could wait for.
-    replaced = [turn.group for turn in due[:count] if turn.group is not None]
+    replaced = [place.group for place in due[:count] if place.group is not None]
     removals = [group for group in replaced if group.phase is not Phase.LOST or group.is_new]
     removals += [group for group in (*failed, *stranded) if group.revision != target]
     removals += [group for group in on_record if group.name in told]
@@ -129,7 +129,7 @@ def succession(
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class _Place:
     """A failed or stranded group whose successor may start; None when only its past is left."""
 
     past: Past
@@ -213,9 +213,9 @@ def _nodes_to_avoid(all_groups: Iterable[Group]) -> tuple[str, ...]:
     return _last([node for group in (*leaving, *lost) for node in group.nodes], MAX_AVOIDED)
 
 
-def _after(turn: _Turn, closed: tuple[str, ...]) -> Start:
+def _after(place: _Place, closed: tuple[str, ...]) -> Start:
     """Return the successor of a group."""
-    group, past = turn.group, turn.past
+    group, past = place.group, place.past
     if group is not None and _has_not_failed(group):
         num_turns = group.num_turns + group.is_over
         return Start(
