@@ -34,6 +34,7 @@ def assert_answers(model: Model, clients: ClientPod) -> None:
     assert answer["status"] == 200, answer
 
 
+@pytest.mark.long  # tests/operator/reconcile/test_namespaces.py has it on a fake API
 def test_operator_of_one_namespace_serves_it_and_leaves_others_alone(
     platform: Platform, shelf: Shelf, clients: ClientPod, namespace: str
 ) -> None:
