@@ -19,7 +19,7 @@ from stoker_operator.desired.record import recorded_size
 from stoker_operator.observed import Manifest, Node, Observed, Turn
 from stoker_operator.plan.admitted import has_model_volume
 from stoker_operator.plan.crashes import is_crash_looping
-from stoker_operator.plan.members import Member, is_whole, members_by_group
+from stoker_operator.plan.members import Member, is_whole, members_by_group, noted_size
 from stoker_operator.plan.pods import (
     avoided_by,
     ended_at,
@@ -196,7 +196,7 @@ def _group(
     own, notes = labels_of(first.pod), first.pod["metadata"].get("annotations") or {}
     revision = own.get(labels.REVISION, "")
     # A record that is gone says nothing; then the pods' own label has to do.
-    size = sizes.get(revision) or noted_count(own.get(labels.GROUP_SIZE, "")) or 1
+    size = sizes.get(revision) or noted_size(first.pod) or 1
     created_at = parse_time(first.pod["metadata"]["creationTimestamp"])
     staying = [member.pod for member in members if member.is_staying]
     nodes = [node_of(pod, observed.nodes) for pod in staying]

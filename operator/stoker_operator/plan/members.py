@@ -16,6 +16,9 @@ from stoker_operator.observed import Manifest, Observed
 from stoker_operator.plan.ownership import is_ours
 from stoker_operator.plan.pods import gates_of, is_terminating, labels_of, noted_count
 
+# Of a group; a label that says more is nobody's, and to count as far would take all memory.
+MAX_SIZE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -68,6 +71,12 @@ def members_by_group(observed: Observed) -> dict[str, tuple[Member, ...]]:
 def group_name(pod: Manifest) -> str:
     """Return the name of the group that a pod says it is of."""
     return labels_of(pod).get(labels.POD_GROUP) or str(pod["metadata"]["name"])
+
+
+def noted_size(pod: Manifest) -> int:
+    """Return how many pods a pod says that its group has; 0 for what cannot be."""
+    size = noted_count(labels_of(pod).get(labels.GROUP_SIZE, ""))
+    return size if size <= MAX_SIZE else 0
 
 
 def is_whole(members: Sequence[Member], size: int) -> bool:

@@ -27,7 +27,7 @@ from datetime import UTC, datetime, timedelta
 from stoker_operator.api import labels
 from stoker_operator.desired.hashing import json_hash
 from stoker_operator.observed import Manifest, Turn
-from stoker_operator.plan.members import group_name, rank_of
+from stoker_operator.plan.members import group_name, noted_size, rank_of
 from stoker_operator.plan.pods import (
     gates_of,
     has_ended,
@@ -117,7 +117,7 @@ class Entrant:
 def ticket(pod: Manifest) -> Ticket | None:
     """Return what a line needs to know of a pod; None when it is a group by itself, or of none."""
     own, metadata = labels_of(pod), pod["metadata"]
-    size = noted_count(own.get(labels.GROUP_SIZE, ""))
+    size = noted_size(pod)
     rank = rank_of(pod) if size > 1 else None
     if rank is None:
         return None
