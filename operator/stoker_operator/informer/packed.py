@@ -6,6 +6,7 @@ microseconds, and what one pass reads twice is unpacked once.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -45,9 +46,17 @@ def pack(obj: Object, index_keys: Iterable[Key]) -> Packed:
         uid=metadata.get("uid") or "",
         version=version_of(obj),
         index_keys=tuple(map(_interned, index_keys)),
-        # orjson writes into a larger buffer and cuts it: as its own size it takes half the memory.
-        text=bytes(memoryview(orjson.dumps(obj))),
+        text=_text(obj),
     )
+
+
+def _text(obj: Object) -> bytes:
+    try:
+        # orjson writes into a larger buffer and cuts it: as its own size it takes half the memory.
+        return bytes(memoryview(orjson.dumps(obj)))
+    except TypeError:
+        # It goes 254 levels deep, and reads 1024; what a field of any shape holds must not end a watch.
+        return json.dumps(obj, separators=(",", ":")).encode()
 
 
 class Unpacker:
