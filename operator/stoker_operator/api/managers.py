@@ -81,7 +81,7 @@ def _notes_replicas(model: Object) -> bool:
     text = (model["metadata"].get("annotations") or {}).get(LAST_APPLIED, "")
     try:
         applied = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False  # anybody may write an annotation
     spec = applied.get("spec") if isinstance(applied, dict) else None
     return isinstance(spec, dict) and spec.get("replicas") is not None

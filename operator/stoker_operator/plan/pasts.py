@@ -42,7 +42,7 @@ def noted_pasts(record: Manifest | None) -> tuple[Past, ...]:
     notes = {} if record is None else record["metadata"].get("annotations") or {}
     try:
         entries = json.loads(notes.get(labels.FAILURES) or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     if not isinstance(entries, list):
         return ()

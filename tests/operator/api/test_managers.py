@@ -112,3 +112,7 @@ def test_what_is_kept_is_no_more_than_it_takes() -> None:
     kept = replica_entries([{**busy, "time": "2026-03-01T12:00:00Z"}, HPA])
     assert kept[0] == {"manager": "flux", "operation": "Apply", "fieldsV1": REPLICAS}
     assert contest(model(*kept)) == Contest(applier="flux", scaler="kube-controller-manager")
+
+
+def test_a_note_that_is_nested_without_end_is_no_note() -> None:
+    assert contest(model(HPA, KUBECTL, applied="[" * 100_000)) is None
