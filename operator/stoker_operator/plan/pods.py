@@ -92,7 +92,8 @@ def noted_time(text: str) -> datetime | None:
         time = parse_time(text)
     except ValueError:
         return None
-    return time if time.tzinfo is not None else None
+    # At the ends of the calendar nothing can be added or taken off.
+    return time if time.tzinfo is not None and 1 < time.year < 9999 else None
 
 
 def has_ended(pod: Manifest) -> bool:
