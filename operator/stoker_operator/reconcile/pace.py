@@ -12,13 +12,14 @@ what was refused, what failed, and what somebody undoes must each have a due tim
 Pure but for its memory: time is what ``now`` says.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from stoker_operator.api.labels import APPLIED_HASH, REVISION
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch, Purpose
+from stoker_operator.plan.actions import Action, Adopt, Apply, Create, Delete, Patch
 from stoker_operator.retry import Backoff
 from stoker_operator.status import Change
 
@@ -38,6 +39,7 @@ MINUTE_S = 60.0
 MAX_FRUITLESS, MAX_IN_SUM, MAX_WITH_STATUS = 7, 10, 8
 MAX_TEXTS = 4
 SAME_WORDS_S = 30.0
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 # A row of failures is over when the last of them was so long ago.
 FORGET_S = 120.0
 
@@ -253,10 +255,8 @@ def _identity(action: Action) -> tuple[Hashable, str]:
             return ("create", kind), manifest["metadata"]["labels"][REVISION]
         case Apply(kind=kind, name=name, manifest=manifest):
             return (kind, name), manifest["metadata"]["annotations"][APPLIED_HASH]
-        case Patch(uid=uid, purpose=Purpose.DRAIN as purpose):
-            return (purpose, uid), ""  # with another time, it is the same drain
         case Patch(uid=uid, purpose=purpose, body=body):
-            return (purpose, uid), repr(body)
+            return (purpose, uid), _TIME.sub("", repr(body))  # with another time, it is the same patch
         case Delete(uid=uid):
             return ("delete", uid), ""
         case Adopt(uid=uid):

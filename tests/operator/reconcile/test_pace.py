@@ -1,8 +1,10 @@
 """How often the same kind of write may be tried, whatever it says."""
 
-from stoker_operator.api.labels import APPLIED_HASH, REVISION
+import pytest
+
+from stoker_operator.api.labels import APPLIED_HASH, FAILURES, LET_GO_AT, REVISION
 from stoker_operator.observed import Failure, Refusal
-from stoker_operator.plan.actions import Apply, Create
+from stoker_operator.plan.actions import Apply, Create, Patch, Purpose
 from stoker_operator.reconcile.pace import MAX_FRUITLESS, MAX_IN_SUM, MINUTE_S, Pace
 from stoker_operator.status import Change
 
@@ -54,3 +56,20 @@ def test_pods_and_a_status_that_fail_at_once_share_a_minute() -> None:
     assert len(times_s) > MAX_IN_SUM
     for last_s in times_s:
         assert sum(last_s - MINUTE_S < at_s <= last_s for at_s in times_s) <= MAX_IN_SUM
+
+
+@pytest.mark.parametrize(
+    ("purpose", "note"), [(Purpose.ADMIT, LET_GO_AT), (Purpose.NOTE, FAILURES)], ids=["admit", "note"]
+)
+def test_a_patch_that_tells_the_time_backs_off_like_any_other(purpose: Purpose, note: str) -> None:
+    now_s, times_s = 0.0, []
+    pace = Pace(lambda: now_s)
+    for step in range(600):
+        now_s = step / 10
+        text = f"at 2026-03-01T12:00:{step // 10:02}.{step % 10}00Z"
+        patch = Patch("Pod", "m-1", "uid", {"metadata": {"annotations": {note: text}}}, purpose, "x")
+        if not pace.wait_s(KEY, patch):
+            pace.failed(KEY, patch, NO)
+            times_s.append(now_s)
+            assert pace.trouble(KEY, patch) == NO
+    assert len(times_s) <= MAX_FRUITLESS

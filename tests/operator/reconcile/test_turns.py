@@ -204,6 +204,26 @@ def test_one_that_nobody_may_let_go_keeps_no_other_waiting() -> None:
     play(scenario)
 
 
+def test_a_group_of_which_one_pod_is_not_let_go_is_tried_a_few_times_a_minute() -> None:
+    async def scenario(world: World) -> None:
+        gpus(world, 2)
+
+        def refuse(review: Review) -> Object | None:
+            is_update = (review.plural, review.operation, review.subresource) == ("pods", "UPDATE", "")
+            is_worker = review.obj["metadata"].get("labels", {}).get(labels.RANK) == "1"
+            if is_update and is_worker and not is_held_back(review.obj):
+                raise Denied("not these")
+            return None
+
+        world.api.admission.append(refuse)
+        apply(world, "a")
+        await until(lambda: placed(world)["a"] == 1)
+        await pass_time(50.0)
+        assert world.condition("Stalled", "a")["reason"] == "Refused"
+
+    play(scenario)
+
+
 def test_a_group_whose_modeldeployment_is_deleted_is_not_waited_for() -> None:
     async def scenario(world: World) -> None:
         gpus(world, 1)
