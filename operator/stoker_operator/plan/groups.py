@@ -20,6 +20,7 @@ from stoker_operator.observed import Manifest, Node, Observed, Turn
 from stoker_operator.plan.admitted import has_model_volume
 from stoker_operator.plan.crashes import is_crash_looping
 from stoker_operator.plan.members import Member, is_whole, members_by_group, noted_size
+from stoker_operator.plan.ownership import is_ours
 from stoker_operator.plan.pods import (
     avoided_by,
     ended_at,
@@ -170,7 +171,9 @@ class Group:
 def groups(observed: Observed, now: datetime) -> list[Group]:
     """Return the replicas of the observed ModelDeployment, oldest first."""
     sizes = {
-        labels_of(stored).get(labels.REVISION, ""): recorded_size(stored) for stored in observed.revisions
+        labels_of(stored).get(labels.REVISION, ""): recorded_size(stored)
+        for stored in observed.revisions
+        if is_ours(stored, observed.model)
     }
     found = [
         _group(name, members, sizes, observed, now) for name, members in members_by_group(observed).items()
