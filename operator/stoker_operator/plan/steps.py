@@ -94,11 +94,15 @@ def admit(group: Group, now: datetime) -> Step:
 
 def leave(group: Group, reason: str, now: datetime) -> Step:
     """Begin to take a group away: it drains, or goes at once where it cannot have requests."""
-    leader = group.leader
-    if leader is None or not group.has_answered:
+    if group.leader is None or not group.has_answered:
         return remove(group, reason)
-    patch = Patch("Pod", leader.name, leader.uid, _stop_serving(now), Purpose.DRAIN, reason)
-    return Step(Move.DRAIN, group.name, reason, (patch,))
+    # A copy of a pod has its labels, and so its rank, and the Service sends it requests as well.
+    patches = (
+        Patch("Pod", leader.name, leader.uid, _stop_serving(now), Purpose.DRAIN, reason)
+        for leader in group.members
+        if leader.rank == 0 and (leader.is_staying or leader is group.leader)
+    )
+    return Step(Move.DRAIN, group.name, reason, tuple(patches))
 
 
 def remove(group: Group, reason: str) -> Step:
