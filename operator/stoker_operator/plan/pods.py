@@ -13,6 +13,7 @@ from stoker_operator.observed import Manifest
 
 _ONE_UPDATE_S = 1.0  # between two times of one update of a status, which come in whole seconds
 _MAX_DIGITS = 9  # of a count; longer ones are nobody's count
+MAX_COUNT = 10**_MAX_DIGITS - 1
 
 
 def is_pod_ready(pod: Manifest) -> bool:

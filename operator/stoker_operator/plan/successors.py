@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 
 from stoker_operator.plan.groups import Group, Phase
 from stoker_operator.plan.pasts import MAX_NOTED, Past
-from stoker_operator.plan.pods import tolerates_everything
+from stoker_operator.plan.pods import MAX_COUNT, tolerates_everything
 
 FIRST_BACKOFF_S = 10.0
 MAX_BACKOFF_S = 300.0
@@ -154,7 +154,7 @@ def is_given_up(past: Past) -> bool:
 
 def failures_in_a_row(group: Group) -> int:
     """Return how many groups failed up to and with this one."""
-    return 1 if _was_healthy(group) else group.num_restarts + 1
+    return 1 if _was_healthy(group) else min(group.num_restarts + 1, MAX_COUNT)
 
 
 def _of_missing(
