@@ -13,8 +13,8 @@ from stoker_operator.reconcile.caches import Key
 Object = dict[str, Any]
 
 # A rollout is many passes over one ModelDeployment; a resync, over all of them, finds none here. Each takes
-# some 10 KiB.
-MAX_REMEMBERED = 256
+# some 30 KiB.
+MAX_REMEMBERED = 32
 
 
 _METADATA = ("name", "namespace", "uid", "generation", "deletionTimestamp", "annotations")
