@@ -2,8 +2,8 @@
 
 `make help` prints it, with whatever Python there is: only the standard library, and nothing newer than 3.6.
 Times are for 2 cores without AVX-512, as they were measured, some beside other load; those of tests are
-sums of measured parts, with an estimate for what nobody has timed: what `make test-long` plays, and the
-scenarios of a bucket and of a repair. Disk space is what a first run adds, with the CPU build of torch.
+sums of measured parts, with an estimate for what `make test-long` plays and nobody has timed. Disk space is
+what a first run adds, with the CPU build of torch.
 """
 
 import sys
@@ -45,7 +45,7 @@ NEEDS = (
     Need("make test-fast", NONE, 8, 300, 4, 4),
     Need("make demo", KIND, 18, 60, 16, 4),
     Need("make demo", NATIVE, 12, 60, 20, 6),
-    Need("make test", ANY, 50, 1800, 26, 8),
+    Need("make test", ANY, 50, 1860, 26, 8),
     Need("make test-long", ANY, 76, 3600, 26, 8),
     Need("make test-kind", ENGINE, 41, 1260, 24, 8),
 )

@@ -8,16 +8,11 @@ from enum import Enum
 from stoker_operator.observed import Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Create:
-    """Create a pod or the record of a revision under a name that nobody has. If one has it, change nothing.
+class _OfManifest:
+    """Whatever writes a whole object says in its manifest which one."""
 
-    `changed`, once it is done: what admission made otherwise, for a person.
-    """
-
+    __slots__ = ()
     manifest: Manifest
-    reason: str
-    changed: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -28,6 +23,18 @@ class Create:
     def name(self) -> str:
         """Of the object."""
         return str(self.manifest["metadata"]["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class Create(_OfManifest):
+    """Create a pod or the record of a revision under a name that nobody has. If one has it, change nothing.
+
+    `changed`, once it is done: what admission made otherwise, for a person.
+    """
+
+    manifest: Manifest
+    reason: str
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
+class Apply(_OfManifest):
     """Server-side apply of what all pods share, where it is missing or differs at `drift`.
 
     `changed`, once it is done: where it differs all the same.
@@ -71,16 +78,6 @@ class Apply:
     drift: tuple[str, ...]
     reason: str
     changed: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """As in manifests."""
-        return str(self.manifest["kind"])
-
-    @property
-    def name(self) -> str:
-        """Of the object."""
-        return str(self.manifest["metadata"]["name"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,6 @@ class Decision:
             are replaced.
         wait_until: when time alone may let the next group be replaced; None when none waits.
         noted: the pasts of failed groups that are to stand on the target's record.
-        given_up: those of them that nobody follows any more.
     """
 
     starts: tuple[Start, ...]
@@ -61,7 +60,6 @@ class Decision:
     removals: tuple[Group, ...]
     wait_until: datetime | None
     noted: tuple[Past, ...] = ()
-    given_up: tuple[Past, ...] = ()
 
 
 def decide(
@@ -103,7 +101,7 @@ def decide(
     stops = surplus + useless + _outdated(current, may_go, limits)
     waits = [follow.wait_until, *(stranded_at(group) for group in live)]
     wait_until = min((at for at in waits if at is not None), default=None)
-    return Decision(follow.starts, tuple(stops), tuple(removals), wait_until, follow.noted, follow.given_up)
+    return Decision(follow.starts, tuple(stops), tuple(removals), wait_until, follow.noted)
 
 
 def _most_held(staying: list[Group], limits: Limits) -> int:

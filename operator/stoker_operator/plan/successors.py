@@ -65,14 +65,12 @@ class Succession:
             is noted.
         wait_until: when the next one may be replaced; None when none waits.
         noted: the pasts that are to stand on the record.
-        given_up: those of them that nobody follows any more.
     """
 
     starts: tuple[Start, ...] = ()
     removals: tuple[Group, ...] = ()
     wait_until: datetime | None = None
     noted: tuple[Past, ...] = ()
-    given_up: tuple[Past, ...] = ()
 
 
 def succession(
@@ -125,7 +123,7 @@ def succession(
     removals += [group for group in stranded if group.is_over and group not in removals]
     wait_until = waiting[0].at if waiting else None
     pasts = (*noted, *(_past(group, now) for group in unnoted))
-    return Succession(tuple(starts), tuple(removals), wait_until, pasts[-MAX_NOTED:], given_up)
+    return Succession(tuple(starts), tuple(removals), wait_until, pasts[-MAX_NOTED:])
 
 
 @dataclass(frozen=True, slots=True)

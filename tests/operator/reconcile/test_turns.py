@@ -224,13 +224,18 @@ def test_a_group_of_which_one_pod_is_not_let_go_is_tried_a_few_times_a_minute() 
     play(scenario)
 
 
+async def let_a_go_and_b_wait(world: World) -> None:
+    """Half of a's group finds the one accelerator, and b's is behind it."""
+    gpus(world, 1)
+    apply(world, "a")
+    await until(lambda: placed(world)["a"] == 1, 20.0)
+    apply(world, "b")
+    await until(lambda: num_held_back(world, "b") == 2)
+
+
 def test_a_group_whose_modeldeployment_is_deleted_is_not_waited_for() -> None:
     async def scenario(world: World) -> None:
-        gpus(world, 1)
-        apply(world, "a")
-        await until(lambda: placed(world)["a"] == 1, 20.0)
-        apply(world, "b")
-        await until(lambda: num_held_back(world, "b") == 2)
+        await let_a_go_and_b_wait(world)
         await pass_time(5.0)
         assert num_held_back(world, "b") == 2
         world.delete("a")
@@ -241,11 +246,7 @@ def test_a_group_whose_modeldeployment_is_deleted_is_not_waited_for() -> None:
 
 def test_one_that_loses_a_pod_on_its_way_lets_the_next_go() -> None:
     async def scenario(world: World) -> None:
-        gpus(world, 1)
-        apply(world, "a")
-        await until(lambda: placed(world)["a"] == 1, 20.0)
-        apply(world, "b")
-        await until(lambda: num_held_back(world, "b") == 2)
+        await let_a_go_and_b_wait(world)
         pending = next(
             pod for pod in world.pods() if owner_of(pod) == "a" and not pod["spec"].get("nodeName")
         )
